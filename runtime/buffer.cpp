@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/buffer.h"
+
+namespace pkmesh {
+namespace {
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kFirstChunk = int64_t{4} << 20;
+}  // namespace
+
+void* Arena::take_bytes(int64_t bytes) {
+  const int64_t rounded = (std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
+  while (current_ < chunks_.size() && used_ + rounded > chunks_[current_].count()) {
+    below_ += chunks_[current_].count();
+    used_ = 0;
+    ++current_;
+  }
+  if (current_ == chunks_.size()) {
+    chunks_.emplace_back(device_, std::max({rounded, kFirstChunk, capacity()}));
+    ++growths_;
+  }
+  std::byte* memory = chunks_[current_].data() + used_;
+  used_ += rounded;
+  peak_ = std::max(peak_, below_ + used_);
+  return memory;
+}
+
+void Arena::release(Mark mark) {
+  PKM_CHECK(mark.chunk <= current_, "arena marks must be released in reverse order");
+  for (; current_ > mark.chunk; --current_) below_ -= chunks_[current_ - 1].count();
+  used_ = mark.used;
+}
+
+void Arena::reset() {
+  if (chunks_.size() > 1) {  // the peak counts passed chunks whole, so one chunk of that size holds the same step
+    chunks_.clear();
+    chunks_.emplace_back(device_, peak_);
+    ++growths_;
+  }
+  current_ = 0;
+  used_ = 0;
+  below_ = 0;
+}
+
+int64_t Arena::capacity() const {
+  int64_t total = 0;
+  for (const auto& chunk : chunks_) total += chunk.count();
+  return total;
+}
+
+}  // namespace pkmesh

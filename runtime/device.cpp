@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/device.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "runtime/check.h"
+
+namespace pkmesh {
+
+// What a device has to offer besides kernels. The CUDA side is weak for the reason given in dispatch.h.
+namespace cuda {
+[[gnu::weak]] int device_count();
+[[gnu::weak]] std::shared_ptr<void> make_stream(int index);
+[[gnu::weak]] void synchronize(void* stream);
+[[gnu::weak]] std::shared_ptr<std::byte> allocate(int index, int64_t bytes);
+}  // namespace cuda
+
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+std::shared_ptr<std::byte> allocate_host(int64_t bytes) {
+  if (bytes < kHugePage) {
+    void* memory = std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+    if (memory == nullptr) user_error("out of memory: {} bytes were not to be had", bytes);
+    std::memset(memory, 0, static_cast<size_t>(bytes));
+    return {static_cast<std::byte*>(memory), std::free};
+  }
+  // Fresh pages are zero already. Aligning to a huge page by hand wastes address space only.
+  const auto length = static_cast<size_t>((bytes + kHugePage - 1) / kHugePage * kHugePage + kHugePage);
+  void* base = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED)
+    user_error("out of memory: {:.2f} GiB were not to be had; use more ranks, a smaller table or bf16 rows",
+               static_cast<double>(bytes) / (1 << 30));
+  const auto address = reinterpret_cast<uintptr_t>(base);
+  auto* aligned = static_cast<std::byte*>(base) + (kHugePage - address % kHugePage) % kHugePage;
+  madvise(aligned, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // advice: the system may lend none
+  return {aligned, [base, length](std::byte*) { munmap(base, length); }};
+}
+
+}  // namespace
+
+std::string to_string(Device device) {
+  return device.kind == DeviceKind::kCpu ? "cpu" : fmt::format("cuda:{}", device.index);
+}
+
+bool compiled_with(DeviceKind kind) {
+  return kind == DeviceKind::kCpu || cuda::device_count != nullptr;
+}
+
+int device_count(DeviceKind kind) {
+  if (kind == DeviceKind::kCpu) return 1;
+  return compiled_with(kind) ? cuda::device_count() : 0;
+}
+
+Stream::Stream(Device device) : device_(device) {
+  if (device.kind == DeviceKind::kCpu) return;
+  if (!compiled_with(device.kind)) user_error("device CUDA: this program was built without it; build the cuda preset");
+  if (device_count(device.kind) <= device.index)
+    user_error("device {}: this machine has {} CUDA devices; set device: CPU, or use fewer ranks", to_string(device),
+               device_count(device.kind));
+  native_ = cuda::make_stream(device.index);
+}
+
+void Stream::synchronize() {
+  if (native_ != nullptr) cuda::synchronize(native_.get());
+}
+
+std::shared_ptr<std::byte> allocate(Device device, int64_t bytes) {
+  PKM_CHECK(bytes >= 0, "allocate {} bytes", bytes);
+  return device.kind == DeviceKind::kCpu ? allocate_host(bytes) : cuda::allocate(device.index, bytes);
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// The machine: a Device computes, a Stream orders its work, an Event marks a place in that order.
+// On the CPU a stream is the calling thread: work is done when the call returns, and events only keep time.
+// This module knows no ranks and no models.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace pkmesh {
+
+enum class DeviceKind { kCpu, kCuda };
+
+struct Device {
+  DeviceKind kind = DeviceKind::kCpu;
+  int index = 0;
+  friend bool operator==(const Device&, const Device&) = default;
+};
+
+std::string to_string(Device device);  // "cpu", "cuda:1"
+
+// True if this program was built with kernels for the kind. (Whether one is plugged in is device_count's answer.)
+bool compiled_with(DeviceKind kind);
+int device_count(DeviceKind kind);
+
+// In-order queue of work on one device. Move-only; the device's work is complete after synchronize().
+class Stream {
+ public:
+  explicit Stream(Device device = {});
+  Device device() const { return device_; }
+  void* native() const { return native_.get(); }  // cudaStream_t, or null on the CPU
+  void synchronize();
+
+ private:
+  Device device_;
+  std::shared_ptr<void> native_;
+};
+
+// Memory on a device: zeroed, aligned to 64 bytes, on huge pages where the system lends them and size >= 2 MiB.
+// Host pages are touched on first use, so an untouched table costs address space only.
+// Throws UserError if the memory is not to be had, with the size that was asked for.
+std::shared_ptr<std::byte> allocate(Device device, int64_t bytes);
+
+}  // namespace pkmesh

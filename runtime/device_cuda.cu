@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA side of device.cpp's seam: devices, streams and memory.
+#include <cuda_runtime.h>
+
+#include <memory>
+
+#include "runtime/check.h"
+#include "runtime/cuda_check.h"
+
+namespace pkmesh::cuda {
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();  // a machine without a driver has no devices; that is an answer, not an error
+    return 0;
+  }
+  return count;
+}
+
+std::shared_ptr<void> make_stream(int index) {
+  PKM_CUDA(cudaSetDevice(index));
+  cudaStream_t stream = nullptr;
+  PKM_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return {stream, [](void* handle) { cudaStreamDestroy(static_cast<cudaStream_t>(handle)); }};
+}
+
+void synchronize(void* stream) {
+  PKM_CUDA(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+}
+
+std::shared_ptr<std::byte> allocate(int index, int64_t bytes) {
+  PKM_CUDA(cudaSetDevice(index));
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, static_cast<size_t>(bytes > 0 ? bytes : 1)) != cudaSuccess) {
+    cudaGetLastError();
+    user_error("out of memory on cuda:{}: {:.2f} GiB were not to be had; use more ranks or a smaller table", index,
+               static_cast<double>(bytes) / (1 << 30));
+  }
+  PKM_CUDA(cudaMemset(memory, 0, static_cast<size_t>(bytes)));
+  return {static_cast<std::byte*>(memory), [](std::byte* p) { cudaFree(p); }};
+}
+
+}  // namespace pkmesh::cuda

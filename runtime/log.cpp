@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/log.h"
+
+#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include "runtime/check.h"
+
+namespace pkmesh {
+
+void start_log(int rank) {
+  auto logger = std::make_shared<spdlog::logger>("pkmesh", std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  logger->set_pattern(rank == 0 ? "%v" : fmt::format("[rank {}] %v", rank));
+  logger->set_level(rank == 0 ? spdlog::level::info : spdlog::level::warn);
+  logger->flush_on(spdlog::level::info);
+  spdlog::set_default_logger(logger);
+}
+
+void log_to_file(const std::string& path) {
+  try {
+    auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path, /*truncate=*/false);
+    sink->set_pattern("%Y-%m-%d %H:%M:%S %v");
+    spdlog::default_logger()->sinks().push_back(sink);
+  } catch (const spdlog::spdlog_ex&) {
+    user_error("{}: cannot be written; choose another --out", path);
+  }
+}
+
+bool stderr_is_terminal() {
+  return isatty(STDERR_FILENO) != 0;
+}
+
+void log_info(std::string_view line) {
+  spdlog::info("{}", line);
+}
+void log_warning(std::string_view line) {
+  spdlog::warn("warning: {}", line);
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Lines for people. Rank 0 speaks on standard error and in train.log; the other ranks stay silent below `warning`.
+#pragma once
+
+#include <fmt/core.h>
+
+#include <string>
+#include <string_view>
+
+namespace pkmesh {
+
+// Called once per process after the rank is known. A rank > 0 prints warnings only, with its number in front.
+void start_log(int rank);
+// Also appends every line to this file (train.log). Throws UserError if it cannot be written.
+void log_to_file(const std::string& path);
+bool stderr_is_terminal();  // colour and progress bars only then
+
+void log_info(std::string_view line);
+void log_warning(std::string_view line);
+
+template <class... Args>
+requires(sizeof...(Args) > 0) void log_info(fmt::format_string<Args...> format, Args&&... args) {
+  log_info(std::string_view(fmt::format(format, std::forward<Args>(args)...)));
+}
+template <class... Args>
+requires(sizeof...(Args) > 0) void log_warning(fmt::format_string<Args...> format, Args&&... args) {
+  log_warning(std::string_view(fmt::format(format, std::forward<Args>(args)...)));
+}
+
+}  // namespace pkmesh

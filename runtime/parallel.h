@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loops over this rank's cores. The split depends on (begin, end, grain) and the thread count alone, so results repeat.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+
+namespace pkmesh {
+
+// Threads a parallel loop of this rank uses (OMP_NUM_THREADS, or set_threads()).
+int threads();
+void set_threads(int count);
+
+// Calls body(begin, end) for consecutive pieces of [begin, end), at most one per thread, none smaller than `grain`.
+// The body must not throw and must not depend on how the range was cut.
+template <class Body>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
+  const int64_t count = end - begin;
+  if (count <= 0) return;
+  const int64_t pieces = std::clamp<int64_t>(count / std::max<int64_t>(grain, 1), 1, threads());
+  if (pieces == 1) return body(begin, end);
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast <int>(pieces))
+  for (int64_t piece = 0; piece < pieces; ++piece)
+    body(begin + count * piece / pieces, begin + count * (piece + 1) / pieces);
+}
+
+}  // namespace pkmesh
