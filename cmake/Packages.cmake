@@ -59,5 +59,7 @@ if(PKMESH_CUDA)
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   endif()
   find_package(CUDAToolkit REQUIRED)
+  # nvcc stumbles over fmt 9's consteval constructors.
+  list(APPEND PKMESH_FLAGS $<$<COMPILE_LANGUAGE:CUDA>:-DFMT_CONSTEVAL=>)
   target_link_libraries(pkmesh_packages INTERFACE CUDA::cudart CUDA::cublas)
 endif()
