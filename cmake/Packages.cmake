@@ -59,7 +59,7 @@ if(PKMESH_CUDA)
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   endif()
   find_package(CUDAToolkit REQUIRED)
-  # nvcc stumbles over fmt 9's consteval constructors.
-  list(APPEND PKMESH_FLAGS $<$<COMPILE_LANGUAGE:CUDA>:-DFMT_CONSTEVAL=>)
+  # fmt 9 takes nvcc for a compiler without constexpr.
+  list(APPEND PKMESH_FLAGS $<$<COMPILE_LANGUAGE:CUDA>:-DFMT_USE_CONSTEXPR=1>)
   target_link_libraries(pkmesh_packages INTERFACE CUDA::cudart CUDA::cublas)
 endif()
