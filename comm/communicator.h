@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Communicator is a group of ranks that act together. Every rank calls the same collectives in the same order, from
+// one thread; what a call costs is entered in the ledger under its purpose. Spans are typed and sizes are int64_t
+// elements: neither bytes nor void* cross this interface. Sizes may exceed INT_MAX and may be zero.
+//
+// Kinds: Self (a world of one), Thread (ranks are threads of one process; for tests), Mpi (processes).
+//
+// The public front checks sizes, opens a Range, keeps the ledger and tells the watchdog where this rank is; a kind only
+// moves bytes (the protected core at the end).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "comm/ledger.h"
+#include "comm/watchdog.h"
+
+namespace pkmesh {
+
+enum class Reduction { kSum, kMax, kMin };
+enum class ElementType { kByte, kInt32, kInt64, kFloat, kDouble };  // what can be reduced; anything else is kByte
+
+template <class T>
+constexpr ElementType element_type() {
+  static_assert(std::is_trivially_copyable_v<T>, "only plain data travels");
+  if constexpr (std::is_same_v<T, float>) return ElementType::kFloat;
+  if constexpr (std::is_same_v<T, double>) return ElementType::kDouble;
+  if constexpr (std::is_same_v<T, int32_t>) return ElementType::kInt32;
+  if constexpr (std::is_same_v<T, int64_t>) return ElementType::kInt64;
+  return ElementType::kByte;
+}
+template <class T>
+concept Reducible = element_type<T>()
+!= ElementType::kByte;
+int64_t size_of(ElementType type);  // bytes
+
+// Which machine each rank is on. Ranks of one host share memory; between hosts, bytes cross the network.
+struct Hosts {
+  std::vector<std::string> names;  // one per host; two hosts may share a name
+  std::vector<int> of_rank;        // index into names, one per rank
+  int64_t count() const { return static_cast<int64_t>(names.size()); }
+  static Hosts one(int ranks);  // all ranks on this machine
+};
+std::string this_host();  // its name
+
+// A collective under way. wait() (or the destructor) returns when this rank's part is complete; until then its buffers
+// belong to the communicator. Several may be pending, and be waited for in any order. Must not outlive the
+// communicator.
+class Pending {
+ public:
+  Pending() = default;
+  explicit Pending(std::function<void()> finish) : finish_(std::move(finish)) {}
+  Pending(Pending&& other) noexcept : finish_(std::exchange(other.finish_, nullptr)) {}
+  Pending& operator=(Pending&& other) noexcept;
+  ~Pending();  // swallows errors: they end the job by another way
+  void wait();
+  bool under_way() const { return finish_ != nullptr; }
+
+ private:
+  std::function<void()> finish_;
+};
+
+namespace detail {
+template <class T>
+struct ReadOnly {
+  using Span = std::span<const T>;
+};
+}  // namespace detail
+
+// A read-only span whose element type follows from the other arguments, so that span<T> and span<const T> both fit.
+template <class T>
+using In = typename detail::ReadOnly<T>::Span;
+
+class Communicator {
+ public:
+  Communicator(int rank, int size, Hosts hosts);
+  virtual ~Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  const Hosts& hosts() const { return hosts_; }
+  Ledger& ledger() { return ledger_; }
+  const Ledger& ledger() const { return ledger_; }
+
+  // data[i] becomes the reduction of all ranks' data[i]: the same bits on every rank, and the same again in every run
+  // with these ranks and counts.
+  template <Reducible T>
+  void all_reduce(std::span<T> data, Reduction reduction, Purpose purpose) {
+    all_reduce_bytes(std::as_writable_bytes(data), element_type<T>(), reduction, purpose);
+  }
+  template <Reducible T>
+  [[nodiscard]] Pending all_reduce_async(std::span<T> data, Reduction reduction, Purpose purpose) {
+    return all_reduce_bytes_async(std::as_writable_bytes(data), element_type<T>(), reduction, purpose);
+  }
+  // out (n) = this rank's n-sized block of the reduction of in (size * n).
+  template <Reducible T>
+  void reduce_scatter(In<T> in, std::span<T> out, Reduction reduction, Purpose purpose) {
+    reduce_scatter_bytes(std::as_bytes(in), std::as_writable_bytes(out), element_type<T>(), reduction, purpose);
+  }
+  // out (size * n) = every rank's in (n), in rank order.
+  template <class T>
+  void all_gather(In<T> in, std::span<T> out, Purpose purpose) {
+    all_gather_bytes(std::as_bytes(in), std::as_writable_bytes(out), purpose);
+  }
+  // Block r of `in` (size * n) goes to rank r; block r of `out` (size * n) comes from it.
+  template <class T>
+  void all_to_all(In<T> in, std::span<T> out, Purpose purpose) {
+    all_to_all_bytes(std::as_bytes(in), std::as_writable_bytes(out), purpose);
+  }
+  // As all_to_all with blocks of in_counts[r] and out_counts[r] elements, one after the other. All peers take part,
+  // zero-sized blocks included. out_counts[r] must be what rank r sends here. `in` and `out` must not overlap.
+  template <class T>
+  void all_to_all_v(In<T> in, std::span<const int64_t> in_counts, std::span<T> out, std::span<const int64_t> out_counts,
+                    Purpose purpose) {
+    all_to_all_v_async(in, in_counts, out, out_counts, purpose).wait();
+  }
+  // The counts need to live during the call only, the data until wait() is over.
+  template <class T>
+  [[nodiscard]] Pending all_to_all_v_async(In<T> in, std::span<const int64_t> in_counts, std::span<T> out,
+                                           std::span<const int64_t> out_counts, Purpose purpose) {
+    static_assert(std::is_trivially_copyable_v<T>, "only plain data travels");
+    return all_to_all_v_bytes_async({std::as_bytes(in), in_counts, std::as_writable_bytes(out), out_counts, sizeof(T)},
+                                    purpose);
+  }
+  // Every rank's data (n) becomes the root's.
+  template <class T>
+  void broadcast(std::span<T> data, int root, Purpose purpose) {
+    static_assert(std::is_trivially_copyable_v<T>, "only plain data travels");
+    broadcast_bytes(std::as_writable_bytes(data), root, purpose);
+  }
+  void barrier();
+
+  // Ends the whole job, all ranks, within seconds. Does not return on processes; throws JobAborted on thread ranks.
+  [[noreturn]] virtual void abort(int exit_code) = 0;
+
+  // From now on a wait longer than `limit` is reported and ends the job; zero turns this off. See comm/watchdog.h.
+  void watch(Clock::duration limit);
+  // Says where this rank is, for the watchdog's report: "step 17, layer 2". Labels nest.
+  class Label {
+   public:
+    Label(Communicator& communicator, std::string_view text);
+    ~Label();
+    Label(const Label&) = delete;
+    Label& operator=(const Label&) = delete;
+
+   private:
+    Communicator& communicator_;
+    size_t former_length_;
+  };
+
+ protected:
+  // --- the core: what a kind implements. Sizes were checked; counts are in elements of `element_bytes`. ---
+  struct Reduce {
+    std::span<std::byte> data;
+    ElementType type;
+    Reduction reduction;
+    int64_t count() const { return static_cast<int64_t>(data.size()) / size_of(type); }
+  };
+  struct Blocks {
+    std::span<const std::byte> in;
+    std::span<const int64_t> in_counts;
+    std::span<std::byte> out;
+    std::span<const int64_t> out_counts;
+    int64_t element_bytes;
+  };
+  virtual void run_all_reduce(const Reduce& reduce) = 0;
+  virtual Pending start_all_reduce(const Reduce& reduce) = 0;
+  virtual void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) = 0;
+  virtual void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) = 0;
+  virtual Pending start_all_to_all_v(const Blocks& blocks) = 0;
+  virtual void run_broadcast(std::span<std::byte> data, int root) = 0;
+  virtual void run_barrier() = 0;
+  // The watchdog's thread calls this with its report when this rank waited too long: ends the job.
+  virtual void on_hang(const std::string& report) = 0;
+  // Where the watchdog finds the ranks whose memory this one can read. Set by the kind's constructor, or its own only.
+  void show_on(StatusBoard board) { board_ = std::move(board); }
+  // A kind's destructor calls this first, so that the watchdog cannot call a half-dead object.
+  void stop_watching() { watchdog_.reset(); }
+
+ private:
+  struct Call;
+
+  void all_reduce_bytes(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose);
+  Pending all_reduce_bytes_async(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose);
+  void reduce_scatter_bytes(std::span<const std::byte> in, std::span<std::byte> out, ElementType type,
+                            Reduction reduction, Purpose purpose);
+  void all_gather_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose);
+  void all_to_all_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose);
+  Pending all_to_all_v_bytes_async(const Blocks& blocks, Purpose purpose);
+  void broadcast_bytes(std::span<std::byte> data, int root, Purpose purpose);
+
+  Call describe(Collective collective, Purpose purpose, int64_t bytes);
+  void run(const Call& call, const std::function<void()>& body);
+  Pending start(const Call& call, const std::function<Pending()>& body);
+
+  int rank_;
+  int size_;
+  Hosts hosts_;
+  Ledger ledger_;
+  int64_t calls_ = 0;
+  std::string label_;
+  StatusBoard board_;
+  std::unique_ptr<Watchdog> watchdog_;
+};
+
+}  // namespace pkmesh

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/self.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "runtime/check.h"
+
+namespace pkmesh {
+namespace {
+void copy(std::span<const std::byte> in, std::span<std::byte> out) {
+  if (!in.empty()) std::memcpy(out.data(), in.data(), in.size());
+}
+}  // namespace
+
+void SelfCommunicator::run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) {
+  copy(in, out.data);
+}
+
+void SelfCommunicator::run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) {
+  copy(in, out);
+}
+
+Pending SelfCommunicator::start_all_to_all_v(const Blocks& blocks) {
+  PKM_CHECK(blocks.in.size() == blocks.out.size(), "all_to_all_v: rank 0 sends itself {} elements and expects {}",
+            blocks.in_counts[0], blocks.out_counts[0]);
+  copy(blocks.in, blocks.out);
+  return {};
+}
+
+void SelfCommunicator::abort(int exit_code) {
+  std::fflush(nullptr);
+  std::_Exit(exit_code);
+}
+
+void SelfCommunicator::on_hang(const std::string& report) {
+  std::fprintf(stderr, "pkmesh: %s\n", report.c_str());
+  abort(1);
+}
+
+}  // namespace pkmesh

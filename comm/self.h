@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// A world of one: collectives are copies.
+#pragma once
+
+#include "comm/communicator.h"
+
+namespace pkmesh {
+
+class SelfCommunicator final : public Communicator {
+ public:
+  SelfCommunicator() : Communicator(0, 1, Hosts::one(1)) {}
+  ~SelfCommunicator() override { stop_watching(); }
+  [[noreturn]] void abort(int exit_code) override;  // ends the process
+
+ protected:
+  void run_all_reduce(const Reduce&) override {}
+  Pending start_all_reduce(const Reduce&) override { return {}; }
+  void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) override;
+  void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override;
+  Pending start_all_to_all_v(const Blocks& blocks) override;
+  void run_broadcast(std::span<std::byte>, int) override {}
+  void run_barrier() override {}
+  void on_hang(const std::string& report) override;
+};
+
+}  // namespace pkmesh

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+// A watchdog turns a hang into a message: a thread that looks, a few times per limit, how long this rank has been
+// inside one collective. Over the limit it reports which collective, who waits, and who has not come, and ends the job.
+//
+// Who has not come is read from the status board: each rank writes there what it is doing, in memory that the ranks of
+// its host share, so the report needs no help from a communication library that may be the one that hangs.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "comm/ledger.h"
+#include "runtime/range.h"
+
+namespace pkmesh {
+
+enum class Collective { kAllReduce, kReduceScatter, kAllGather, kAllToAll, kAllToAllV, kBroadcast, kBarrier };
+inline constexpr int kCollectives = 7;
+const char* to_string(Collective collective);  // "all_reduce", ...
+
+// What one rank is doing. Lock-free plain words, zero-initialised, so it may live in memory shared by processes.
+class RankStatus {
+ public:
+  struct Snapshot {
+    int64_t call = 0;  // number of the call, from 1; 0 before the first
+    bool inside = false;
+    Collective collective = Collective::kBarrier;
+    Purpose purpose = Purpose::kControl;
+    int64_t bytes = 0;
+    std::string label;
+  };
+  void enter(int64_t call, Collective collective, Purpose purpose, int64_t bytes);
+  void leave() { inside_.store(0, std::memory_order_release); }
+  void label(std::string_view text);  // cut at 127 characters
+  Snapshot read() const;
+
+ private:
+  static constexpr size_t kLabelWords = 16;
+  std::atomic<int64_t> call_{0};
+  std::atomic<int64_t> inside_{0};
+  std::atomic<int64_t> what_{0};
+  std::atomic<int64_t> bytes_{0};
+  std::array<std::atomic<uint64_t>, kLabelWords> label_{};
+};
+std::string to_string(const RankStatus::Snapshot& status);  // "all_reduce for dense, 4096 bytes, call 12 (step 17)"
+
+// The statuses that this rank can read: its own, and those of the ranks that share memory with it.
+struct StatusBoard {
+  int rank = 0;
+  std::vector<int> ranks;             // ascending
+  std::vector<RankStatus*> statuses;  // one per entry of ranks
+  std::shared_ptr<void> memory;       // keeps them alive
+  RankStatus& own() const;
+  static StatusBoard alone(int rank);
+};
+
+class Watchdog {
+ public:
+  // on_hang(report) is called at most once, on the watchdog's thread.
+  Watchdog(const StatusBoard& board, Clock::duration limit, std::function<void(const std::string&)> on_hang);
+  ~Watchdog();
+  Watchdog(const Watchdog&) = delete;
+  Watchdog& operator=(const Watchdog&) = delete;
+
+ private:
+  void look();
+
+  const StatusBoard board_;
+  const Clock::duration limit_;
+  const std::function<void(const std::string&)> on_hang_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+}  // namespace pkmesh
