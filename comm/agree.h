@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "comm/communicator.h"
+#include "runtime/check.h"
 
 namespace pkmesh {
 
