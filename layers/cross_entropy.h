@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// The output layer, tied to the token embeddings, fused with its loss: loss[t] = -log softmax(x[t] E^T)[target[t]].
+// Tokens are processed in chunks, so that the (T, V) logits never exist: only (chunk, V) of them, in the caller's
+// scratch. The training variant turns a chunk's logits into their gradients in place.
+// Losses do not depend on the thread count beyond gemm's own rounding.
+#pragma once
+
+#include "runtime/dispatch.h"
+#include "runtime/view.h"
+
+namespace pkmesh {
+
+constexpr int32_t kIgnoredTarget = -1;  // padding: loss 0, no gradient
+
+PKM_OP(cross_entropy_forward, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
+       Matrix<float> scratch, Vector<float> losses)
+PKM_OP(cross_entropy_train, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
+       float gradient_scale, Matrix<float> scratch, Vector<float> losses, Matrix<float> dx, Matrix<float> dembedding)
+
+// x (T, d), embedding (V, d), targets (T) in [0, V) or kIgnoredTarget, losses (T) in nats.
+// scratch (chunk, V): any chunk >= 1; 256 to 512 rows make the matrix products efficient.
+void cross_entropy_forward(Stream& stream, Matrix<const float> x, Matrix<const float> embedding,
+                           Vector<const int32_t> targets, Matrix<float> scratch, Vector<float> losses);
+
+// Also the gradients of gradient_scale * sum of losses: dx (T, d) written, dembedding (V, d) += .
+// gradient_scale is 1 / (tokens that count, over all ranks). dx must not be x.
+void cross_entropy_train(Stream& stream, Matrix<const float> x, Matrix<const float> embedding,
+                         Vector<const int32_t> targets, float gradient_scale, Matrix<float> scratch,
+                         Vector<float> losses, Matrix<float> dx, Matrix<float> dembedding);
+
+}  // namespace pkmesh
