@@ -7,7 +7,12 @@ macro(pkmesh_need package debian)
   endif()
 endmacro()
 pkmesh_need(MPI "libopenmpi-dev openmpi-bin" COMPONENTS CXX)
+set(Protobuf_USE_STATIC_LIBS ON)
+if(Protobuf_LIBRARY_RELEASE MATCHES "\\.so$")  # remembered by an older build folder
+  unset(Protobuf_LIBRARY_RELEASE CACHE)
+endif()
 pkmesh_need(Protobuf "libprotobuf-dev protobuf-compiler")
+pkmesh_need(ZLIB "zlib1g-dev")
 pkmesh_need(fmt "libfmt-dev")
 pkmesh_need(spdlog "libspdlog-dev")
 pkmesh_need(CLI11 "libcli11-dev")
@@ -21,7 +26,11 @@ find_package(Threads REQUIRED)
 add_library(pkmesh_packages INTERFACE)
 target_link_libraries(pkmesh_packages INTERFACE
   MPI::MPI_CXX protobuf::libprotobuf fmt::fmt spdlog::spdlog CLI11::CLI11 nlohmann_json::nlohmann_json
-  PkgConfig::SENTENCEPIECE PkgConfig::OPENBLAS PkgConfig::XXHASH Threads::Threads)
+  PkgConfig::SENTENCEPIECE PkgConfig::OPENBLAS PkgConfig::XXHASH ZLIB::ZLIB Threads::Threads)
+# libsentencepiece.so exports an old protobuf of its own, under the names of ours; whichever were found first would
+# serve both, and crash. So ours is linked statically, before SentencePiece, and its names stay inside the program.
+set_property(TARGET protobuf::libprotobuf APPEND PROPERTY INTERFACE_LINK_LIBRARIES ZLIB::ZLIB PkgConfig::SENTENCEPIECE)
+target_link_options(pkmesh_packages INTERFACE LINKER:--version-script=${CMAKE_CURRENT_LIST_DIR}/hide-protobuf.map)
 if(PKMESH_OPENMP)
   pkmesh_need(OpenMP "g++")
   target_link_libraries(pkmesh_packages INTERFACE OpenMP::OpenMP_CXX)
