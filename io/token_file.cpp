@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a reader trusts, it has checked: the header's own checksum first, then the file's size against the header.
+#include "io/token_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+#include "runtime/check.h"
+
+namespace pkmesh {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "token files are little-endian");
+
+constexpr char kMagic[8] = {'P', 'K', 'M', 'T', 'O', 'K', 'E', 'N'};
+constexpr uint32_t kVersion = 1;
+
+struct Header {
+  char magic[8];
+  uint32_t version;
+  uint32_t width;
+  uint64_t tokenizer_hash;
+  uint64_t vocabulary_size;
+  uint64_t count;
+  uint64_t bytes;
+  uint64_t words;
+  uint64_t checksum;
+  uint64_t index;
+  uint64_t last;
+  uint64_t zeros[5];
+  uint64_t header_checksum;
+};
+static_assert(sizeof(Header) == 128 && std::has_unique_object_representations_v<Header>);
+
+uint64_t checksum_of(const Header& header) {
+  return XXH3_64bits(&header, offsetof(Header, header_checksum));
+}
+
+uint32_t width_of(int64_t vocabulary_size) {
+  return vocabulary_size <= 65536 ? 2 : 4;
+}
+
+std::string shard_path(const std::string& folder, const std::string& split, int64_t index) {
+  return fmt::format("{}/{}-{:05}.tok", folder, split, index);
+}
+
+}  // namespace
+
+TextSize text_size(std::string_view text) {
+  const auto is_space = [](char c) { return c == ' ' || (c >= '\t' && c <= '\r'); };
+  TextSize size{static_cast<int64_t>(text.size()), 0};
+  bool inside = false;
+  for (const char c : text) {
+    const bool space = is_space(c);
+    size.words += !space && !inside;
+    inside = !space;
+  }
+  return size;
+}
+
+// A shard being written: room for the header, then ids, then the header.
+class TokenWriter::Shard {
+ public:
+  Shard(std::string path, const Header& header)
+      : path_(std::move(path)), temporary_(path_ + ".tmp"), header_(header), hash_(XXH3_createState()) {
+    file_ = std::fopen(temporary_.c_str(), "wb");
+    if (file_ == nullptr) fail();
+    XXH3_64bits_reset(hash_);
+    write(&header_, sizeof(header_));
+  }
+  ~Shard() {
+    XXH3_freeState(hash_);
+    if (file_ != nullptr) std::fclose(file_);
+    if (!complete_) std::remove(temporary_.c_str());
+  }
+  Shard(const Shard&) = delete;
+  Shard& operator=(const Shard&) = delete;
+
+  int64_t count() const { return static_cast<int64_t>(header_.count); }
+
+  void append(std::span<const int32_t> ids) {
+    if (header_.width == 2)
+      append_as<uint16_t>(ids);
+    else
+      append_as<uint32_t>(ids);
+  }
+
+  void add_text(TextSize text) {
+    header_.bytes += static_cast<uint64_t>(text.bytes);
+    header_.words += static_cast<uint64_t>(text.words);
+  }
+
+  void finish(bool last) {
+    header_.last = last ? 1 : 0;
+    header_.checksum = XXH3_64bits_digest(hash_);
+    header_.header_checksum = checksum_of(header_);
+    if (std::fseek(file_, 0, SEEK_SET) != 0) fail();
+    write(&header_, sizeof(header_));
+    if (std::fflush(file_) != 0 || ::fsync(::fileno(file_)) != 0) fail();
+    const int closed = std::fclose(file_);
+    file_ = nullptr;
+    if (closed != 0 || std::rename(temporary_.c_str(), path_.c_str()) != 0) fail();
+    complete_ = true;
+  }
+
+ private:
+  template <class Id>
+  void append_as(std::span<const int32_t> ids) {
+    std::vector<Id> narrow(ids.size());
+    for (size_t i = 0; i < ids.size(); ++i) {
+      PKM_CHECK(ids[i] >= 0 && static_cast<uint64_t>(ids[i]) < header_.vocabulary_size,
+                "token {} of a vocabulary of {}", ids[i], header_.vocabulary_size);
+      narrow[i] = static_cast<Id>(ids[i]);
+    }
+    const size_t bytes = narrow.size() * sizeof(Id);
+    XXH3_64bits_update(hash_, narrow.data(), bytes);
+    write(narrow.data(), bytes);
+    header_.count += ids.size();
+  }
+
+  void write(const void* data, size_t bytes) {
+    if (std::fwrite(data, 1, bytes, file_) != bytes) fail();
+  }
+
+  [[noreturn]] void fail() const {
+    user_error("{}: cannot be written: {}; free some space or choose another --out", path_, std::strerror(errno));
+  }
+
+  std::string path_;
+  std::string temporary_;
+  Header header_;
+  XXH3_state_t* hash_;
+  std::FILE* file_ = nullptr;
+  bool complete_ = false;
+};
+
+TokenWriter::TokenWriter(std::string folder, std::string split, const Tokenizer& tokenizer, int64_t shard_tokens)
+    : folder_(std::move(folder)),
+      split_(std::move(split)),
+      tokenizer_hash_(tokenizer.hash()),
+      vocabulary_size_(tokenizer.vocabulary_size()),
+      shard_tokens_(shard_tokens) {
+  PKM_CHECK(shard_tokens_ > 0, "shards of {} tokens", shard_tokens_);
+}
+
+TokenWriter::~TokenWriter() = default;
+
+void TokenWriter::open_shard() {
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof(kMagic));
+  header.version = kVersion;
+  header.width = width_of(vocabulary_size_);
+  header.tokenizer_hash = tokenizer_hash_;
+  header.vocabulary_size = static_cast<uint64_t>(vocabulary_size_);
+  header.index = static_cast<uint64_t>(shards_);
+  shard_ = std::make_unique<Shard>(shard_path(folder_, split_, shards_), header);
+}
+
+void TokenWriter::close_shard(bool last) {
+  shard_->finish(last);
+  shard_.reset();
+  ++shards_;
+}
+
+// A full shard stays open until more comes, for only then is it known not to be the last.
+void TokenWriter::append(std::span<const int32_t> ids, TextSize text) {
+  text_.bytes += text.bytes;
+  text_.words += text.words;
+  count_ += static_cast<int64_t>(ids.size());
+  while (!ids.empty()) {
+    if (shard_ != nullptr && shard_->count() == shard_tokens_) close_shard(false);
+    if (shard_ == nullptr) open_shard();
+    shard_->add_text(std::exchange(text, {}));
+    const auto room = static_cast<size_t>(shard_tokens_ - shard_->count());
+    const auto now = ids.first(std::min(room, ids.size()));
+    shard_->append(now);
+    ids = ids.subspan(now.size());
+  }
+}
+
+void TokenWriter::finish() {
+  if (shard_ == nullptr) open_shard();
+  close_shard(true);
+}
+
+// A shard being read: its map and its header, checked.
+class Tokens::Shard {
+ public:
+  explicit Shard(const std::string& path) : path_(path) {
+    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (file < 0) user_error("{}: {}; run `pkmesh tokenize` again", path, std::strerror(errno));
+    struct stat status {};
+    const bool known = ::fstat(file, &status) == 0;
+    size_ = known ? static_cast<size_t>(status.st_size) : 0;
+    if (size_ >= sizeof(Header)) {
+      void* map = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0);
+      if (map != MAP_FAILED) map_ = static_cast<const std::byte*>(map);
+    }
+    const int error = errno;
+    ::close(file);
+    if (!known || (size_ >= sizeof(Header) && map_ == nullptr))
+      user_error("{}: cannot be mapped: {}", path, std::strerror(error));
+    try {
+      check_header();
+    } catch (...) {
+      unmap();
+      throw;
+    }
+  }
+  ~Shard() { unmap(); }
+  Shard(const Shard&) = delete;
+  Shard& operator=(const Shard&) = delete;
+
+  const Header& header() const { return header_; }
+  const std::string& path() const { return path_; }
+
+  void read(int64_t begin, std::span<int32_t> out) const {
+    if (header_.width == 2)
+      read_as<uint16_t>(begin, out);
+    else
+      read_as<uint32_t>(begin, out);
+  }
+
+  void verify() const {
+    if (XXH3_64bits(map_ + sizeof(Header), size_ - sizeof(Header)) != header_.checksum)
+      user_error("{}: its tokens are not those that were written (checksum); run `pkmesh tokenize` again", path_);
+  }
+
+ private:
+  void check_header() {
+    if (size_ < sizeof(Header)) user_error("{}: {} bytes are no token file; run `pkmesh tokenize` again", path_, size_);
+    std::memcpy(&header_, map_, sizeof(Header));
+    if (std::memcmp(header_.magic, kMagic, sizeof(kMagic)) != 0)
+      user_error("{}: not a token file of pkmesh; run `pkmesh tokenize` again", path_);
+    if (header_.version != kVersion)
+      user_error("{}: token file of version {}, this program reads {}; run `pkmesh tokenize` again", path_,
+                 header_.version, kVersion);
+    if (header_.header_checksum != checksum_of(header_) || header_.vocabulary_size > INT32_MAX ||
+        header_.width != width_of(static_cast<int64_t>(header_.vocabulary_size)))
+      user_error("{}: its header is damaged; run `pkmesh tokenize` again", path_);
+    const uint64_t payload = size_ - sizeof(Header);
+    if (payload / header_.width != header_.count || payload % header_.width != 0)
+      user_error("{}: truncated: {} tokens and a header make {} bytes, the file has {}; run `pkmesh tokenize` again",
+                 path_, header_.count, header_.count * header_.width + sizeof(Header), size_);
+  }
+
+  template <class Id>
+  void read_as(int64_t begin, std::span<int32_t> out) const {
+    const auto* ids = reinterpret_cast<const Id*>(map_ + sizeof(Header)) + begin;
+    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<int32_t>(ids[i]);
+  }
+
+  void unmap() {
+    if (map_ != nullptr) ::munmap(const_cast<std::byte*>(map_), size_);
+  }
+
+  std::string path_;
+  Header header_{};
+  const std::byte* map_ = nullptr;
+  size_t size_ = 0;
+};
+
+Tokens Tokens::open(const std::string& folder, const std::string& split, uint64_t tokenizer_hash) {
+  int64_t shards = 0;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    shards += name.starts_with(split + "-") && name.ends_with(".tok");
+  }
+  if (error) user_error("{}: {}; pass the folder that `pkmesh tokenize` wrote", folder, error.message());
+  if (shards == 0) user_error("{}: no {} tokens in it; pass the folder that `pkmesh tokenize` wrote", folder, split);
+
+  Tokens tokens;
+  tokens.tokenizer_hash_ = tokenizer_hash;
+  for (int64_t index = 0; index < shards; ++index) {
+    auto shard = std::make_shared<Shard>(shard_path(folder, split, index));
+    const Header& header = shard->header();
+    if (tokens.tokenizer_hash_ == 0) tokens.tokenizer_hash_ = header.tokenizer_hash;
+    if (tokens.tokenizer_hash_ != header.tokenizer_hash)
+      user_error("{}: written with tokenizer {:016x}, not {:016x}; tokenize the corpus anew or use its own tokenizer",
+                 shard->path(), header.tokenizer_hash, tokens.tokenizer_hash_);
+    if (header.index != static_cast<uint64_t>(index))
+      user_error("{}: it was written as shard {}; run `pkmesh tokenize` again", shard->path(), header.index);
+    if ((header.last != 0) != (index + 1 == shards))
+      user_error("{}: {}; run `pkmesh tokenize` again", shard->path(),
+                 header.last != 0 ? "the last shard, yet more follow" : "shards after it are missing");
+    tokens.vocabulary_size_ = static_cast<int32_t>(header.vocabulary_size);
+    tokens.text_.bytes += static_cast<int64_t>(header.bytes);
+    tokens.text_.words += static_cast<int64_t>(header.words);
+    tokens.starts_.push_back(tokens.count() + static_cast<int64_t>(header.count));
+    tokens.shards_.push_back(std::move(shard));
+  }
+  return tokens;
+}
+
+void Tokens::read(int64_t begin, std::span<int32_t> out) const {
+  PKM_CHECK(begin >= 0 && begin + static_cast<int64_t>(out.size()) <= count(), "tokens [{}, {}) of {}", begin,
+            begin + static_cast<int64_t>(out.size()), count());
+  auto shard = static_cast<size_t>(std::upper_bound(starts_.begin(), starts_.end(), begin) - starts_.begin() - 1);
+  while (!out.empty()) {
+    const auto left = static_cast<size_t>(starts_[shard + 1] - begin);
+    const auto now = out.first(std::min(left, out.size()));
+    shards_[shard]->read(begin - starts_[shard], now);
+    out = out.subspan(now.size());
+    begin += static_cast<int64_t>(now.size());
+    ++shard;
+  }
+}
+
+void Tokens::verify() const {
+  for (const auto& shard : shards_) shard->verify();
+}
+
+}  // namespace pkmesh
