@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Adam (Kingma and Ba, 2015) with decoupled weight decay (AdamW; Loshchilov and Hutter, 2019) over one flat span that
+// holds all dense parameters. The gradient's scale (clipping factor / loss scale) is applied on the way: one pass reads
+// and writes everything once. As torch.optim.AdamW, eps is added to the root of the bias-corrected second moment.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "runtime/buffer.h"
+#include "runtime/dispatch.h"
+#include "runtime/view.h"
+
+namespace pkmesh {
+
+struct AdamOptions {
+  double beta1 = 0.9;
+  double beta2 = 0.98;
+  double eps = 1e-8;
+  double weight_decay = 0;  // value -= lr * weight_decay * value, on the ranges that decay
+};
+
+// What one update needs, with both bias corrections folded in (computed in double once, used in fp32):
+//   g = scale * gradient;  m += (g - m) * one_minus_beta1;  v = beta2 * v + one_minus_beta2 * g^2
+//   value = keep * value - rate * m / (sqrt(v) + eps)
+struct AdamCoefficients {
+  float scale;            // of the gradient
+  float one_minus_beta1;  // 1 - beta1
+  float beta2;
+  float one_minus_beta2;
+  float rate;  // lr * sqrt(1 - beta2^t) / (1 - beta1^t)
+  float eps;   // options.eps * sqrt(1 - beta2^t)
+  float keep;  // 1 - lr * weight decay
+};
+
+// The t-th update, t >= 1. `decays`: whether options.weight_decay applies.
+AdamCoefficients adam_coefficients(const AdamOptions& options, double lr, int64_t step, double scale, bool decays);
+
+PKM_OP(adam_update, const AdamCoefficients& coefficients, Vector<float> values, Vector<const float> gradients,
+       Vector<float> first_moments, Vector<float> second_moments)
+
+// One update of all (n) elements. Results do not depend on the thread count.
+void adam_update(Stream& stream, const AdamCoefficients& coefficients, Vector<float> values,
+                 Vector<const float> gradients, Vector<float> first_moments, Vector<float> second_moments);
+
+// The moments of one flat span of parameters, both (count), in the parameters' order.
+class Adam {
+ public:
+  struct Range {  // elements [begin, end)
+    int64_t begin;
+    int64_t end;
+  };
+
+  // `decayed`: the ranges with weight decay, ascending and disjoint (matrices; biases and norms usually do not decay).
+  Adam(Device device, int64_t count, const AdamOptions& options, std::vector<Range> decayed = {});
+
+  // The t-th update, t >= 1, with gradients * scale.
+  void step(Stream& stream, std::span<float> values, std::span<const float> gradients, double scale, double lr,
+            int64_t step);
+
+  std::span<float> first_moments() const { return first_.span(); }
+  std::span<float> second_moments() const { return second_.span(); }
+  static constexpr int64_t bytes_per_parameter() { return 2 * static_cast<int64_t>(sizeof(float)); }
+
+ private:
+  struct Piece {
+    int64_t begin;
+    int64_t end;
+    bool decays;
+  };
+
+  AdamOptions options_;
+  std::vector<Piece> pieces_;  // cover [0, count) in order
+  Buffer<float> first_;
+  Buffer<float> second_;
+};
+
+}  // namespace pkmesh
