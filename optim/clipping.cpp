@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "optim/clipping.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <vector>
+
+#include "runtime/check.h"
+#include "runtime/parallel.h"
+#include "runtime/range.h"
+
+namespace pkmesh {
+namespace {
+
+constexpr int64_t kBlock = 4096;
+
+// Eight running sums, so that it vectorises; their order is part of the result.
+double block_squares(const float* data, int64_t count) {
+  constexpr int64_t kLanes = 8;
+  std::array<double, kLanes> lanes{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const auto x = static_cast<double>(data[i + lane]);
+      lanes[static_cast<size_t>(lane)] += x * x;
+    }
+  }
+  double total = 0;
+  for (; i < count; ++i) total += static_cast<double>(data[i]) * static_cast<double>(data[i]);
+  for (const double lane : lanes) total += lane;
+  return total;
+}
+
+}  // namespace
+
+double sum_of_squares(std::span<const float> data) {
+  Range range("sum of squares");
+  const auto count = static_cast<int64_t>(data.size());
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  thread_local std::vector<double> sums;  // kept between calls: a steady step allocates nothing
+  sums.resize(static_cast<size_t>(blocks));
+  double* const sum = sums.data();
+  parallel_for(0, blocks, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block)
+      sum[block] = block_squares(data.data() + block * kBlock, std::min(kBlock, count - block * kBlock));
+  });
+  double total = 0;
+  for (const double block : sums) total += block;
+  return total;
+}
+
+Share share_of(int64_t count, int rank, int size) {
+  PKM_CHECK(0 <= rank && rank < size, "rank {} of {}", rank, size);
+  // In whole blocks, so that the blocks, and with them all sums but the last, are those of a single rank.
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  const auto cut = [&](int64_t part) { return std::min(count, blocks * part / size * kBlock); };
+  return {cut(rank), cut(rank + 1)};
+}
+
+double clip_factor(double norm, double max_norm) {
+  PKM_CHECK(std::isfinite(norm) && norm >= 0, "norm {}", norm);
+  if (max_norm == 0) return 1.0;
+  return std::min(1.0, max_norm / (norm + 1e-6));
+}
+
+Gate decide(Communicator& world, const GateShare& share) {
+  const std::array<double, 4> figures = {share.dense_squares, share.values_squares, share.loss_sum, share.tokens};
+  std::array<double, 7> sums{};
+  for (size_t i = 0; i < figures.size(); ++i) {
+    if (std::isfinite(figures[i])) {
+      sums[i] = figures[i];
+    } else {
+      sums[std::min<size_t>(4 + i, 6)] += 1;
+    }
+  }
+  world.all_reduce(std::span<double>(sums), Reduction::kSum, Purpose::kGate);
+  return {.dense_squares = sums[0],
+          .values_squares = sums[1],
+          .loss_sum = sums[2],
+          .tokens = sums[3],
+          .bad_dense = static_cast<int64_t>(sums[4]),
+          .bad_values = static_cast<int64_t>(sums[5]),
+          .bad_loss = static_cast<int64_t>(sums[6])};
+}
+
+}  // namespace pkmesh
