@@ -40,8 +40,8 @@ class Group {
   std::shared_ptr<Meeting> join(int64_t number, int rank, Offer offer) {
     const std::lock_guard lock(mutex_);
     throw_if_ended();
-    auto& meeting = meetings_[number];
-    if (meeting == nullptr) meeting = std::make_shared<Meeting>(ranks_);
+    auto meeting = meetings_[number];  // a copy: outlives its place among the incomplete ones
+    if (meeting == nullptr) meetings_[number] = meeting = std::make_shared<Meeting>(ranks_);
     offer.there = true;
     meeting->offers[static_cast<size_t>(rank)] = std::move(offer);
     if (--meeting->missing == 0) {
