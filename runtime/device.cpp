@@ -15,6 +15,11 @@ namespace cuda {
 [[gnu::weak]] int device_count();
 [[gnu::weak]] std::shared_ptr<void> make_stream(int index);
 [[gnu::weak]] void synchronize(void* stream);
+[[gnu::weak]] std::shared_ptr<void> make_event(int index);
+[[gnu::weak]] void record(void* event, void* stream);
+[[gnu::weak]] void hold(void* event, void* stream);
+[[gnu::weak]] void synchronize_event(void* event);
+[[gnu::weak]] double milliseconds(void* from, void* to);
 [[gnu::weak]] std::shared_ptr<std::byte> allocate(int index, int64_t bytes);
 }  // namespace cuda
 
@@ -67,6 +72,32 @@ Stream::Stream(Device device) : device_(device) {
 
 void Stream::synchronize() {
   if (native_ != nullptr) cuda::synchronize(native_.get());
+}
+
+Event::Event(Device device) : device_(device) {
+  if (device.kind == DeviceKind::kCuda) native_ = cuda::make_event(device.index);
+}
+
+void Event::record(Stream& stream) {
+  PKM_CHECK(stream.device() == device_, "an event of {} on a stream of {}", to_string(device_),
+            to_string(stream.device()));
+  if (native_ != nullptr) return cuda::record(native_.get(), stream.native());
+  moment_ = Clock::now();
+}
+
+void Event::hold(Stream& stream) {
+  if (native_ != nullptr) cuda::hold(native_.get(), stream.native());
+}
+
+void Event::synchronize() {
+  if (native_ != nullptr) cuda::synchronize_event(native_.get());
+}
+
+double Event::milliseconds(Event& from, Event& to) {
+  from.synchronize();
+  to.synchronize();
+  if (from.native_ != nullptr) return cuda::milliseconds(from.native_.get(), to.native_.get());
+  return std::chrono::duration<double, std::milli>(to.moment_ - from.moment_).count();
 }
 
 std::shared_ptr<std::byte> allocate(Device device, int64_t bytes) {

@@ -9,6 +9,8 @@
 #include <memory>
 #include <string>
 
+#include "runtime/range.h"
+
 namespace pkmesh {
 
 enum class DeviceKind { kCpu, kCuda };
@@ -36,6 +38,22 @@ class Stream {
  private:
   Device device_;
   std::shared_ptr<void> native_;
+};
+
+// A place in a stream's order, for timing and for making another stream wait. On the CPU it is a moment in time.
+class Event {
+ public:
+  explicit Event(Device device = {});
+  void record(Stream& stream);  // the place is behind all work queued so far
+  void hold(Stream& stream);    // work queued on `stream` from now on starts after the recorded place
+  void synchronize();           // returns once the place is reached
+  // Milliseconds between two recorded places; waits for both.
+  static double milliseconds(Event& from, Event& to);
+
+ private:
+  Device device_;
+  std::shared_ptr<void> native_;  // cudaEvent_t
+  Clock::time_point moment_;
 };
 
 // Memory on a device: zeroed, aligned to 64 bytes, on huge pages where the system lends them and size >= 2 MiB.

@@ -29,6 +29,31 @@ void synchronize(void* stream) {
   PKM_CUDA(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
 }
 
+std::shared_ptr<void> make_event(int index) {
+  PKM_CUDA(cudaSetDevice(index));
+  cudaEvent_t event = nullptr;
+  PKM_CUDA(cudaEventCreate(&event));
+  return {event, [](void* handle) { cudaEventDestroy(static_cast<cudaEvent_t>(handle)); }};
+}
+
+void record(void* event, void* stream) {
+  PKM_CUDA(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
+}
+
+void hold(void* event, void* stream) {
+  PKM_CUDA(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0));
+}
+
+void synchronize_event(void* event) {
+  PKM_CUDA(cudaEventSynchronize(static_cast<cudaEvent_t>(event)));
+}
+
+double milliseconds(void* from, void* to) {
+  float elapsed = 0;
+  PKM_CUDA(cudaEventElapsedTime(&elapsed, static_cast<cudaEvent_t>(from), static_cast<cudaEvent_t>(to)));
+  return elapsed;
+}
+
 std::shared_ptr<std::byte> allocate(int index, int64_t bytes) {
   PKM_CUDA(cudaSetDevice(index));
   void* memory = nullptr;

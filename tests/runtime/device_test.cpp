@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/device.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "runtime/check.h"
+#include "runtime/dispatch.h"
+
+namespace pkmesh {
+
+PKM_OP(only_on_the_cpu, int value, int* out)
+void cpu::only_on_the_cpu(Stream&, int value, int* out) {
+  *out = value;
+}
+
+namespace {
+
+TEST(Device, EventsKeepTime) {
+  Stream stream;
+  Event before;
+  Event after;
+  before.record(stream);
+  std::this_thread::sleep_for(std::chrono::milliseconds(3));
+  after.record(stream);
+  EXPECT_GE(Event::milliseconds(before, after), 3.0);
+}
+
+TEST(Device, DispatchRunsOnTheStreamsDevice) {
+  Stream stream;
+  int seen = 0;
+  PKM_DISPATCH(stream, only_on_the_cpu, 7, &seen);
+  EXPECT_EQ(seen, 7);
+}
+
+TEST(Device, WhatIsNotCompiledInSaysSo) {
+  if (compiled_with(DeviceKind::kCuda)) GTEST_SKIP() << "this program has CUDA";
+  try {
+    Stream stream(Device{DeviceKind::kCuda, 0});
+    FAIL() << "there is no CUDA here";
+  } catch (const UserError& error) {
+    EXPECT_STREQ(error.what(), "device CUDA: this program was built without it; build the cuda preset");
+  }
+  EXPECT_EQ(device_count(DeviceKind::kCuda), 0);
+}
+
+}  // namespace
+}  // namespace pkmesh
