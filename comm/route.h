@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Route is who reads what from whom in one lookup: made once by plan_route(), a value from then on. The forward pass,
+// the backward pass, the profiler and the planner read the same Route; its arrays live in the step's arena.
+//
+// Each of T tokens reads S rows, spread over the owners that the Placement names. What a token reads from one owner is
+// a *pair* (token, owner): the owner answers a pair with one vector, whatever the number of rows in it.
+//
+//   asker's side   selections sorted by (owner, token, position in the token): a stable sort by owner
+//   owner's side   selections as they arrive: by (asking rank, token, position). As ranks hold consecutive tokens, this
+//                  is the global order of tokens on any number of ranks.
+//
+// In a world of one nothing travels and nothing is sorted: the pairs are the tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "comm/communicator.h"
+#include "comm/placement.h"
+#include "runtime/buffer.h"
+#include "runtime/dispatch.h"
+
+namespace pkmesh {
+
+struct Selection {
+  int32_t row;  // local to its owner
+  float weight;
+};
+
+// What ranks that exchange must agree on. It travels with the counts: a rank that is elsewhere is an error with names.
+struct RouteTag {
+  int64_t draw = 0;   // micro-batch since the start of the run
+  int64_t layer = 0;  // which memory layer
+  int64_t rows = 0;   // of the table
+  friend bool operator==(const RouteTag&, const RouteTag&) = default;
+};
+
+struct Route {
+  int64_t tokens = 0;                // T, of this rank
+  int64_t selections_per_token = 0;  // S
+  bool travels = false;              // false in a world of one
+
+  // What this rank asks for. order, pair_token, token_offsets and token_pairs are empty unless the route travels.
+  Vector<const int32_t> order;                        // (T*S) number t*S + s of each selection sent
+  Vector<const int32_t> pair_token;                   // (pairs sent) by (owner, token)
+  Vector<const int32_t> token_offsets;                // (T + 1) into token_pairs
+  Vector<const int32_t> token_pairs;                  // (pairs sent) pairs of each token, by owner
+  Vector<const int64_t> sent_selections, sent_pairs;  // (R) to each owner
+
+  // What this rank is asked for.
+  Vector<const Selection> selections;                         // by (asking rank, token, position)
+  Vector<const int32_t> pair_offsets;                         // (pairs received + 1) into selections
+  Vector<const int64_t> received_selections, received_pairs;  // (R) from each rank
+
+  int64_t pairs_sent() const { return travels ? pair_token.count() : tokens; }
+  int64_t pairs_received() const { return pair_offsets.count() - 1; }
+};
+
+// rows, weights (T, S): global rows in [0, placement.rows()); S < 65536, T*S and what arrives < 2^31. Collective: every
+// rank calls it, also with T = 0. Throws InternalError on a rank whose tag differs from another's.
+Route plan_route(Stream& stream, Arena& arena, Communicator& world, const Placement& placement, const RouteTag& tag,
+                 Matrix<const int32_t> rows, Matrix<const float> weights);
+
+// The local part of planning: a stable sort of a rank's selections by owner. pairs <= T * min(S, R).
+struct OwnerOrder {
+  Vector<RowAddress> addresses;                   // (T*S) scratch
+  Vector<Selection> selections;                   // (T*S)
+  Vector<int32_t> order;                          // (T*S)
+  Vector<uint16_t> pair_lengths;                  // (pairs) selections of each pair
+  Vector<int32_t> pair_token;                     // (pairs)
+  Vector<int32_t> token_offsets;                  // (T + 1)
+  Vector<int32_t> token_pairs;                    // (pairs)
+  Vector<int64_t> selection_counts, pair_counts;  // (R)
+};
+PKM_OP(sort_by_owner, const Placement& placement, Matrix<const int32_t> rows, Matrix<const float> weights,
+       const OwnerOrder& out)
+
+}  // namespace pkmesh

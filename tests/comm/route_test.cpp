@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/route.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+#include <tuple>
+
+#include "comm/self.h"
+#include "comm/thread.h"
+#include "runtime/parallel.h"
+#include "runtime/random.h"
+
+namespace pkmesh {
+namespace {
+
+constexpr PlacementKind kKinds[] = {PlacementKind::kBlock, PlacementKind::kCyclic, PlacementKind::kHash};
+
+TEST(Placement, IsABijection) {
+  for (const PlacementKind kind : kKinds)
+    for (const int64_t rows : {0, 1, 2, 3, 5, 64, 100, 1021, 4096})
+      for (const int ranks : {1, 2, 3, 4, 7, 64}) {
+        const Placement placement(kind, rows, ranks);
+        std::set<std::pair<int32_t, int32_t>> seen;
+        for (int32_t row = 0; row < rows; ++row) {
+          const RowAddress address = placement.locate(row);
+          ASSERT_GE(address.owner, 0);
+          ASSERT_LT(address.owner, ranks);
+          ASSERT_GE(address.local, 0);
+          ASSERT_LT(address.local, placement.local_rows(address.owner));
+          ASSERT_TRUE(seen.insert({address.owner, address.local}).second);
+          ASSERT_EQ(placement.global(address.owner, address.local), row);
+        }
+        int64_t total = 0;
+        for (int owner = 0; owner < ranks; ++owner) total += placement.local_rows(owner);
+        EXPECT_EQ(total, rows);
+      }
+}
+
+TEST(Placement, LargeTablesRoundTrip) {
+  const Random random(1, "placement");
+  for (const PlacementKind kind : kKinds)
+    for (const int64_t rows : {int64_t{1} << 30, (int64_t{1} << 30) - 12345, int64_t{0x7FFFFFFF}}) {
+      const Placement placement(kind, rows, 61);
+      for (uint64_t i = 0; i < 1000; ++i) {
+        const auto row = static_cast<int32_t>(random.bits(i) % static_cast<uint64_t>(rows));
+        const RowAddress address = placement.locate(row);
+        ASSERT_EQ(placement.global(address.owner, address.local), row);
+      }
+    }
+}
+
+TEST(Placement, KeepsItsPromises) {
+  const Placement block(PlacementKind::kBlock, 10, 4);  // 3 3 2 2
+  EXPECT_EQ(block.locate(5), (RowAddress{1, 2}));
+  EXPECT_EQ(block.locate(6), (RowAddress{2, 0}));
+  EXPECT_EQ(block.locate(9), (RowAddress{3, 1}));
+  const Placement cyclic(PlacementKind::kCyclic, 10, 4);
+  EXPECT_EQ(cyclic.locate(9), (RowAddress{1, 2}));
+  // A table of 512 x 512 slots of which one column is hot: cyclic puts it all on one owner, the hash spreads it.
+  const Placement hash(PlacementKind::kHash, 512 * 512, 4);
+  std::vector<int> load(4);
+  for (int32_t i = 0; i < 512; ++i) ++load[hash.locate(i * 512 + 77).owner];
+  for (const int count : load) EXPECT_NEAR(count, 128, 40);
+}
+
+// A rank's selections: S rows for each of T tokens; some ranks have none.
+struct Asked {
+  Asked(int rank, int64_t slots, int64_t per_token) {
+    tokens = rank == 1 ? 0 : 5 + 70 * rank;
+    const Random random(7, "route test", rank);
+    for (int64_t i = 0; i < tokens * per_token; ++i) {
+      // Duplicates inside a token, and tokens that ask one owner only.
+      const bool narrow = (i / per_token) % 3 == 0;
+      rows.push_back(static_cast<int32_t>(random.bits(i) % static_cast<uint32_t>(narrow ? 2 : slots)));
+      weights.push_back(random.uniform(i + 1000));
+    }
+  }
+  Matrix<const int32_t> row_view(int64_t per_token) const {
+    return Matrix<const int32_t>(rows.data(), tokens, per_token);
+  }
+  Matrix<const float> weight_view(int64_t per_token) const {
+    return Matrix<const float>(weights.data(), tokens, per_token);
+  }
+  int64_t tokens = 0;
+  std::vector<int32_t> rows;
+  std::vector<float> weights;
+};
+
+// What each owner must receive, from first principles: all ranks' selections in order, those that it owns.
+void expect_route(const Route& route, const Placement& placement, int rank, int ranks, int64_t slots,
+                  int64_t per_token) {
+  int64_t next = 0;
+  int64_t pair = 0;
+  for (int asker = 0; asker < ranks; ++asker) {
+    const Asked asked(asker, slots, per_token);
+    const int64_t first_selection = next;
+    const int64_t first_pair = pair;
+    for (int64_t token = 0; token < asked.tokens; ++token) {
+      const int64_t begin = next;
+      for (int64_t s = 0; s < per_token; ++s) {
+        const RowAddress address = placement.locate(asked.rows[token * per_token + s]);
+        if (address.owner != rank) continue;
+        ASSERT_LT(next, route.selections.count());
+        EXPECT_EQ(route.selections[next].row, address.local);
+        EXPECT_EQ(route.selections[next].weight, asked.weights[token * per_token + s]);
+        ++next;
+      }
+      if (next == begin && route.travels) continue;
+      EXPECT_EQ(route.pair_offsets[pair], begin);
+      EXPECT_EQ(route.pair_offsets[pair + 1], next);
+      ++pair;
+    }
+    EXPECT_EQ(route.received_selections[asker], next - first_selection);
+    EXPECT_EQ(route.received_pairs[asker], pair - first_pair);
+  }
+  EXPECT_EQ(route.selections.count(), next);
+  EXPECT_EQ(route.pairs_received(), pair);
+}
+
+void expect_asker_side(const Route& route, const Asked& asked, const Placement& placement, int64_t per_token) {
+  if (!route.travels) return;
+  std::set<int32_t> seen(route.order.begin(), route.order.end());
+  EXPECT_EQ(seen.size(), asked.rows.size()) << "each selection is sent once";
+  int64_t next = 0;
+  int64_t pair = 0;
+  for (int owner = 0; owner < placement.ranks(); ++owner) {
+    for (int64_t i = 0; i < route.sent_selections[owner]; ++i, ++next)
+      EXPECT_EQ(placement.locate(asked.rows[route.order[next]]).owner, owner);
+    for (int64_t i = 0; i < route.sent_pairs[owner]; ++i, ++pair) {
+      const int32_t token = route.pair_token[pair];
+      const auto* begin = route.token_pairs.data() + route.token_offsets[token];
+      const auto* end = route.token_pairs.data() + route.token_offsets[token + 1];
+      EXPECT_EQ(std::count(begin, end, pair), 1);
+      EXPECT_TRUE(std::is_sorted(begin, end));
+    }
+  }
+  EXPECT_EQ(pair, route.token_offsets[asked.tokens]);
+  EXPECT_EQ(route.tokens, asked.tokens);
+  EXPECT_EQ(route.selections_per_token, per_token);
+}
+
+TEST(Route, DeliversEverySelectionInGlobalTokenOrder) {
+  for (const int ranks : {1, 2, 3, 4})
+    for (const PlacementKind kind : kKinds)
+      for (const auto& [slots, per_token] : {std::tuple<int64_t, int64_t>{3, 4}, {1000, 16}, {64, 1}})
+        run_ranks(ranks, [&](Communicator& world) {
+          const Placement placement(kind, slots, ranks);
+          const Asked asked(world.rank(), slots, per_token);
+          Arena arena;
+          Stream stream;
+          const Route route = plan_route(stream, arena, world, placement, {4, 2, slots}, asked.row_view(per_token),
+                                         asked.weight_view(per_token));
+          expect_route(route, placement, world.rank(), ranks, slots, per_token);
+          expect_asker_side(route, asked, placement, per_token);
+        });
+}
+
+TEST(Route, SortDoesNotDependOnTheThreads) {
+  const int before = threads();
+  const int64_t per_token = 16;
+  const Asked asked(4, 1000, per_token);  // 285 tokens
+  const auto run = [&](int thread_count) {
+    set_threads(thread_count);
+    std::vector<int32_t> result;
+    Arena arena;
+    Stream stream;
+    const Placement placement(PlacementKind::kHash, 1000, 5);
+    const int64_t n = asked.tokens * per_token;
+    const OwnerOrder out{arena.take<RowAddress>(n), arena.take<Selection>(n), arena.take<int32_t>(n),
+                         arena.take<uint16_t>(n),   arena.take<int32_t>(n),   arena.take<int32_t>(asked.tokens + 1),
+                         arena.take<int32_t>(n),    arena.take<int64_t>(5),   arena.take<int64_t>(5)};
+    cpu::sort_by_owner(stream, placement, asked.row_view(per_token), asked.weight_view(per_token), out);
+    result.assign(out.order.begin(), out.order.end());
+    result.insert(result.end(), out.token_offsets.begin(), out.token_offsets.end());
+    result.insert(result.end(), out.token_pairs.begin(), out.token_pairs.begin() + out.token_offsets[asked.tokens]);
+    return result;
+  };
+  const auto one = run(1);
+  const auto three = run(3);
+  set_threads(before);
+  EXPECT_EQ(one, three);
+}
+
+TEST(Route, RanksOutOfStepAreNamed) {
+  try {
+    run_ranks(3, [&](Communicator& world) {
+      const Placement placement(PlacementKind::kBlock, 10, 3);
+      Arena arena;
+      Stream stream;
+      const RouteTag tag{17, world.rank() == 2 ? 5 : 4, 10};
+      plan_route(stream, arena, world, placement, tag, Matrix<const int32_t>(nullptr, 0, 4),
+                 Matrix<const float>(nullptr, 0, 4));
+    });
+    FAIL() << "rank 2 is in another layer";
+  } catch (const InternalError& error) {
+    const std::string what = error.what();
+    EXPECT_NE(what.find("layer 4"), std::string::npos) << what;
+    EXPECT_NE(what.find("layer 5"), std::string::npos) << what;
+    EXPECT_NE(what.find("rank 2"), std::string::npos) << what;
+  }
+}
+
+}  // namespace
+}  // namespace pkmesh
