@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/config.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+#include "io/config_schema.h"
+#include "runtime/check.h"
+#include "runtime/random.h"
+
+namespace pkmesh {
+namespace {
+
+using config::Config;
+using Overrides = std::vector<std::string>;
+
+// The message of the UserError that the text and the overrides give; empty if they are right.
+std::string error_of(std::string_view text, const Overrides& overrides = {}) {
+  try {
+    parse_config(text, "run.textproto", overrides);
+  } catch (const UserError& error) {
+    return error.what();
+  }
+  return {};
+}
+
+std::string read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream text;
+  text << file.rdbuf();
+  EXPECT_FALSE(text.str().empty()) << path;
+  return text.str();
+}
+
+TEST(Config, DefaultsAreComplete) {
+  const Config c = parse_config("", "run.textproto");
+  EXPECT_EQ(c.model().layers(), 12);
+  EXPECT_EQ(c.model().ffn_width(), 4096);
+  EXPECT_TRUE(c.model().embedding_norm());
+  EXPECT_EQ(c.model().memory_size(), 0);
+  EXPECT_DOUBLE_EQ(c.optimizer().learning_rate(), 2.5e-4);
+  EXPECT_DOUBLE_EQ(c.values().learning_rate(), 1e-3);
+  EXPECT_EQ(c.values().schedule(), config::CONSTANT);
+  config::visit_options(c, "", [](const std::string& key, const google::protobuf::Message& m, const config::Field& f) {
+    EXPECT_TRUE(m.GetReflection()->HasField(m, &f)) << key;
+  });
+}
+
+TEST(Config, ResolveDerives) {
+  const Config c = parse_config(
+      "model { width: 96 heads: 4 norm: PRE_LN memory { layers: [7, 3] output: SWILU value_width: 40 }"
+      "  memory { layers: 3 placement: AFTER table: \"shared\" } memory { layers: 0 table: \"shared\" } }",
+      "run.textproto");
+  EXPECT_EQ(c.model().ffn_width(), 384);
+  EXPECT_FALSE(c.model().embedding_norm());
+  ASSERT_EQ(c.model().memory_size(), 4);
+  const std::vector<std::pair<int, std::string>> expected = {
+      {0, "shared"}, {3, "layer3"}, {3, "shared"}, {7, "layer7"}};
+  for (int i = 0; i < 4; ++i) {
+    ASSERT_EQ(c.model().memory(i).layers_size(), 1);
+    EXPECT_EQ(c.model().memory(i).layers(0), expected[i].first);
+    EXPECT_EQ(c.model().memory(i).table(), expected[i].second);
+  }
+  EXPECT_EQ(c.model().memory(0).value_width(), 96);
+  EXPECT_EQ(c.model().memory(1).value_width(), 40);
+  EXPECT_EQ(to_text(resolve(c)), to_text(c));
+  EXPECT_TRUE(parse_config("model { norm: PRE_LN embedding_norm: true }", "x").model().embedding_norm());
+}
+
+TEST(Config, RoundTrip) {
+  for (const Preset& preset : list_presets()) {
+    const Config c = load_config(std::string(preset.name));
+    const Config again = parse_config(to_text(c), "again");
+    EXPECT_EQ(to_text(again), to_text(c));
+    EXPECT_EQ(config_hash(again), config_hash(c));
+  }
+  const Overrides odd = {"data.train=a \"b\" \\ \xc3\xa9=c", "train.seed=18446744073709551615",
+                         "optimizer.learning_rate=0.1234567890123456"};
+  const Config c = parse_config("", "x", odd);
+  EXPECT_EQ(c.data().train(), "a \"b\" \\ \xc3\xa9=c");
+  EXPECT_EQ(c.train().seed(), std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(to_text(parse_config(to_text(c), "again")), to_text(c));
+}
+
+TEST(Config, HashSeesMeaningOnly) {
+  const uint64_t plain = config_hash(parse_config("", "a"));
+  EXPECT_EQ(config_hash(parse_config("# words\nmodel { layers: 12 }", "b")), plain);
+  EXPECT_EQ(config_hash(Config()), plain);
+  EXPECT_NE(config_hash(parse_config("model { layers: 13 }", "a")), plain);
+  EXPECT_NE(config_hash(parse_config("data { seed: 2 }", "a")), plain);
+}
+
+TEST(Config, Overrides) {
+  const std::string text = "model { memory { layers: 1 } memory { layers: 2 } }";
+  const Overrides overrides = {"train.steps=100",
+                               "train.steps=200",
+                               "model.memory.0.neighbours=16",
+                               "model.memory.1.layers=[4,5]",
+                               "model.memory.2.layers=6",
+                               "model.memory.2.query_norm=LAYER_NORM",
+                               "data.train=/some where/tokens",
+                               "data.valid=\"quoted\"",
+                               "optimizer.learning_rate=1e-5",
+                               "model.embedding_norm=false"};
+  const Config c = parse_config(text, "x", overrides);
+  EXPECT_EQ(c.train().steps(), 200);
+  ASSERT_EQ(c.model().memory_size(), 4);
+  EXPECT_EQ(c.model().memory(0).neighbours(), 16);
+  EXPECT_EQ(c.model().memory(1).layers(0), 4);
+  EXPECT_EQ(c.model().memory(2).layers(0), 5);
+  EXPECT_EQ(c.model().memory(3).layers(0), 6);
+  EXPECT_EQ(c.model().memory(3).query_norm(), config::Memory::LAYER_NORM);
+  EXPECT_EQ(c.data().train(), "/some where/tokens");
+  EXPECT_EQ(c.data().valid(), "quoted");
+  EXPECT_DOUBLE_EQ(c.optimizer().learning_rate(), 1e-5);
+  EXPECT_FALSE(c.model().embedding_norm());
+  EXPECT_EQ(parse_config(text, "x", Overrides{"model.memory=[]"}).model().memory_size(), 0);
+  EXPECT_EQ(parse_config(text, "x", Overrides{"model.memory=[{layers: 9}]"}).model().memory(0).layers(0), 9);
+}
+
+struct Mistake {
+  std::string text;
+  Overrides overrides;
+  std::string error;
+};
+
+TEST(Config, MistakesInText) {
+  const std::string in = "run.textproto:";
+  const std::vector<Mistake> mistakes = {
+      {"model {\n  heds: 5\n}", {}, in + "2: model.heds: no such option; did you mean model.heads?"},
+      {"modle {\n  heads: 5\n}", {}, in + "1: modle: no such option; did you mean model?"},
+      {"train {\n  neighbours: 5\n}",
+       {},
+       in + "2: train.neighbours: no such option; did you mean model.memory.neighbours?"},
+      {"data {\n  xyzzy: 5\n}",
+       {},
+       in + "2: data.xyzzy: no such option; data has source, train, valid, validation_share, seed"},
+      {"model {\n  memory { layers: 1 }\n  memory {\n    sub_kyes: 5\n  }\n}",
+       {},
+       in + "4: model.memory.1.sub_kyes: no such option; did you mean model.memory.1.sub_keys?"},
+      {"model {\n  norm: PRELN\n  layers: 3\n}",
+       {},
+       in + "2: model.norm is PRELN, not one of POST_LN, PRE_LN; did you mean PRE_LN?"},
+      {"values {\n\n  schedule: LINEAR }",
+       {},
+       in + "3: values.schedule is LINEAR, not one of INVERSE_SQRT, COSINE, CONSTANT"},
+      {"model { layers: many }", {}, in + "1: model.layers is many; expected a whole number"},
+      {"model { norm: 5.5 }", {}, in + "1: model.norm is 5.5, not one of POST_LN, PRE_LN"},
+      {"model { layers: 99999999999 }", {}, in + "1: model.layers is out of range (1 to 1024)"},
+      {"model { embedding_norm: maybe }", {}, in + "1: model.embedding_norm is maybe; expected true or false"},
+      {"data { train: tokens }", {}, in + "1: data.train is text: put it in double quotes"},
+      {"train { steps: 5\n steps: 6\n }", {}, in + "2: train.steps is set twice"},
+      {"# a\ntrain {\n  steps: 0\n}", {}, in + "3: train.steps is 0; it must be 1 to 1000000000"},
+      {"model {\n dropout: 1 }", {}, in + "2: model.dropout is 1; it must be at least 0, less than 1"},
+      {"model {\n dropout: nan }", {}, in + "2: model.dropout is nan; it must be at least 0, less than 1"},
+      {"train {\n bucket_mib: 0 }", {}, in + "2: train.bucket_mib is 0; it must be more than 0, at most 4096"},
+      {"model { memory { layers: 1 layers: -1 } }", {}, in + "1: model.memory.0.layers is -1; it must be 0 to 1023"},
+      {"model { memory {\nlayers: 1\nkey_width: 7 } }",
+       {},
+       in + "3: model.memory.0.key_width is 7; it must be 2 to 65536, a multiple of 2"},
+  };
+  for (const Mistake& mistake : mistakes) EXPECT_EQ(error_of(mistake.text), mistake.error) << mistake.text;
+  EXPECT_NE(error_of("model {").find(in), std::string::npos);
+  EXPECT_NE(error_of("model { layers: }").find("model.layers"), std::string::npos);
+}
+
+TEST(Config, MistakesInOverrides) {
+  const std::string memory = "model { memory { layers: 1 } }";
+  const std::vector<Mistake> mistakes = {
+      {"", {"train.steps"}, "--set train.steps: expected KEY=VALUE, such as train.steps=100"},
+      {"", {"train.stepz=3"}, "--set train.stepz=3: train.stepz: no such option; did you mean train.steps?"},
+      {"", {"train.steps=x"}, "--set train.steps=x: train.steps is x; expected a whole number"},
+      {"", {"train.steps="}, "--set train.steps=: train.steps needs a value"},
+      {"", {"train.steps=0"}, "--set train.steps=0: train.steps is 0; it must be 1 to 1000000000"},
+      {"train { steps: 7 }", {"train.steps=0"}, "--set train.steps=0: train.steps is 0; it must be 1 to 1000000000"},
+      {"",
+       {"train.steps=3 batch: 5"},
+       "--set train.steps=3 batch: 5: sets more than one option; repeat --set for each"},
+      {"", {"train.steps.x=3"}, "--set train.steps.x=3: train.steps is a single option; drop \".x\""},
+      {"", {"train=3"}, "--set train=3: train is a group of options; name one, such as train.steps"},
+      {memory,
+       {"model.memory.0=3"},
+       "--set model.memory.0=3: model.memory.0 is a group of options; name one, such as model.memory.0.layers"},
+      {memory,
+       {"model.memory.heads=3"},
+       "--set model.memory.heads=3: model.memory is a list; say which entry, such as model.memory.0.heads"},
+      {memory,
+       {"model.memory.3.heads=3"},
+       "--set model.memory.3.heads=3: model.memory has 1 entries; the next one is model.memory.1"},
+      {memory,
+       {"model.memory.0.heds=3"},
+       "--set model.memory.0.heds=3: model.memory.0.heds: no such option; did you mean model.memory.0.heads?"},
+      {memory,
+       {"model.memory=[{heds: 3}]"},
+       "--set model.memory=[{heds: 3}]: model.memory.0.heds: no such option; did you mean model.memory.0.heads?"},
+      {"",
+       {"model.norm=pre_ln"},
+       "--set model.norm=pre_ln: model.norm is pre_ln, not one of POST_LN, PRE_LN; did you mean PRE_LN?"},
+  };
+  for (const Mistake& mistake : mistakes)
+    EXPECT_EQ(error_of(mistake.text, mistake.overrides), mistake.error) << mistake.overrides[0];
+}
+
+TEST(Config, OptionsThatDisagree) {
+  const std::string small = "model {\n layers: 4 width: 64 heads: 4\n";
+  const std::vector<Mistake> mistakes = {
+      {"model {\n width: 250\n heads: 4 }",
+       {},
+       "run.textproto:2: model.width is 250, not a multiple of model.heads (4)"},
+      {small + "memory { heads: 2 } }", {}, "run.textproto:3: model.memory.0.layers is empty"},
+      {small + "memory { layers: 4 } }",
+       {},
+       "run.textproto:3: model.memory.0.layers names block 4, but model.layers is 4"},
+      {small + "memory { layers: 1\n neighbours: 9 sub_keys: 8 } }",
+       {},
+       "run.textproto:4: model.memory.0.neighbours is 9, more than model.memory.0.sub_keys (8)"},
+      {small + "memory { layers: 1\n value_width: 32 } }",
+       {},
+       "run.textproto:4: model.memory.0.value_width is 32, but output PLAIN needs model.width (64)"},
+      {small + "memory { layers: 1\n table: \"a/b\" } }", {}, "run.textproto:4: model.memory.0.table is \"a/b\""},
+      {small + "memory { layers: 1 }\n memory { layers: [0, 1] } }",
+       {},
+       "run.textproto:4: model.memory.1.layers names block 1, where model.memory.0 puts a memory already (REPLACE)"},
+      {small + "memory { layers: [1, 1] } }", {}, "run.textproto:3: model.memory.0.layers names block 1, where"},
+      {small + "memory { layers: 1 table: \"t\" }\n memory { layers: 2 table: \"t\" sub_keys: 64 } }",
+       {},
+       "run.textproto:4: model.memory.1.sub_keys is 64, but model.memory.0, which shares table \"t\", has 512"},
+      {small + "memory { layers: 1 table: \"t\" }\n memory { layers: 2 table: \"t\" row_type: BF16 } }",
+       {},
+       "run.textproto:4: model.memory.1.row_type is BF16, but model.memory.0"},
+      {small + "memory { layers: 1 table: \"layer2\" }\n memory { layers: 2 sub_keys: 64 } }",
+       {},
+       "model.memory.1.sub_keys is 64, but model.memory.0, which shares table \"layer2\", has 512"},
+      {"train { batch: 10\n accumulate: 3 }", {}, "run.textproto:1: train.batch is 10, not a multiple of"},
+      {"data { source: BUILT_IN }", {}, "run.textproto:1: data.source BUILT_IN is read byte by byte"},
+      {"optimizer {\n warmup_steps: 0 }", {}, "run.textproto:2: optimizer.warmup_steps is 0, but INVERSE_SQRT needs"},
+      {"values { schedule: COSINE\n warmup_steps: 11 }",
+       {"train.steps=10"},
+       "run.textproto:2: values.warmup_steps is 11, more than train.steps (10)"},
+      {"optimizer {\n warmup_init: 1 }", {}, "run.textproto:2: optimizer.warmup_init is 1, above"},
+      {"values {\n min_learning_rate: 1 }", {}, "run.textproto:2: values.min_learning_rate is 1, above"},
+      {"values { algorithm: DENSE_ADAM\n bias_correction: ROW_COUNTER }",
+       {},
+       "run.textproto:2: values.bias_correction"},
+  };
+  for (const Mistake& mistake : mistakes) {
+    const std::string error = error_of(mistake.text, mistake.overrides);
+    EXPECT_TRUE(error.starts_with(mistake.error)) << error;
+  }
+  EXPECT_EQ(error_of(small + "memory { layers: 1 } memory { layers: 1 placement: AFTER } }"), "");
+  EXPECT_EQ(error_of(small + "memory { layers: 1 output: SWILU value_width: 32 } }"), "");
+}
+
+TEST(Config, CheckNeedsNoFile) {
+  Config c;
+  check_config(c);
+  c.mutable_train()->set_steps(0);
+  EXPECT_THROW(check_config(c), UserError);
+}
+
+TEST(Config, Files) {
+  const std::string folder = testing::TempDir() + "config_test." + std::to_string(getpid());
+  std::filesystem::create_directories(folder);
+  const std::string path = folder + "/run.textproto";
+  const auto error = [](const std::string& name) -> std::string {
+    try {
+      load_config(name);
+    } catch (const UserError& e) {
+      return e.what();
+    }
+    return {};
+  };
+  std::ofstream(path) << "model { layers: 3 }";
+  EXPECT_EQ(load_config(path).model().layers(), 3);
+  std::ofstream(path) << "model { layers: -3 }";
+  EXPECT_TRUE(error(path).starts_with(path + ":1: model.layers is -3"));
+  std::ofstream(path) << std::string((1 << 20) + 1, '#');
+  EXPECT_NE(error(path).find("larger than 1 MiB"), std::string::npos);
+  EXPECT_NE(error(folder + "/absent.textproto").find("cannot be opened"), std::string::npos);
+  EXPECT_NE(error(folder).find("is it a folder?"), std::string::npos);
+  EXPECT_NE(error("quikstart").find("did you mean quickstart?"), std::string::npos);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Presets, AllLoad) {
+  const std::vector<Preset> presets = list_presets();
+  ASSERT_EQ(presets.size(), 14U);
+  for (const Preset& preset : presets) {
+    EXPECT_GT(preset.summary.size(), 10U) << preset.name;
+    const Config c = load_config(std::string(preset.name));
+    const bool memory = preset.name.find("-dense") == std::string_view::npos;
+    EXPECT_EQ(c.model().memory_size(), memory ? 1 : 0) << preset.name;
+    EXPECT_EQ(read(std::string(PKMESH_SOURCE_DIR) + "/launcher/configs/" + std::string(preset.name) + ".textproto"),
+              preset.text);
+  }
+  const Config paper = load_config("paper-16x1600");
+  EXPECT_EQ(paper.model().layers(), 16);
+  EXPECT_EQ(paper.model().width(), 1600);
+  EXPECT_EQ(paper.model().memory(0).key_width(), 512);
+}
+
+TEST(Schema, EveryOptionIsDescribed) {
+  config::Config everything = load_config("debug");
+  config::visit_options(everything, "",
+                        [](const std::string& key, const google::protobuf::Message&, const config::Field& f) {
+                          EXPECT_FALSE(config::comment(f.full_name()).empty()) << key;
+                          const bool number = f.cpp_type() == config::Field::CPPTYPE_INT32 ||
+                                              f.cpp_type() == config::Field::CPPTYPE_INT64 ||
+                                              f.cpp_type() == config::Field::CPPTYPE_DOUBLE;
+                          EXPECT_EQ(!config::limits_text(f).empty(), number) << key;
+                          const std::string help = option_help(key);
+                          EXPECT_NE(help.find(config::comment(f.full_name())), std::string::npos) << help;
+                        });
+}
+
+TEST(Schema, Help) {
+  EXPECT_EQ(option_help("train.steps"),
+            "train.steps (whole number, 1 to 1000000000; default: 100000)\nUpdates of the parameters.\n");
+  EXPECT_NE(option_help("model.norm").find("PRE_LN "), std::string::npos);
+  EXPECT_NE(option_help("model.memory.0.heads").find("default: 4"), std::string::npos);
+  EXPECT_NE(option_help("model.memory.heads").find("default: 4"), std::string::npos);
+  EXPECT_NE(option_help("").find("model.memory.N.neighbours"), std::string::npos);
+  EXPECT_NE(option_help("model.memory").find("model.memory.N.neighbours"), std::string::npos);
+  EXPECT_THROW(option_help("model.heds"), UserError);
+  EXPECT_THROW(option_help("train.steps.x"), UserError);
+}
+
+TEST(Schema, PageIsFresh) {
+  EXPECT_TRUE(read(std::string(PKMESH_SOURCE_DIR) + "/docs/configuration.md") == configuration_markdown())
+      << "docs/configuration.md is stale: pkmesh config --markdown > docs/configuration.md";
+}
+
+TEST(Schema, Nearest) {
+  EXPECT_EQ(config::nearest("heds", {"layers", "heads", "width"}), "heads");
+  EXPECT_EQ(config::nearest("WIDHT", {"layers", "heads", "width"}), "width");
+  EXPECT_EQ(config::nearest("xyzzy", {"layers", "heads", "width"}), "");
+  EXPECT_EQ(config::nearest("", {"a", "bc"}), "");
+}
+
+// Nothing but us writes to standard error: protobuf stays silent.
+class Fuzz : public testing::Test {
+ protected:
+  void SetUp() override { testing::internal::CaptureStderr(); }
+  void TearDown() override { EXPECT_EQ(testing::internal::GetCapturedStderr(), ""); }
+};
+
+// Whatever the bytes: a configuration, or a UserError of one line.
+void expect_no_harm(const std::string& text, const Overrides& overrides) {
+  try {
+    const Config c = parse_config(text, "fuzz", overrides);
+    EXPECT_EQ(config_hash(parse_config(to_text(c), "again")), config_hash(c));
+  } catch (const UserError& error) {
+    const std::string_view line = error.what();
+    EXPECT_FALSE(line.empty());
+    EXPECT_LT(line.size(), 600U);
+    for (const char c : line) EXPECT_EQ(std::iscntrl(static_cast<unsigned char>(c)), 0) << line;
+  }
+}
+
+TEST_F(Fuzz, RandomBytes) {
+  const Random random(1, "config bytes");
+  for (uint64_t i = 0; i < 2000; ++i) {
+    std::string text;
+    for (uint64_t j = 0; j < random.bits(i) % 60; ++j) text += static_cast<char>(random.bits(1000 * (i + 1) + j));
+    expect_no_harm(text, {});
+    expect_no_harm("", {text});
+    expect_no_harm("", {"data.train=" + text, "model.memory.0.layers=" + text});
+  }
+}
+
+TEST_F(Fuzz, MutatedText) {
+  const Random random(2, "config mutations");
+  const std::string original = to_text(load_config("debug"));
+  const std::vector<std::string> pieces = {
+      "{",      "}",         "[",     "]",  ":",  "\"", "<",       ">",
+      "-",      "nan",       "1e999", "#",  "\n", ",",  "[a.b/c]", "99999999999999999999",
+      "memory", "layers: [", "'",     "\\", "\0", ";"};
+  uint64_t next = 0;
+  for (int i = 0; i < 1000; ++i) {
+    std::string text = original;
+    for (uint32_t edits = 1 + random.bits(next++) % 3; edits > 0; --edits) {
+      const size_t at = random.bits(next++) % text.size();
+      const size_t length = random.bits(next++) % 8;
+      const std::string& piece = pieces[random.bits(next++) % pieces.size()];
+      text.replace(at, std::min(length, text.size() - at), random.bits(next++) % 4 == 0 ? "" : piece);
+    }
+    expect_no_harm(text, {});
+  }
+}
+
+TEST_F(Fuzz, MutatedOverrides) {
+  const Random random(3, "config overrides");
+  const std::vector<std::string> parts = {"model", "memory", "0",     "1", "train", "steps", "layers", ".",
+                                          ".",     ".",      "=",     "=", "[",     "]",     "-1",     "99999999999",
+                                          "norm",  "data",   "heads", "4", " ",     "{}",    "2"};
+  uint64_t next = 0;
+  for (int i = 0; i < 3000; ++i) {
+    std::string assignment;
+    for (uint32_t n = 1 + random.bits(next++) % 9; n > 0; --n) assignment += parts[random.bits(next++) % parts.size()];
+    expect_no_harm("model { memory { layers: 1 } }", {assignment});
+  }
+}
+
+}  // namespace
+}  // namespace pkmesh
