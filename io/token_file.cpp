@@ -2,19 +2,15 @@
 // What a reader trusts, it has checked: the header's own checksum first, then the file's size against the header.
 #include "io/token_file.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <utility>
 
+#include "io/file.h"
 #include "runtime/check.h"
 
 namespace pkmesh {
@@ -24,6 +20,7 @@ static_assert(std::endian::native == std::endian::little, "token files are littl
 
 constexpr char kMagic[8] = {'P', 'K', 'M', 'T', 'O', 'K', 'E', 'N'};
 constexpr uint32_t kVersion = 1;
+constexpr size_t kBufferBytes = size_t{1} << 20;
 
 struct Header {
   char magic[8];
@@ -72,16 +69,11 @@ TextSize text_size(std::string_view text) {
 class TokenWriter::Shard {
  public:
   Shard(std::string path, const Header& header)
-      : path_(std::move(path)), temporary_(path_ + ".tmp"), header_(header), hash_(XXH3_createState()) {
-    file_ = std::fopen(temporary_.c_str(), "wb");
-    if (file_ == nullptr) fail();
-    XXH3_64bits_reset(hash_);
-    write(&header_, sizeof(header_));
+      : path_(std::move(path)), temporary_(path_ + ".tmp"), file_(File::create(temporary_)), header_(header) {
+    XXH3_64bits_reset(hash_.get());
   }
   ~Shard() {
-    XXH3_freeState(hash_);
-    if (file_ != nullptr) std::fclose(file_);
-    if (!complete_) std::remove(temporary_.c_str());
+    if (!complete_) remove_quietly(temporary_);
   }
   Shard(const Shard&) = delete;
   Shard& operator=(const Shard&) = delete;
@@ -93,6 +85,7 @@ class TokenWriter::Shard {
       append_as<uint16_t>(ids);
     else
       append_as<uint32_t>(ids);
+    if (buffer_.size() >= kBufferBytes) flush();
   }
 
   void add_text(TextSize text) {
@@ -101,46 +94,48 @@ class TokenWriter::Shard {
   }
 
   void finish(bool last) {
+    flush();
     header_.last = last ? 1 : 0;
-    header_.checksum = XXH3_64bits_digest(hash_);
+    header_.checksum = XXH3_64bits_digest(hash_.get());
     header_.header_checksum = checksum_of(header_);
-    if (std::fseek(file_, 0, SEEK_SET) != 0) fail();
-    write(&header_, sizeof(header_));
-    if (std::fflush(file_) != 0 || ::fsync(::fileno(file_)) != 0) fail();
-    const int closed = std::fclose(file_);
-    file_ = nullptr;
-    if (closed != 0 || std::rename(temporary_.c_str(), path_.c_str()) != 0) fail();
+    file_.write_at(std::as_bytes(std::span(&header_, 1)), 0);
+    file_.sync();
+    std::filesystem::rename(temporary_, path_);
     complete_ = true;
   }
 
  private:
   template <class Id>
   void append_as(std::span<const int32_t> ids) {
-    std::vector<Id> narrow(ids.size());
+    const size_t begin = buffer_.size();
+    buffer_.resize(begin + ids.size() * sizeof(Id));
+    auto* out = reinterpret_cast<Id*>(buffer_.data() + begin);
     for (size_t i = 0; i < ids.size(); ++i) {
       PKM_CHECK(ids[i] >= 0 && static_cast<uint64_t>(ids[i]) < header_.vocabulary_size,
                 "token {} of a vocabulary of {}", ids[i], header_.vocabulary_size);
-      narrow[i] = static_cast<Id>(ids[i]);
+      out[i] = static_cast<Id>(ids[i]);
     }
-    const size_t bytes = narrow.size() * sizeof(Id);
-    XXH3_64bits_update(hash_, narrow.data(), bytes);
-    write(narrow.data(), bytes);
     header_.count += ids.size();
   }
 
-  void write(const void* data, size_t bytes) {
-    if (std::fwrite(data, 1, bytes, file_) != bytes) fail();
+  void flush() {
+    XXH3_64bits_update(hash_.get(), buffer_.data(), buffer_.size());
+    file_.write_at(buffer_, written_);
+    written_ += static_cast<int64_t>(buffer_.size());
+    buffer_.clear();
   }
 
-  [[noreturn]] void fail() const {
-    user_error("{}: cannot be written: {}; free some space or choose another --out", path_, std::strerror(errno));
-  }
+  struct FreeHash {
+    void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
+  };
 
   std::string path_;
   std::string temporary_;
+  File file_;
   Header header_;
-  XXH3_state_t* hash_;
-  std::FILE* file_ = nullptr;
+  std::unique_ptr<XXH3_state_t, FreeHash> hash_{XXH3_createState()};
+  std::vector<std::byte> buffer_;
+  int64_t written_ = sizeof(Header);
   bool complete_ = false;
 };
 
@@ -196,30 +191,7 @@ void TokenWriter::finish() {
 // A shard being read: its map and its header, checked.
 class Tokens::Shard {
  public:
-  explicit Shard(const std::string& path) : path_(path) {
-    const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (file < 0) user_error("{}: {}; run `pkmesh tokenize` again", path, std::strerror(errno));
-    struct stat status {};
-    const bool known = ::fstat(file, &status) == 0;
-    size_ = known ? static_cast<size_t>(status.st_size) : 0;
-    if (size_ >= sizeof(Header)) {
-      void* map = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0);
-      if (map != MAP_FAILED) map_ = static_cast<const std::byte*>(map);
-    }
-    const int error = errno;
-    ::close(file);
-    if (!known || (size_ >= sizeof(Header) && map_ == nullptr))
-      user_error("{}: cannot be mapped: {}", path, std::strerror(error));
-    try {
-      check_header();
-    } catch (...) {
-      unmap();
-      throw;
-    }
-  }
-  ~Shard() { unmap(); }
-  Shard(const Shard&) = delete;
-  Shard& operator=(const Shard&) = delete;
+  explicit Shard(const std::string& path) : path_(path), file_(path) { check_header(); }
 
   const Header& header() const { return header_; }
   const std::string& path() const { return path_; }
@@ -232,14 +204,16 @@ class Tokens::Shard {
   }
 
   void verify() const {
-    if (XXH3_64bits(map_ + sizeof(Header), size_ - sizeof(Header)) != header_.checksum)
+    const auto ids = file_.bytes().subspan(sizeof(Header));
+    if (XXH3_64bits(ids.data(), ids.size()) != header_.checksum)
       user_error("{}: its tokens are not those that were written (checksum); run `pkmesh tokenize` again", path_);
   }
 
  private:
   void check_header() {
-    if (size_ < sizeof(Header)) user_error("{}: {} bytes are no token file; run `pkmesh tokenize` again", path_, size_);
-    std::memcpy(&header_, map_, sizeof(Header));
+    const size_t size = file_.bytes().size();
+    if (size < sizeof(Header)) user_error("{}: {} bytes are no token file; run `pkmesh tokenize` again", path_, size);
+    std::memcpy(&header_, file_.bytes().data(), sizeof(Header));
     if (std::memcmp(header_.magic, kMagic, sizeof(kMagic)) != 0)
       user_error("{}: not a token file of pkmesh; run `pkmesh tokenize` again", path_);
     if (header_.version != kVersion)
@@ -248,26 +222,21 @@ class Tokens::Shard {
     if (header_.header_checksum != checksum_of(header_) || header_.vocabulary_size > INT32_MAX ||
         header_.width != width_of(static_cast<int64_t>(header_.vocabulary_size)))
       user_error("{}: its header is damaged; run `pkmesh tokenize` again", path_);
-    const uint64_t payload = size_ - sizeof(Header);
+    const uint64_t payload = size - sizeof(Header);
     if (payload / header_.width != header_.count || payload % header_.width != 0)
       user_error("{}: truncated: {} tokens and a header make {} bytes, the file has {}; run `pkmesh tokenize` again",
-                 path_, header_.count, header_.count * header_.width + sizeof(Header), size_);
+                 path_, header_.count, header_.count * header_.width + sizeof(Header), size);
   }
 
   template <class Id>
   void read_as(int64_t begin, std::span<int32_t> out) const {
-    const auto* ids = reinterpret_cast<const Id*>(map_ + sizeof(Header)) + begin;
+    const auto* ids = reinterpret_cast<const Id*>(file_.bytes().data() + sizeof(Header)) + begin;
     for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<int32_t>(ids[i]);
   }
 
-  void unmap() {
-    if (map_ != nullptr) ::munmap(const_cast<std::byte*>(map_), size_);
-  }
-
   std::string path_;
+  MappedFile file_;
   Header header_{};
-  const std::byte* map_ = nullptr;
-  size_t size_ = 0;
 };
 
 Tokens Tokens::open(const std::string& folder, const std::string& split, uint64_t tokenizer_hash) {

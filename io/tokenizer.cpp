@@ -11,20 +11,17 @@
 #include <xxhash.h>
 
 #include <array>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <unordered_map>
 
+#include "io/file.h"
 #include "runtime/check.h"
 
 namespace pkmesh {
 namespace {
 
 constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581, SentencePiece's space
-constexpr int32_t kSmallestVocabulary = 512;               // 256 bytes, 2 control pieces, and room to merge
+constexpr int32_t kSmallestVocabulary = 300;               // 256 bytes, 2 control pieces, and room to merge
 constexpr size_t kLongestSentence = 4096;                  // for training; SentencePiece drops longer ones
 constexpr size_t kLongestCachedWord = 48;
 constexpr size_t kCachedWords = size_t{1} << 17;
@@ -91,21 +88,6 @@ std::string with_spaces(std::string_view piece) {
   return text;
 }
 
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) user_error("{}: {}; pass the folder that `pkmesh tokenize` wrote", path, std::strerror(errno));
-  std::ostringstream content;
-  content << file.rdbuf();
-  if (file.bad()) user_error("{}: cannot be read: {}", path, std::strerror(errno));
-  return std::move(content).str();
-}
-
-void write_file(const std::string& path, std::string_view content) {
-  std::ofstream file(path, std::ios::binary);
-  file << content << std::flush;
-  if (!file) user_error("{}: cannot be written: {}", path, std::strerror(errno));
-}
-
 std::string hex(uint64_t value) {
   return fmt::format("{:016x}", value);
 }
@@ -116,7 +98,7 @@ void save_description(const std::string& folder, const Tokenizer& tokenizer, std
   description["hash"] = hex(tokenizer.hash());
   description["vocabulary_size"] = tokenizer.vocabulary_size();
   description["separator"] = tokenizer.separator();
-  write_file(folder + "/tokenizer.json", description.dump(2) + "\n");
+  replace_text(folder + "/tokenizer.json", description.dump(2) + "\n");
 }
 
 class ByteTokenizer final : public Tokenizer {
@@ -196,7 +178,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   }
 
   void save(const std::string& folder) const override {
-    write_file(folder + "/tokenizer.model", model_);
+    replace_text(folder + "/tokenizer.model", model_);
     save_description(folder, *this, "sentencepiece");
   }
 
@@ -283,7 +265,8 @@ std::unique_ptr<Tokenizer> make_byte_tokenizer() {
   return std::make_unique<ByteTokenizer>();
 }
 
-std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, int32_t vocabulary_size) {
+std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, int32_t vocabulary_size,
+                                           double character_coverage) {
   if (vocabulary_size < kSmallestVocabulary)
     user_error("tokenizer vocabulary of {}: at least {} are needed, or take the byte tokenizer", vocabulary_size,
                kSmallestVocabulary);
@@ -294,6 +277,7 @@ std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, 
       {"model_type", "bpe"},
       {"vocab_size", std::to_string(vocabulary_size)},
       {"hard_vocab_limit", "false"},
+      {"character_coverage", fmt::format("{}", character_coverage)},
       {"byte_fallback", "true"},
       {"normalization_rule_name", "identity"},
       {"add_dummy_prefix", "false"},
@@ -320,7 +304,7 @@ std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, 
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {
   const std::string path = folder + "/tokenizer.json";
-  const auto description = nlohmann::json::parse(read_file(path), nullptr, /*allow_exceptions=*/false);
+  const auto description = nlohmann::json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
   const auto text = [&](const char* key) {
     if (!description.is_object() || !description.contains(key) || !description[key].is_string())
       user_error("{}: no \"{}\" in it; run `pkmesh tokenize` again", path, key);
@@ -332,7 +316,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {
     tokenizer = make_byte_tokenizer();
   } else if (kind == "sentencepiece") {
     const std::string model = folder + "/tokenizer.model";
-    tokenizer = std::make_unique<SentencePieceTokenizer>(read_file(model), model);
+    tokenizer = std::make_unique<SentencePieceTokenizer>(read_text(model), model);
   } else {
     user_error("{}: unknown kind \"{}\" (byte, sentencepiece); was it written by a newer pkmesh?", path, kind);
   }

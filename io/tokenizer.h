@@ -44,10 +44,12 @@ class Tokenizer {
 std::unique_ptr<Tokenizer> make_byte_tokenizer();
 
 // Byte-pair encoding (Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016) by
-// SentencePiece with byte fallback. `sample` is text of any kind; the vocabulary may come out smaller than asked for if
-// the sample has too few distinct words. The same sample gives the same model. UserError if the sample holds no text,
-// or if the vocabulary is too small for the characters of the sample.
-std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, int32_t vocabulary_size);
+// SentencePiece with byte fallback. `sample` is text of any kind; characters beyond `character_coverage` of it get no
+// piece of their own. The vocabulary may come out smaller than asked for if the sample has too few distinct words. The
+// same sample gives the same model. UserError if the sample holds no text, or if the vocabulary is too small for the
+// characters of the sample.
+std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, int32_t vocabulary_size,
+                                           double character_coverage = 0.9995);
 
 // What save() wrote. UserError if a file is missing, unreadable, or not what tokenizer.json says.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder);
