@@ -9,26 +9,10 @@
 #include "runtime/check.h"
 #include "runtime/random.h"
 #include "tests/io/temporary_folder.h"
+#include "tests/io/written_tokens.h"
 
 namespace pkmesh {
 namespace {
-
-// A tokenizer only in size and hash: token files need no more of one.
-class SizedTokenizer final : public Tokenizer {
- public:
-  SizedTokenizer(int32_t size, uint64_t hash) : size_(size), hash_(hash) {}
-  TokenizerKind kind() const override { return TokenizerKind::kByte; }
-  int32_t vocabulary_size() const override { return size_; }
-  int32_t separator() const override { return 0; }
-  uint64_t hash() const override { return hash_; }
-  void encode(std::string_view, std::vector<int32_t>&) const override {}
-  std::string decode(std::span<const int32_t>) const override { return {}; }
-  void save(const std::string&) const override {}
-
- private:
-  int32_t size_;
-  uint64_t hash_;
-};
 
 std::vector<int32_t> random_ids(int64_t count, int32_t vocabulary_size) {
   const Random random(1, "token file test");
