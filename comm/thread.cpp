@@ -61,7 +61,7 @@ class Group {
     if (meeting.missing == 0) return;
     throw_if_ended();
     PKM_CHECK(false, "rank {} {} in {}: {} did not come", rank, hopeless ? "waits in vain" : "waited too long",
-              meeting.offers[static_cast<size_t>(rank)].what, missing_ranks(meeting));
+              meeting.offers[static_cast<size_t>(rank)].what, missing_ranks(meeting, hopeless));
   }
 
   // The rank's body has returned: it joins nothing more.
@@ -92,10 +92,11 @@ class Group {
   void throw_if_ended() const {
     if (error_ != nullptr) throw JobAborted(why_, exit_code_);
   }
-  static std::string missing_ranks(const Meeting& meeting) {
+  std::string missing_ranks(const Meeting& meeting, bool only_left) const {
     std::string names;
     for (size_t r = 0; r < meeting.offers.size(); ++r)
-      if (!meeting.offers[r].there) names += fmt::format("{}rank {}", names.empty() ? "" : ", ", r);
+      if (!meeting.offers[r].there && (left_[r] || !only_left))
+        names += fmt::format("{}rank {}", names.empty() ? "" : ", ", r);
     return names;
   }
 

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+// How each collective is made of MPI's: int counts force pieces. An all-to-all is one send and one receive per peer,
+// always, so that its cost does not depend on which algorithm a library prefers for uneven counts, and two of them may
+// be under way: messages between two ranks keep their order, and all ranks call in one order.
+#include "comm/mpi.h"
+
+#include <mpi.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <thread>
+
+#include "comm/self.h"
+#include "runtime/check.h"
+
+// Every MPI call stands inside PKM_MPI(...), which throws with MPI's own words, the rank and the host.
+#define PKM_MPI(call) ::pkmesh::check_mpi((call), #call, __FILE__, __LINE__)
+
+namespace pkmesh {
+namespace {
+
+void check_mpi(int status, const char* call, const char* file, int line) {
+  if (status == MPI_SUCCESS) [[likely]]
+    return;
+  std::array<char, MPI_MAX_ERROR_STRING> text{};
+  int length = 0;
+  MPI_Error_string(status, text.data(), &length);
+  int rank = -1;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  detail::fail_check(call, file, line, fmt::format("MPI on rank {} ({}): {}", rank, this_host(), text.data()));
+}
+
+MPI_Datatype mpi_type(ElementType type) {
+  switch (type) {
+    case ElementType::kByte:
+      return MPI_BYTE;
+    case ElementType::kInt32:
+      return MPI_INT32_T;
+    case ElementType::kInt64:
+      return MPI_INT64_T;
+    case ElementType::kFloat:
+      return MPI_FLOAT;
+    case ElementType::kDouble:
+      return MPI_DOUBLE;
+  }
+  PKM_CHECK(false, "no element type {}", static_cast<int>(type));
+}
+
+MPI_Op mpi_op(Reduction reduction) {
+  return reduction == Reduction::kSum ? MPI_SUM : reduction == Reduction::kMax ? MPI_MAX : MPI_MIN;
+}
+
+// Calls body(begin, count) for consecutive pieces of at most `largest`; once for nothing if `always`.
+template <class Body>
+void in_pieces(int64_t count, int64_t largest, bool always, const Body& body) {
+  if (count == 0 && always) body(int64_t{0}, 0);
+  for (int64_t begin = 0; begin < count; begin += largest)
+    body(begin, static_cast<int>(std::min(largest, count - begin)));
+}
+
+// The ranks of this host, as a communicator of their own.
+MPI_Comm host_group(MPI_Comm world) {
+  MPI_Comm group = MPI_COMM_NULL;
+  PKM_MPI(MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &group));
+  return group;
+}
+
+// A host is a group of ranks that share memory; its name is for people only.
+Hosts find_hosts(MPI_Comm world, MPI_Comm host) {
+  constexpr int kNameLength = 256;
+  struct Entry {
+    int leader;  // lowest rank of the host
+    std::array<char, kNameLength> name;
+  };
+  int rank = 0;
+  int size = 0;
+  PKM_MPI(MPI_Comm_rank(world, &rank));
+  PKM_MPI(MPI_Comm_size(world, &size));
+  Entry mine{rank, {}};
+  PKM_MPI(MPI_Allreduce(&rank, &mine.leader, 1, MPI_INT, MPI_MIN, host));
+  const std::string name = this_host();
+  std::copy_n(name.begin(), std::min<size_t>(name.size(), kNameLength - 1), mine.name.begin());
+  std::vector<Entry> entries(static_cast<size_t>(size));
+  PKM_MPI(MPI_Allgather(&mine, sizeof(Entry), MPI_BYTE, entries.data(), sizeof(Entry), MPI_BYTE, world));
+  Hosts hosts;
+  std::vector<int> leaders;
+  for (const Entry& entry : entries) {
+    const auto known = std::find(leaders.begin(), leaders.end(), entry.leader);
+    hosts.of_rank.push_back(static_cast<int>(known - leaders.begin()));
+    if (known != leaders.end()) continue;
+    leaders.push_back(entry.leader);
+    hosts.names.emplace_back(entry.name.data());
+  }
+  return hosts;
+}
+
+// MPI's handles behind the communicator. Freeing them is collective, so an exception leaves them to the operating
+// system.
+class MpiGroup {
+ public:
+  MpiGroup() {
+    PKM_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world));
+    PKM_MPI(MPI_Comm_set_errhandler(world, MPI_ERRORS_RETURN));
+    host = host_group(world);
+    PKM_MPI(MPI_Comm_rank(world, &rank));
+    PKM_MPI(MPI_Comm_size(world, &size));
+  }
+  ~MpiGroup() {
+    if (std::uncaught_exceptions() > 0) return;
+    if (window != MPI_WIN_NULL) MPI_Win_free(&window);
+    MPI_Comm_free(&host);
+    MPI_Comm_free(&world);
+  }
+  MpiGroup(const MpiGroup&) = delete;
+  MpiGroup& operator=(const MpiGroup&) = delete;
+
+  // The statuses of this host's ranks, in memory that they share.
+  StatusBoard make_board() {
+    RankStatus* mine = nullptr;
+    if (MPI_Win_allocate_shared(sizeof(RankStatus), 1, MPI_INFO_NULL, host, static_cast<void*>(&mine), &window) !=
+        MPI_SUCCESS) {  // no shared memory to be had: the watchdog then knows of this rank alone
+      window = MPI_WIN_NULL;
+      return StatusBoard::alone(rank);
+    }
+    new (mine) RankStatus;
+    int count = 0;
+    PKM_MPI(MPI_Comm_size(host, &count));
+    StatusBoard board{rank, std::vector<int>(static_cast<size_t>(count)), {}, nullptr};
+    PKM_MPI(MPI_Allgather(&rank, 1, MPI_INT, board.ranks.data(), 1, MPI_INT, host));
+    for (int r = 0; r < count; ++r) {
+      MPI_Aint bytes = 0;
+      int unit = 0;
+      RankStatus* status = nullptr;
+      PKM_MPI(MPI_Win_shared_query(window, r, &bytes, &unit, static_cast<void*>(&status)));
+      board.statuses.push_back(status);
+    }
+    return board;
+  }
+
+  MPI_Comm world = MPI_COMM_NULL;
+  MPI_Comm host = MPI_COMM_NULL;
+  MPI_Win window = MPI_WIN_NULL;
+  int rank = 0;
+  int size = 1;
+};
+
+class MpiCommunicator final : public Communicator {
+ public:
+  MpiCommunicator(std::unique_ptr<MpiGroup> group, const MpiOptions& options)
+      : Communicator(group->rank, group->size, find_hosts(group->world, group->host)),
+        group_(std::move(group)),
+        options_(options) {
+    show_on(group_->make_board());
+  }
+  ~MpiCommunicator() override { stop_watching(); }
+
+  [[noreturn]] void abort(int exit_code) override {
+    std::fflush(nullptr);
+    MPI_Abort(MPI_COMM_WORLD, exit_code);
+    std::_Exit(exit_code);
+  }
+
+ protected:
+  void run_all_reduce(const Reduce& reduce) override {
+    reduce_in_pieces(reduce, [&](void* data, int count) {
+      PKM_MPI(MPI_Allreduce(MPI_IN_PLACE, data, count, mpi_type(reduce.type), mpi_op(reduce.reduction), group_->world));
+    });
+  }
+
+  Pending start_all_reduce(const Reduce& reduce) override {
+    std::vector<MPI_Request> requests;
+    reduce_in_pieces(reduce, [&](void* data, int count) {
+      PKM_MPI(MPI_Iallreduce(MPI_IN_PLACE, data, count, mpi_type(reduce.type), mpi_op(reduce.reduction), group_->world,
+                             &requests.emplace_back()));
+    });
+    return Pending([requests = std::move(requests)]() mutable {
+      PKM_MPI(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE));
+    });
+  }
+
+  // MPI's counts cover all blocks together, so pieces are columns of them, packed side by side.
+  void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) override {
+    const int64_t unit = size_of(out.type);
+    const int64_t block = out.count();
+    const int64_t largest = std::max<int64_t>(options_.largest_count / size(), 1);
+    std::vector<std::byte> packed;
+    in_pieces(block, largest, false, [&](int64_t begin, int count) {
+      const std::byte* source = in.data();
+      if (count != block) {
+        const size_t bytes = static_cast<size_t>(count * unit);
+        packed.resize(bytes * static_cast<size_t>(size()));
+        for (int r = 0; r < size(); ++r)
+          std::memcpy(packed.data() + static_cast<size_t>(r) * bytes, in.data() + (r * block + begin) * unit, bytes);
+        source = packed.data();
+      }
+      PKM_MPI(MPI_Reduce_scatter_block(source, out.data.data() + begin * unit, count, mpi_type(out.type),
+                                       mpi_op(out.reduction), group_->world));
+    });
+  }
+
+  void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override {
+    const auto block = static_cast<int64_t>(in.size());
+    if (static_cast<int64_t>(out.size()) <= options_.largest_count) {
+      PKM_MPI(MPI_Allgather(in.data(), static_cast<int>(block), MPI_BYTE, out.data(), static_cast<int>(block), MPI_BYTE,
+                            group_->world));
+      return;
+    }
+    exchange([&](int) { return in; },
+             [&](int peer) { return out.subspan(static_cast<size_t>(peer * block), in.size()); })
+        .wait();
+  }
+
+  Pending start_all_to_all_v(const Blocks& blocks) override {
+    const auto starts = [&](std::span<const int64_t> counts) {
+      std::vector<size_t> bytes(counts.size() + 1, 0);
+      for (size_t r = 0; r < counts.size(); ++r)
+        bytes[r + 1] = bytes[r] + static_cast<size_t>(counts[r] * blocks.element_bytes);
+      return bytes;
+    };
+    const auto block = [](auto span, const std::vector<size_t>& bounds, int peer) {
+      const auto r = static_cast<size_t>(peer);
+      return span.subspan(bounds[r], bounds[r + 1] - bounds[r]);
+    };
+    const auto from = starts(blocks.in_counts);
+    const auto to = starts(blocks.out_counts);
+    return exchange([&](int peer) { return block(blocks.in, from, peer); },
+                    [&](int peer) { return block(blocks.out, to, peer); });
+  }
+
+  void run_broadcast(std::span<std::byte> data, int root) override {
+    in_pieces(static_cast<int64_t>(data.size()), options_.largest_count, false, [&](int64_t begin, int count) {
+      PKM_MPI(MPI_Bcast(data.data() + begin, count, MPI_BYTE, root, group_->world));
+    });
+  }
+
+  void run_barrier() override { PKM_MPI(MPI_Barrier(group_->world)); }
+
+  void on_hang(const std::string& report) override {
+    std::fprintf(stderr, "pkmesh: %s\n", report.c_str());
+    std::this_thread::sleep_for(std::chrono::seconds(1));  // ranks of other hosts see other neighbours: let them speak
+    abort(1);
+  }
+
+ private:
+  static constexpr int kTag = 1;
+
+  template <class Body>
+  void reduce_in_pieces(const Reduce& reduce, const Body& body) const {
+    const int64_t unit = size_of(reduce.type);
+    const int64_t largest = std::min(options_.largest_count, std::max<int64_t>(options_.reduce_piece_bytes / unit, 1));
+    in_pieces(reduce.count(), largest, false,
+              [&](int64_t begin, int count) { body(reduce.data.data() + begin * unit, count); });
+  }
+
+  // Sends in_of(peer) to every peer and fills out_of(peer) from it. Receives are posted first; sends start at the next
+  // rank, so that not all ranks begin with rank 0.
+  template <class InOf, class OutOf>
+  Pending exchange(const InOf& in_of, const OutOf& out_of) {
+    std::vector<MPI_Request> requests;
+    std::vector<int> expected;  // bytes, one per receive
+    for (int step = 1; step < size(); ++step) {
+      const int peer = (rank() - step + size()) % size();
+      const std::span<std::byte> out = out_of(peer);
+      in_pieces(static_cast<int64_t>(out.size()), options_.largest_count, true, [&](int64_t begin, int count) {
+        PKM_MPI(MPI_Irecv(out.data() + begin, count, MPI_BYTE, peer, kTag, group_->world, &requests.emplace_back()));
+        expected.push_back(count);
+      });
+    }
+    for (int step = 1; step < size(); ++step) {
+      const int peer = (rank() + step) % size();
+      const std::span<const std::byte> in = in_of(peer);
+      in_pieces(static_cast<int64_t>(in.size()), options_.largest_count, true, [&](int64_t begin, int count) {
+        PKM_MPI(MPI_Isend(in.data() + begin, count, MPI_BYTE, peer, kTag, group_->world, &requests.emplace_back()));
+      });
+    }
+    const std::span<const std::byte> kept = in_of(rank());
+    PKM_CHECK(kept.size() == out_of(rank()).size(), "rank {} sends itself {} bytes and expects {}", rank(), kept.size(),
+              out_of(rank()).size());
+    if (!kept.empty()) std::memcpy(out_of(rank()).data(), kept.data(), kept.size());
+    return Pending([this, requests = std::move(requests), expected = std::move(expected)]() mutable {
+      finish_exchange(requests, expected);
+    });
+  }
+
+  void finish_exchange(std::vector<MPI_Request>& requests, const std::vector<int>& expected) const {
+    std::vector<MPI_Status> statuses(requests.size());
+    const int status = MPI_Waitall(static_cast<int>(requests.size()), requests.data(), statuses.data());
+    for (size_t i = 0; i < expected.size(); ++i) {
+      if (status == MPI_ERR_IN_STATUS) PKM_MPI(statuses[i].MPI_ERROR);
+      int bytes = 0;
+      PKM_MPI(MPI_Get_count(&statuses[i], MPI_BYTE, &bytes));
+      PKM_CHECK(bytes == expected[i], "rank {} expects {} bytes from rank {}, which sent {}", rank(), expected[i],
+                statuses[i].MPI_SOURCE, bytes);
+    }
+    PKM_MPI(status);
+  }
+
+  const std::unique_ptr<MpiGroup> group_;
+  const MpiOptions options_;
+};
+
+// srun without --mpi=... starts tasks that know nothing of each other: each would be a world of one.
+void refuse_loose_tasks() {
+  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  if (tasks != nullptr && std::atoi(tasks) > 1)
+    user_error("srun started {} tasks that MPI cannot connect; use srun --mpi=pmix, or mpirun", tasks);
+}
+
+}  // namespace
+
+bool MpiSession::launched() {
+  const auto has = [](const char* name) { return std::getenv(name) != nullptr; };
+  return has("OMPI_COMM_WORLD_RANK") || has("PMIX_RANK") || has("PMI_RANK") || has("PMI_FD");
+}
+
+MpiSession::MpiSession(int* argc, char*** argv) : uncaught_exceptions_(std::uncaught_exceptions()) {
+  if (!launched()) {
+    refuse_loose_tasks();
+    return;
+  }
+  int provided = 0;
+  PKM_MPI(MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided));
+  PKM_CHECK(provided >= MPI_THREAD_FUNNELED, "this MPI library is for single-threaded programs only");
+}
+
+MpiSession::~MpiSession() {
+  if (!launched()) return;
+  if (std::uncaught_exceptions() > uncaught_exceptions_) MPI_Abort(MPI_COMM_WORLD, 1);
+  MPI_Finalize();
+}
+
+std::unique_ptr<Communicator> MpiSession::world(const MpiOptions& options) {
+  if (!launched()) return std::make_unique<SelfCommunicator>();
+  return std::make_unique<MpiCommunicator>(std::make_unique<MpiGroup>(), options);
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ranks as processes, over MPI. Only the thread that made the session calls MPI (MPI_THREAD_FUNNELED), with one
+// exception: the watchdog's thread ends a job that hangs.
+//
+// A program that no launcher started is a world of one and never touches MPI.
+#pragma once
+
+#include <climits>
+#include <memory>
+
+#include "comm/communicator.h"
+
+namespace pkmesh {
+
+struct MpiOptions {
+  // Most elements (or bytes, for what is not reduced) that go into one MPI call; a test lowers it.
+  int64_t largest_count = INT_MAX;
+  // An all-reduce goes in pieces of this size, which stay in the cache between its steps: between two ranks of one
+  // host, 64 MiB in pieces of 0.25 to 4 MiB ran three times as fast as in one.
+  int64_t reduce_piece_bytes = int64_t{1} << 20;
+};
+
+// MPI from here to the end of the scope; outlives every communicator it made. Left by an exception, it ends the job:
+// MPI_Finalize would wait for ranks that wait for this one.
+class MpiSession {
+ public:
+  // Throws UserError if a launcher started several tasks that MPI would not connect.
+  MpiSession(int* argc, char*** argv);
+  ~MpiSession();
+  MpiSession(const MpiSession&) = delete;
+  MpiSession& operator=(const MpiSession&) = delete;
+
+  // True if a launcher (mpirun, srun) started this process.
+  static bool launched();
+  // All ranks of the job, collectively: over MPI if launched, else a world of one. It must be destroyed on all ranks.
+  std::unique_ptr<Communicator> world(const MpiOptions& options = {});
+
+ private:
+  int uncaught_exceptions_;
+};
+
+}  // namespace pkmesh

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contract of a Communicator, as one suite for all kinds: a test program defines contract_worlds(), and every
+// TEST_P on ContractTest runs in each of them. Inputs are small integers, so sums are exact in any order and results
+// are compared bit for bit.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+
+namespace pkmesh {
+
+using RankBody = std::function<void(Communicator& world)>;
+
+struct ContractWorld {
+  std::string name;
+  std::function<void(const RankBody& body)> run;  // runs the body on every rank
+  friend void PrintTo(const ContractWorld& world, std::ostream* out) { *out << world.name; }
+};
+
+// Defined by each test program.
+std::vector<ContractWorld> contract_worlds();
+
+class ContractTest : public testing::TestWithParam<ContractWorld> {
+ protected:
+  // In the body, use EXPECT only: a rank that returns early leaves the others waiting.
+  void on_ranks(const RankBody& body) const { GetParam().run(body); }
+};
+
+// The number that `rank` has at `index`: whole, in [-50, 50].
+template <class T>
+T whole(int rank, int64_t index) {
+  return static_cast<T>((rank * 31 + index * 7) % 101 - 50);
+}
+
+}  // namespace pkmesh

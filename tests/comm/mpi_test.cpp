@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contract over MPI: with the limits of a real run, and with limits so low that everything goes in pieces.
+#include "contract.h"
+#include "mpi_main.h"
+
+namespace pkmesh {
+
+std::vector<ContractWorld> contract_worlds() {
+  const auto over_mpi = [](const MpiOptions& options) {
+    return [options](const RankBody& body) {
+      const auto world = test_session().world(options);
+      world->watch(std::chrono::seconds(60));
+      body(*world);
+    };
+  };
+  return {{"Mpi", over_mpi({})}, {"MpiInPieces", over_mpi({.largest_count = 5, .reduce_piece_bytes = 28})}};
+}
+
+}  // namespace pkmesh
