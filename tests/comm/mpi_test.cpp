@@ -13,7 +13,7 @@ std::vector<ContractWorld> contract_worlds() {
       body(*world);
     };
   };
-  return {{"Mpi", over_mpi({})}, {"MpiInPieces", over_mpi({.largest_count = 5, .reduce_piece_bytes = 28})}};
+  return {{"Mpi", over_mpi({})}, {"MpiInPieces", over_mpi({.largest_count = 61, .reduce_piece_bytes = 148})}};
 }
 
 }  // namespace pkmesh
