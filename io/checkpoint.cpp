@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Folders of checkpoints: which are whole, which is the latest, which go.
+#include "io/checkpoint.h"
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+
+#include "io/checkpoint_manifest.h"
+
+namespace pkmesh {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kPrefix = "step_";
+
+// The step in a checkpoint's name, or nothing if it is none.
+std::optional<int64_t> step_of(const std::string& name) {
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  int64_t step = 0;
+  const char* end = name.data() + name.size();
+  const auto [stop, error] = std::from_chars(name.data() + kPrefix.size(), end, step);
+  if (error != std::errc() || stop != end || name != checkpoint_name(step)) return std::nullopt;
+  return step;
+}
+
+bool whole(const std::string& path) {
+  try {
+    read_manifest(path);
+    return true;
+  } catch (const UserError&) {
+    return false;
+  }
+}
+
+}  // namespace
+
+std::string checkpoint_name(int64_t step) {
+  return fmt::format("{}{:08}", kPrefix, step);
+}
+
+std::vector<std::string> list_checkpoints(const std::string& folder) {
+  std::vector<std::pair<int64_t, std::string>> found;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    const auto step = step_of(name);
+    if (step && whole(entry.path().string())) found.emplace_back(*step, folder + "/" + name);
+  }
+  std::sort(found.begin(), found.end());
+  std::vector<std::string> paths;
+  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  return paths;
+}
+
+std::optional<std::string> latest_checkpoint(const std::string& folder) {
+  const auto all = list_checkpoints(folder);
+  return all.empty() ? std::nullopt : std::optional(all.back());
+}
+
+std::string find_checkpoint(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(path + "/" + kManifestFile, error)) return path;
+  for (const std::string& folder : {path, path + "/checkpoints"})
+    if (const auto latest = latest_checkpoint(folder)) return *latest;
+  user_error("{}: no whole checkpoint there; give a step_... folder, or a run that has one", path);
+}
+
+void prune_checkpoints(const std::string& folder, int64_t keep) {
+  const auto all = list_checkpoints(folder);
+  if (keep < 1 || std::ssize(all) <= keep) return;
+  for (auto path = all.begin(); path != all.end() - keep; ++path) {
+    // Renamed first, so that the name never stands for less than a whole checkpoint.
+    const std::string doomed = fmt::format("{}/.{}.tmp", folder, fs::path(*path).filename().string());
+    std::error_code error;
+    fs::rename(*path, doomed, error);
+    if (!error) remove_quietly(doomed);
+  }
+}
+
+}  // namespace pkmesh
