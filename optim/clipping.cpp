@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "optim/squares.h"
 #include "runtime/check.h"
 #include "runtime/parallel.h"
 #include "runtime/range.h"
@@ -14,23 +15,6 @@ namespace pkmesh {
 namespace {
 
 constexpr int64_t kBlock = 4096;
-
-// Eight running sums, so that it vectorises; their order is part of the result.
-double block_squares(const float* data, int64_t count) {
-  constexpr int64_t kLanes = 8;
-  std::array<double, kLanes> lanes{};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      const auto x = static_cast<double>(data[i + lane]);
-      lanes[static_cast<size_t>(lane)] += x * x;
-    }
-  }
-  double total = 0;
-  for (; i < count; ++i) total += static_cast<double>(data[i]) * static_cast<double>(data[i]);
-  for (const double lane : lanes) total += lane;
-  return total;
-}
 
 }  // namespace
 
@@ -43,7 +27,7 @@ double sum_of_squares(std::span<const float> data) {
   double* const sum = sums.data();
   parallel_for(0, blocks, 8, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block)
-      sum[block] = block_squares(data.data() + block * kBlock, std::min(kBlock, count - block * kBlock));
+      sum[block] = run_of_squares(data.data() + block * kBlock, std::min(kBlock, count - block * kBlock));
   });
   double total = 0;
   for (const double block : sums) total += block;

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "optim/sparse_adam.h"
+
+#include <numeric>
+
+#include "runtime/range.h"
+
+namespace pkmesh {
+namespace {
+
+using Update = RowAdamOptions::Update;
+using Correction = RowAdamOptions::Correction;
+using SecondMoment = RowAdamOptions::SecondMoment;
+
+std::variant<Buffer<float>, Buffer<bf16>> moments(Device device, int64_t count, bool in_bf16) {
+  if (in_bf16) return Buffer<bf16>(device, count);
+  return Buffer<float>(device, count);
+}
+
+RowMatrix matrix(const std::variant<Buffer<float>, Buffer<bf16>>& buffer, int64_t rows) {
+  return std::visit(
+      [&](const auto& b) -> RowMatrix { return b.view().reshape(rows, rows == 0 ? 0 : b.count() / rows); }, buffer);
+}
+
+bool in_bf16(const RowMatrix& matrix) {
+  return std::holds_alternative<Matrix<bf16>>(matrix);
+}
+
+void check(const RowGradients& gradients) {
+  const int64_t touched = gradients.rows.count();
+  check_shape("row gradients: offsets", gradients.offsets, {{"touched rows + 1", touched + 1}});
+  check_shape("row gradients: sources", gradients.sources, {{"contributions", gradients.weights.count()}});
+  PKM_CHECK(gradients.offsets[touched] == gradients.weights.count(), "the last offset is {}, of {} contributions",
+            gradients.offsets[touched], gradients.weights.count());
+}
+
+void check_rows(const char* what, const RowMatrix& matrix, int64_t rows, int64_t width) {
+  std::visit([&](const auto& m) { check_shape(what, m, {{"rows", rows}, {"width", width}}); }, matrix);
+}
+
+}  // namespace
+
+void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+                 const RowGradients& gradients) {
+  PKM_CHECK(update.step >= 1, "steps count from 1, got {}", update.step);
+  check(gradients);
+  const auto [rows, width] = std::visit([](const auto& m) { return m.shape(); }, values);
+  const bool row_wise = update.options.second_moment == SecondMoment::kRowWise;
+  check_rows("update_rows: values", values, rows, width);
+  check_rows("update_rows: first moments", state.first, rows, width);
+  check_rows("update_rows: second moments", state.second, rows, row_wise ? 1 : width);
+  PKM_CHECK(!row_wise || !in_bf16(state.second), "a row-wise second moment is fp32");
+  if (update.options.correction == Correction::kOwnSteps)
+    check_shape("update_rows: steps", state.steps, {{"rows", rows}});
+  if (in_bf16(values) || in_bf16(state.first) || in_bf16(state.second))
+    check_shape("update_rows: global rows", update.global_rows, {{"touched rows", gradients.rows.count()}});
+  if (gradients.rows.empty()) return;
+  PKM_CHECK(gradients.d_output.size(1) == width, "output gradients of width {} for rows of width {}",
+            gradients.d_output.size(1), width);
+  Range range("update rows");
+  PKM_DISPATCH(stream, update_rows, update, values, state, gradients);
+}
+
+void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> squares) {
+  check(gradients);
+  check_shape("row_squares: squares", squares, {{"touched rows", gradients.rows.count()}});
+  if (squares.empty()) return;
+  Range range("row squares");
+  PKM_DISPATCH(stream, row_squares, gradients, squares);
+}
+
+RowOptimizer::RowOptimizer(Device device, std::string table, const Placement& placement, int rank, int64_t width,
+                           const RowAdamOptions& options, uint64_t seed)
+    : table_(std::move(table)),
+      placement_(placement),
+      rank_(rank),
+      rows_(placement.local_rows(rank)),
+      width_(width),
+      options_(options),
+      seed_(seed),
+      first_(moments(device, rows_ * width, options.bf16_moments)) {
+  const bool row_wise = options.second_moment == SecondMoment::kRowWise;
+  const bool own_steps = options.correction == Correction::kOwnSteps;
+  if (own_steps && options.update == Update::kAll)
+    user_error("{}: rows that all move every step have no step count of their own; use the global step's correction",
+               table_);
+  second_ = moments(device, row_wise ? rows_ : rows_ * width, options.bf16_moments && !row_wise);
+  if (own_steps) steps_ = Buffer<uint32_t>(device, rows_);
+}
+
+RowState RowOptimizer::views() const {
+  return {matrix(first_, rows_), matrix(second_, rows_), steps_.view()};
+}
+
+double RowOptimizer::gradient_squares(Stream& stream, const RowGradients& gradients) {
+  squares_.resize(static_cast<size_t>(gradients.rows.count()));
+  row_squares(stream, gradients, Vector<double>(squares_.data(), gradients.rows.count()));
+  return std::accumulate(squares_.begin(), squares_.end(), 0.0);
+}
+
+// The same gradients with every row of the shard listed: the other rows have no contribution, a gradient of zero.
+RowGradients RowOptimizer::all_rows(const RowGradients& gradients) {
+  every_row_.resize(static_cast<size_t>(rows_));
+  std::iota(every_row_.begin(), every_row_.end(), 0);
+  every_offset_.assign(static_cast<size_t>(rows_) + 1, 0);
+  for (int64_t u = 0; u < gradients.rows.count(); ++u)
+    every_offset_[static_cast<size_t>(gradients.rows[u]) + 1] = gradients.offsets[u + 1] - gradients.offsets[u];
+  std::partial_sum(every_offset_.begin(), every_offset_.end(), every_offset_.begin());
+  RowGradients all = gradients;
+  all.rows = Vector<const int32_t>(every_row_.data(), rows_);
+  all.offsets = Vector<const int64_t>(every_offset_.data(), rows_ + 1);
+  return all;
+}
+
+void RowOptimizer::step(Stream& stream, const RowMatrix& values, const RowGradients& gradients, double scale, double lr,
+                        int64_t step) {
+  check_rows("row optimizer: values", values, rows_, width_);
+  const RowGradients listed = options_.update == Update::kAll ? all_rows(gradients) : gradients;
+  const bool rounds = in_bf16(values) || options_.bf16_moments;
+  global_rows_.resize(rounds ? static_cast<size_t>(listed.rows.count()) : 0);
+  for (size_t u = 0; u < global_rows_.size(); ++u)
+    global_rows_[u] = placement_.global(rank_, listed.rows[static_cast<int64_t>(u)]);
+  const RowUpdate update = {.options = options_,
+                            .scale = static_cast<float>(scale),
+                            .lr = lr,
+                            .step = step,
+                            .value_rounding = Random(seed_, table_ + ".rounding", step),
+                            .first_rounding = Random(seed_, table_ + ".first_moments.rounding", step),
+                            .second_rounding = Random(seed_, table_ + ".second_moments.rounding", step),
+                            .global_rows = Vector<const int32_t>(global_rows_.data(), std::ssize(global_rows_))};
+  update_rows(stream, update, values, views(), listed);
+}
+
+std::vector<StateTensor> RowOptimizer::state() const {
+  const auto tensor = [&](const char* name, const RowMatrix& data) {
+    return std::visit([&](const auto& m) -> StateTensor { return {table_ + "." + name, m}; }, data);
+  };
+  const RowState state = views();
+  std::vector<StateTensor> result = {tensor("first_moments", state.first), tensor("second_moments", state.second)};
+  if (options_.correction == Correction::kOwnSteps)
+    result.push_back({table_ + ".steps", state.steps.reshape(rows_, 1)});
+  return result;
+}
+
+int64_t RowOptimizer::bytes_per_row(const RowAdamOptions& options, int64_t width) {
+  const int64_t moments = width * static_cast<int64_t>(options.bf16_moments ? sizeof(bf16) : sizeof(float));
+  const bool row_wise = options.second_moment == SecondMoment::kRowWise;
+  const bool own_steps = options.correction == Correction::kOwnSteps;
+  return moments + (row_wise ? static_cast<int64_t>(sizeof(float)) : moments) +
+         (own_steps ? static_cast<int64_t>(sizeof(uint32_t)) : 0);
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Adam for the rows of a value table that a step has read. A row, its moments and its counter live on the row's owner;
+// a step costs what the touched rows cost, whatever the table's size. Each row's gradient is summed from its
+// contributions in a core's own cache and consumed at once: it is never stored.
+//
+// What is stored in bf16 is rounded stochastically with numbers keyed by (seed, table, step, global row, column). So no
+// result depends on the rank count, the placement or the threads.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "comm/placement.h"
+#include "runtime/bf16.h"
+#include "runtime/buffer.h"
+#include "runtime/dispatch.h"
+#include "runtime/random.h"
+#include "runtime/view.h"
+
+namespace pkmesh {
+
+struct RowAdamOptions {
+  enum class Update {
+    kTouched,  // lazy: rows without a contribution keep value and moments (torch.optim.SparseAdam)
+    kAll,      // rows without a contribution move by their momentum (torch.optim.Adam); walks the whole shard
+  };
+  enum class Correction {
+    kGlobalStep,  // the bias correction of a row is that of the run's step
+    kOwnSteps,    // ... of the number of updates that the row has had; kTouched only
+  };
+  enum class SecondMoment {
+    kFull,     // one per element
+    kRowWise,  // one fp32 per row: of the mean of g^2 over the row
+  };
+
+  Update update = Update::kTouched;
+  Correction correction = Correction::kGlobalStep;
+  SecondMoment second_moment = SecondMoment::kFull;
+  bool bf16_moments = false;  // a row-wise second moment stays fp32
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;  // added to the root of the second moment before (kTouched) or after (kAll) its bias correction
+};
+
+// The gradients of a shard's rows as they come from the exchange:
+//   gradient of row rows[u] = sum over c in [offsets[u], offsets[u+1]) of weights[c] * d_output[sources[c]].
+struct RowGradients {
+  Vector<const int32_t> rows;     // (touched) local rows, ascending, each once
+  Vector<const int64_t> offsets;  // (touched + 1)
+  Vector<const float> weights;    // (contributions)
+  Vector<const int32_t> sources;  // (contributions)
+  Matrix<const float> d_output;   // (sources, width)
+};
+
+using RowMatrix = std::variant<Matrix<float>, Matrix<bf16>>;  // (rows, width)
+
+struct RowState {
+  RowMatrix first;         // (rows, width)
+  RowMatrix second;        // (rows, width); kRowWise: fp32 (rows, 1)
+  Vector<uint32_t> steps;  // (rows) updates so far; empty unless kOwnSteps
+};
+
+// What one update needs.
+struct RowUpdate {
+  RowAdamOptions options;
+  float scale;  // of the gradient: clipping factor / loss scale
+  double lr;
+  int64_t step;  // t >= 1
+  Random value_rounding;
+  Random first_rounding;
+  Random second_rounding;
+  Vector<const int32_t> global_rows;  // (touched); empty if nothing is stored in bf16
+};
+
+PKM_OP(update_rows, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+       const RowGradients& gradients)
+PKM_OP(row_squares, const RowGradients& gradients, Vector<double> squares)
+
+// Updates the rows that `gradients` lists.
+void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+                 const RowGradients& gradients);
+
+// squares[u] = sum over the columns of the squared gradient of row rows[u]. (touched)
+void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> squares);
+
+// A tensor of the optimiser's state, for checkpoints: row i of it belongs to row i of the shard.
+struct StateTensor {
+  std::string name;
+  std::variant<Matrix<float>, Matrix<bf16>, Matrix<uint32_t>> data;
+};
+
+// Owns the moments of one shard. They are zero pages until a row is touched, so an untouched table costs none.
+class RowOptimizer {
+ public:
+  // `table` names the table in the whole run; `rank` owns the shard.
+  RowOptimizer(Device device, std::string table, const Placement& placement, int rank, int64_t width,
+               const RowAdamOptions& options, uint64_t seed);
+
+  // Sum over the touched rows of their squared gradients: this rank's share of the clipping norm and of the gate.
+  double gradient_squares(Stream& stream, const RowGradients& gradients);
+
+  // The t-th update, t >= 1, of values (rows, width) with gradients * scale.
+  void step(Stream& stream, const RowMatrix& values, const RowGradients& gradients, double scale, double lr,
+            int64_t step);
+
+  // "<table>.first_moments", "<table>.second_moments", and with kOwnSteps "<table>.steps".
+  std::vector<StateTensor> state() const;
+
+  // Bytes of state (values not included).
+  static int64_t bytes_per_row(const RowAdamOptions& options, int64_t width);
+
+ private:
+  RowState views() const;
+  RowGradients all_rows(const RowGradients& gradients);
+
+  std::string table_;
+  Placement placement_;
+  int rank_;
+  int64_t rows_;
+  int64_t width_;
+  RowAdamOptions options_;
+  uint64_t seed_;
+  std::variant<Buffer<float>, Buffer<bf16>> first_;
+  std::variant<Buffer<float>, Buffer<bf16>> second_;
+  Buffer<uint32_t> steps_;
+  // Scratch; grows to its size in the first steps.
+  std::vector<int32_t> global_rows_;
+  std::vector<int32_t> every_row_;
+  std::vector<int64_t> every_offset_;
+  std::vector<double> squares_;
+};
+
+}  // namespace pkmesh

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <vector>
+
+#include "optim/sparse_adam.h"
+#include "optim/squares.h"
+#include "runtime/parallel.h"
+
+namespace pkmesh::cpu {
+namespace {
+
+// A thread's workspace: a row's gradient and its random bits stay in its nearest cache.
+struct Workspace {
+  std::vector<float> gradient;
+  std::vector<uint16_t> value_bits;
+  std::vector<uint16_t> first_bits;
+  std::vector<uint16_t> second_bits;
+};
+
+Workspace& workspace(int64_t width) {
+  thread_local Workspace space;
+  const auto size = static_cast<size_t>(width) + 8;  // random bits come by eights
+  if (space.gradient.size() < size) {
+    space.gradient.resize(size);
+    space.value_bits.resize(size);
+    space.first_bits.resize(size);
+    space.second_bits.resize(size);
+  }
+  return space;
+}
+
+// gradient (width) = the row's contributions, added in their order.
+void sum_contributions(const RowGradients& gradients, int64_t u, float* __restrict gradient) {
+  const int64_t width = gradients.d_output.size(1);
+  const auto source = [&](int64_t c) { return gradients.d_output.data() + gradients.sources[c] * width; };
+  const int64_t end = gradients.offsets[u + 1];
+  int64_t c = gradients.offsets[u];
+  std::fill(gradient, gradient + width, 0.0F);
+  for (; c + 4 <= end; c += 4) {  // a hot row has thousands: the sum stays in a register for four of them
+    const float* __restrict const d0 = source(c);
+    const float* __restrict const d1 = source(c + 1);
+    const float* __restrict const d2 = source(c + 2);
+    const float* __restrict const d3 = source(c + 3);
+    const float w0 = gradients.weights[c];
+    const float w1 = gradients.weights[c + 1];
+    const float w2 = gradients.weights[c + 2];
+    const float w3 = gradients.weights[c + 3];
+    for (int64_t i = 0; i < width; ++i) {
+      float sum = gradient[i];
+      sum += w0 * d0[i];
+      sum += w1 * d1[i];
+      sum += w2 * d2[i];
+      sum += w3 * d3[i];
+      gradient[i] = sum;
+    }
+  }
+  for (; c < end; ++c) {
+    const float* __restrict const d = source(c);
+    const float w = gradients.weights[c];
+    for (int64_t i = 0; i < width; ++i) gradient[i] += w * d[i];
+  }
+}
+
+// Calls body(u) for every touched row, in parallel. Pieces are cut by work, not by rows: usage is skewed.
+template <class Body>
+void for_touched_rows(const RowGradients& gradients, const Body& body) {
+  constexpr int64_t kRowWork = 4;  // the row itself costs about as much as four contributions
+  const int64_t touched = gradients.rows.count();
+  const auto work_before = [&](int64_t u) { return gradients.offsets[u] + kRowWork * u; };
+  const auto first_with = [&](int64_t work) {  // the first row with at least this much before it
+    int64_t low = 0;
+    int64_t high = touched;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (work_before(middle) < work) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  };
+  parallel_for(0, work_before(touched), 64 * kRowWork, [&](int64_t begin, int64_t end) {
+    const int64_t last = first_with(end);
+    for (int64_t u = first_with(begin); u < last; ++u) body(u);
+  });
+}
+
+// 16 random bits for each column of a row; the same for a (row, column) wherever the row lives.
+void fill_bits(const Random& random, int32_t global_row, int64_t width, uint16_t* bits) {
+  const int64_t blocks = (width + 7) / 8;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const auto words = random.block(static_cast<uint64_t>(int64_t{global_row} * blocks + b));
+    for (size_t w = 0; w < 4; ++w) {
+      bits[b * 8 + static_cast<int64_t>(w) * 2] = static_cast<uint16_t>(words[w]);
+      bits[b * 8 + static_cast<int64_t>(w) * 2 + 1] = static_cast<uint16_t>(words[w] >> 16);
+    }
+  }
+}
+
+float load(float x) {
+  return x;
+}
+float load(bf16 x) {
+  return static_cast<float>(x);
+}
+void store(float x, uint16_t, float& out) {
+  out = x;
+}
+void store(float x, uint16_t bits, bf16& out) {
+  out = bf16::stochastic(x, bits);
+}
+
+template <class T>
+void prefetch_row(const T* row, int64_t width) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(row + i, 1);
+}
+
+struct Coefficients {
+  float one_minus_beta1;
+  float beta2;
+  float one_minus_beta2;
+  float rate;
+  float eps;
+};
+
+Coefficients coefficients(const RowUpdate& update, int64_t t) {
+  const auto& options = update.options;
+  const double root2 = std::sqrt(1.0 - std::pow(options.beta2, static_cast<double>(t)));
+  const double correction1 = 1.0 - std::pow(options.beta1, static_cast<double>(t));
+  const bool after = options.update == RowAdamOptions::Update::kAll;
+  return {.one_minus_beta1 = static_cast<float>(1.0 - options.beta1),
+          .beta2 = static_cast<float>(options.beta2),
+          .one_minus_beta2 = static_cast<float>(1.0 - options.beta2),
+          .rate = static_cast<float>(update.lr * root2 / correction1),
+          .eps = static_cast<float>(after ? options.eps * root2 : options.eps)};
+}
+
+// One row. kRowWise: `second` is one number, else (width).
+template <bool kRowWise, class Value, class First, class Second>
+void update_row(const Coefficients& c, int64_t width, const Workspace& space, Value* __restrict value,
+                First* __restrict first, Second* __restrict second) {
+  const float* __restrict const gradient = space.gradient.data();
+  const uint16_t* __restrict const value_bits = space.value_bits.data();
+  const uint16_t* __restrict const first_bits = space.first_bits.data();
+  const uint16_t* __restrict const second_bits = space.second_bits.data();
+  float row_rate = 0;
+  if constexpr (kRowWise) {
+    const auto mean = static_cast<float>(run_of_squares(gradient, width) / static_cast<double>(width));
+    *second = c.beta2 * *second + c.one_minus_beta2 * mean;
+    row_rate = c.rate / (std::sqrt(*second) + c.eps);
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) {
+    const float g = gradient[i];
+    const float m = load(first[i]);
+    const float new_m = m + (g - m) * c.one_minus_beta1;
+    store(new_m, first_bits[i], first[i]);
+    if constexpr (kRowWise) {
+      store(load(value[i]) - row_rate * new_m, value_bits[i], value[i]);
+    } else {
+      const float v = c.beta2 * load(second[i]) + c.one_minus_beta2 * g * g;
+      store(v, second_bits[i], second[i]);
+      store(load(value[i]) - c.rate * new_m / (std::sqrt(v) + c.eps), value_bits[i], value[i]);
+    }
+  }
+}
+
+template <bool kRowWise, class Value, class First, class Second>
+void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> firsts, Matrix<Second> seconds,
+                Vector<uint32_t> steps, const RowGradients& gradients) {
+  const int64_t width = values.size(1);
+  const int64_t touched = gradients.rows.count();
+  const bool own_steps = update.options.correction == RowAdamOptions::Correction::kOwnSteps;
+  const Coefficients global = coefficients(update, update.step);
+  for_touched_rows(gradients, [&](int64_t u) {
+    const int32_t row = gradients.rows[u];
+    if (u + 1 < touched) {
+      const int32_t next = gradients.rows[u + 1];
+      prefetch_row(values[next].data(), width);
+      prefetch_row(firsts[next].data(), width);
+      prefetch_row(seconds[next].data(), seconds.size(1));
+    }
+    Workspace& space = workspace(width);
+    sum_contributions(gradients, u, space.gradient.data());
+    for (int64_t i = 0; i < width; ++i) space.gradient[static_cast<size_t>(i)] *= update.scale;
+    if constexpr (std::is_same_v<Value, bf16>)
+      fill_bits(update.value_rounding, update.global_rows[u], width, space.value_bits.data());
+    if constexpr (std::is_same_v<First, bf16>)
+      fill_bits(update.first_rounding, update.global_rows[u], width, space.first_bits.data());
+    if constexpr (std::is_same_v<Second, bf16>)
+      fill_bits(update.second_rounding, update.global_rows[u], width, space.second_bits.data());
+    const Coefficients c = own_steps ? coefficients(update, ++steps[row]) : global;
+    update_row<kRowWise>(c, width, space, values[row].data(), firsts[row].data(), seconds[row].data());
+  });
+}
+
+}  // namespace
+
+void update_rows(Stream&, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+                 const RowGradients& gradients) {
+  const bool row_wise = update.options.second_moment == RowAdamOptions::SecondMoment::kRowWise;
+  std::visit(
+      [&](const auto& value, const auto& first) {
+        if (row_wise) {
+          update_all<true>(update, value, first, std::get<Matrix<float>>(state.second), state.steps, gradients);
+        } else {
+          // Both moments are of one type.
+          update_all<false>(update, value, first, std::get<std::decay_t<decltype(first)>>(state.second), state.steps,
+                            gradients);
+        }
+      },
+      values, state.first);
+}
+
+void row_squares(Stream&, const RowGradients& gradients, Vector<double> squares) {
+  const int64_t width = gradients.d_output.size(1);
+  for_touched_rows(gradients, [&](int64_t u) {
+    float* const gradient = workspace(width).gradient.data();
+    sum_contributions(gradients, u, gradient);
+    squares[u] = run_of_squares(gradient, width);
+  });
+}
+
+}  // namespace pkmesh::cpu
