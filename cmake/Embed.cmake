@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# cmake -D OUTPUT=embedded.cpp -P Embed.cmake FILE...  writes the C++ that io/embedded.h declares.
+# cmake -D OUTPUT=embedded_files.cpp -P Embed.cmake FILE...  writes the C++ that io/embedded.h declares.
 set(entries "")
 math(EXPR last "${CMAKE_ARGC} - 1")
 foreach(i RANGE ${last})

@@ -50,7 +50,10 @@ Position find_position(std::string_view text, int line, int column, const std::s
   pb::io::ArrayInputStream stream(text.data(), static_cast<int>(text.size()));
   FirstError ignored;
   pb::io::Tokenizer tokenizer(&stream, &ignored);
-  tokenizer.set_comment_style(pb::io::Tokenizer::SH_COMMENT_STYLE);
+  tokenizer.set_comment_style(pb::io::Tokenizer::SH_COMMENT_STYLE);  // as TextFormat sets its own
+  tokenizer.set_allow_f_after_float(true);
+  tokenizer.set_require_space_after_number(false);
+  tokenizer.set_allow_multiline_strings(true);
   std::vector<Position> open = {{prefix, type}};
   std::map<std::string, int> entries;  // of repeated messages, so far
   std::string name;

@@ -14,4 +14,7 @@ struct EmbeddedFile {
 
 std::span<const EmbeddedFile> embedded_files();
 
+// The text that data.source BUILT_IN stands for: the licence, 11 kB of English.
+std::string_view built_in_text();
+
 }  // namespace pkmesh

@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "io/config_schema.h"
+#include "io/embedded.h"
 #include "runtime/check.h"
 #include "runtime/random.h"
 
@@ -306,6 +307,12 @@ TEST(Presets, AllLoad) {
   EXPECT_EQ(paper.model().memory(0).key_width(), 512);
 }
 
+TEST(Presets, BuiltInText) {
+  EXPECT_EQ(built_in_text(), read(std::string(PKMESH_SOURCE_DIR) + "/LICENSE"));
+  const Config debug = load_config("debug");
+  EXPECT_GT(static_cast<int64_t>(built_in_text().size()), 100 * (debug.model().context() + 1));
+}
+
 TEST(Schema, EveryOptionIsDescribed) {
   config::Config everything = load_config("debug");
   config::visit_options(everything, "",
@@ -378,10 +385,28 @@ TEST_F(Fuzz, RandomBytes) {
 TEST_F(Fuzz, MutatedText) {
   const Random random(2, "config mutations");
   const std::string original = to_text(load_config("debug"));
-  const std::vector<std::string> pieces = {
-      "{",      "}",         "[",     "]",  ":",  "\"", "<",       ">",
-      "-",      "nan",       "1e999", "#",  "\n", ",",  "[a.b/c]", "99999999999999999999",
-      "memory", "layers: [", "'",     "\\", "\0", ";"};
+  const std::vector<std::string> pieces = {"{",
+                                           "}",
+                                           "[",
+                                           "]",
+                                           ":",
+                                           "\"",
+                                           "<",
+                                           ">",
+                                           "-",
+                                           "nan",
+                                           "1e999",
+                                           "#",
+                                           "\n",
+                                           ",",
+                                           "[a.b/c]",
+                                           "99999999999999999999",
+                                           "memory",
+                                           "layers: [",
+                                           "'",
+                                           "\\",
+                                           std::string(1, '\0'),
+                                           ";"};
   uint64_t next = 0;
   for (int i = 0; i < 1000; ++i) {
     std::string text = original;
