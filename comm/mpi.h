@@ -20,8 +20,9 @@ struct MpiOptions {
   int64_t reduce_piece_bytes = int64_t{1} << 20;
 };
 
-// MPI from here to the end of the scope; outlives every communicator it made. Left by an exception, it ends the job:
-// MPI_Finalize would wait for ranks that wait for this one.
+// MPI from here to the end of the scope; outlives every communicator it made. Left by an exception, it ends the job with
+// exit code 1: MPI_Finalize would wait for ranks that wait for this one. So catch inside, say what happened, and call
+// world.abort(code).
 class MpiSession {
  public:
   // Throws UserError if a launcher started several tasks that MPI would not connect.

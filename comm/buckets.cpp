@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "comm/buckets.h"
+
+#include <algorithm>
+
+#include "runtime/check.h"
+
+namespace pkmesh {
+
+GradientBuckets::GradientBuckets(Communicator& communicator, std::span<float> gradients, int64_t bucket_bytes)
+    : communicator_(communicator),
+      gradients_(gradients),
+      bucket_size_(bucket_bytes / static_cast<int64_t>(sizeof(float))) {
+  PKM_CHECK(bucket_size_ >= 1, "a bucket of {} bytes holds no gradient", bucket_bytes);
+  const auto size = static_cast<int64_t>(gradients.size());
+  buckets_ = communicator.size() == 1 ? 0 : (size + bucket_size_ - 1) / bucket_size_;
+  pending_.reserve(static_cast<size_t>(buckets_));
+}
+
+int64_t GradientBuckets::begin_of(int64_t bucket) const {
+  return std::max<int64_t>(static_cast<int64_t>(gradients_.size()) - (bucket + 1) * bucket_size_, 0);
+}
+
+void GradientBuckets::ready_down_to(int64_t offset) {
+  const auto size = static_cast<int64_t>(gradients_.size());
+  PKM_CHECK(0 <= offset && offset <= size, "gradients ready down to {} of {}", offset, size);
+  while (issued() < buckets_ && begin_of(issued()) >= offset) {
+    const int64_t begin = begin_of(issued());
+    const int64_t end = size - issued() * bucket_size_;
+    const auto bucket = gradients_.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+    pending_.push_back(communicator_.all_reduce_async(bucket, Reduction::kSum, Purpose::kDense));
+  }
+}
+
+void GradientBuckets::finish() {
+  ready_down_to(0);
+  for (Pending& pending : pending_) pending.wait();
+  pending_.clear();
+}
+
+}  // namespace pkmesh
