@@ -2,7 +2,7 @@
 // Multi-head causal self-attention (Vaswani et al., arXiv 1706.03762, section 3.2) from packed projections.
 // No (context, context) matrix is kept: blocks of scores live in per-thread scratch and an online softmax joins them;
 // the backward pass computes them again from the saved log-sum-exp (Dao et al., FlashAttention, arXiv 2205.14135).
-// Results do not depend on the thread count: one thread does one (sequence, head).
+// One thread does one (sequence, head), so that with two of them or more results do not depend on the thread count.
 #pragma once
 
 #include "layers/dropout.h"

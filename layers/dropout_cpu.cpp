@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "layers/dropout.h"
+#include "runtime/parallel.h"
+
+namespace pkmesh::cpu {
+namespace {
+
+constexpr int64_t kGrain = 4096;  // elements worth a thread
+constexpr int64_t kStrip = 512;   // elements whose random numbers wait in L1
+
+// out[j] = random.bits(begin + j), four at a time.
+void draw(const Random& random, uint64_t begin, int64_t count, uint32_t* out) {
+  int64_t done = 0;
+  for (; done < count && (begin + static_cast<uint64_t>(done)) % 4 != 0; ++done)
+    out[done] = random.bits(begin + static_cast<uint64_t>(done));
+  for (; done + 4 <= count; done += 4) {
+    const auto four = random.block((begin + static_cast<uint64_t>(done)) / 4);
+    std::copy(four.begin(), four.end(), out + done);
+  }
+  for (; done < count; ++done) out[done] = random.bits(begin + static_cast<uint64_t>(done));
+}
+
+// Calls body(first, count, factors) for strips of all `total` elements.
+template <class Body>
+void for_each_strip(const Dropout& mask, int64_t total, const Body& body) {
+  parallel_for(0, total, kGrain, [&](int64_t from, int64_t to) {
+    float factors[kStrip];
+    for (int64_t first = from; first < to; first += kStrip) {
+      const int64_t count = std::min(kStrip, to - first);
+      dropout_factors(mask, first, count, factors);
+      body(first, count, factors);
+    }
+  });
+}
+
+}  // namespace
+
+void dropout_factors(const Dropout& mask, int64_t first, int64_t count, float* factors) {
+  const uint32_t threshold = mask.threshold();
+  const float keep = mask.scale();
+  uint32_t bits[kStrip];
+  for (int64_t done = 0; done < count; done += kStrip) {
+    const int64_t strip = std::min(kStrip, count - done);
+    draw(mask.random, static_cast<uint64_t>(mask.first_index + first + done), strip, bits);
+#pragma omp simd
+    for (int64_t j = 0; j < strip; ++j) factors[done + j] = bits[j] < threshold ? 0.0F : keep;
+  }
+}
+
+void dropout(Stream&, Matrix<const float> x, const Dropout& mask, Matrix<float> y) {
+  const float* in = x.data();
+  float* out = y.data();
+  if (mask.probability == 0.0F) {
+    if (in != out)
+      parallel_for(0, x.count(), kGrain, [=](int64_t from, int64_t to) { std::copy(in + from, in + to, out + from); });
+    return;
+  }
+  for_each_strip(mask, x.count(), [=](int64_t first, int64_t count, const float* factors) {
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) out[first + j] = in[first + j] * factors[j];
+  });
+}
+
+void dropout_add(Stream&, Matrix<const float> x, const Dropout& mask, Matrix<const float> residual, Matrix<float> y) {
+  const float* in = x.data();
+  const float* base = residual.data();
+  float* out = y.data();
+  if (mask.probability == 0.0F)
+    return parallel_for(0, x.count(), kGrain, [=](int64_t from, int64_t to) {
+#pragma omp simd
+      for (int64_t i = from; i < to; ++i) out[i] = base[i] + in[i];
+    });
+  for_each_strip(mask, x.count(), [=](int64_t first, int64_t count, const float* factors) {
+#pragma omp simd
+    for (int64_t j = 0; j < count; ++j) out[first + j] = base[first + j] + in[first + j] * factors[j];
+  });
+}
+
+}  // namespace pkmesh::cpu

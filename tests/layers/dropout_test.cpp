@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/dropout.h"
+
+#include "runtime/parallel.h"
+#include "tests/reference/attention.h"
+#include "tests/reference/tensor.h"
+
+namespace pkmesh {
+namespace {
+
+using namespace reference;
+
+Dropout make_mask(float probability, int64_t first_index = 0) {
+  return {Random(5, "layer 0 output", 9), probability, first_index};
+}
+
+TEST(Dropout, EachElementFollowsItsOwnRandomNumber) {
+  Stream stream;
+  for (const auto& [tokens, width] : std::vector<std::array<int64_t, 2>>{{0, 3}, {1, 1}, {7, 5}, {61, 97}}) {
+    for (const int64_t first : {0, 1, 6, 4097}) {
+      const Dropout mask = make_mask(0.3F, first);
+      const Numbers x = normals("x", tokens * width);
+      const Numbers residual = normals("residual", tokens * width);
+      Numbers expected = x;
+      Numbers expected_sum = residual;
+      for (int64_t i = 0; i < tokens * width; ++i) {
+        expected[i] *= keep_factor(mask, i);
+        expected_sum[i] += expected[i];
+      }
+      Tensor<float> x_float(x);
+      Tensor<float> y(tokens * width);
+      Tensor<float> sum(residual);
+      dropout(stream, x_float.view(tokens, width), mask, y.view(tokens, width));
+      dropout_add(stream, x_float.view(tokens, width), mask, sum.view(tokens, width), sum.view(tokens, width));
+      expect_near("y", y, expected, 3e-7);
+      expect_near("sum", sum, expected_sum, 3e-7);
+    }
+  }
+}
+
+TEST(Dropout, DropsTheShareItSaysAndKeepsTheMean) {
+  Stream stream;
+  constexpr int64_t kCount = 200000;
+  for (const float p : {0.1F, 0.5F, 0.9F}) {
+    Tensor<float> x(kCount, 1.0F);
+    dropout(stream, x.view(1, kCount), make_mask(p), x.view(1, kCount));
+    double zeros = 0;
+    double sum = 0;
+    for (const float value : x.values()) {
+      zeros += value == 0.0F;
+      sum += value;
+    }
+    EXPECT_NEAR(zeros / kCount, p, 0.005);
+    EXPECT_NEAR(sum / kCount, 1.0, 0.03);
+  }
+}
+
+// What one rank draws for all tokens is what two ranks draw for their halves, and threads do not matter.
+TEST(Dropout, TheMaskDependsNeitherOnRanksNorOnThreads) {
+  Stream stream;
+  constexpr int64_t kTokens = 150;
+  constexpr int64_t kWidth = 101;
+  const int before = threads();
+  Tensor<float> x(normals("x", kTokens * kWidth));
+  set_threads(1);
+  Tensor<float> whole(kTokens * kWidth);
+  dropout(stream, x.view(kTokens, kWidth), make_mask(0.5F), whole.view(kTokens, kWidth));
+  set_threads(3);
+  Tensor<float> parts(kTokens * kWidth);
+  for (const auto& [first, last] : std::vector<std::array<int64_t, 2>>{{0, 47}, {47, kTokens}})
+    dropout(stream, x.view(kTokens, kWidth).rows(first, last), make_mask(0.5F, first * kWidth),
+            parts.view(kTokens, kWidth).rows(first, last));
+  set_threads(before);
+  EXPECT_TRUE(same_bits(whole, parts));
+}
+
+TEST(Dropout, ProbabilityZeroCopies) {
+  Stream stream;
+  Tensor<float> x(normals("x", 99));
+  Tensor<float> y(99);
+  dropout(stream, x.view(9, 11), Dropout{}, y.view(9, 11));
+  EXPECT_TRUE(same_bits(x, y));
+  dropout_add(stream, x.view(9, 11), Dropout{}, x.view(9, 11), y.view(9, 11));
+  for (int64_t i = 0; i < 99; ++i) EXPECT_EQ(y.data()[i], 2 * x.data()[i]);
+}
+
+TEST(Dropout, RefusesProbabilitiesOutsideTheRange) {
+  Stream stream;
+  Tensor<float> x(1, 0.0F);
+  for (const float p : {-0.1F, 1.0F, std::numeric_limits<float>::quiet_NaN()})
+    EXPECT_THROW(dropout(stream, x.view(1, 1), make_mask(p), x.view(1, 1)), InternalError);
+}
+
+}  // namespace
+}  // namespace pkmesh
