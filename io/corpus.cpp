@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/corpus.h"
+
+#include <sys/stat.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include "runtime/check.h"
+
+namespace pkmesh {
+namespace {
+
+constexpr size_t kReadBytes = size_t{1} << 18;
+
+}  // namespace
+
+// One input. zlib passes what is not gzip through unchanged.
+class BlockReader::Archive {
+ public:
+  explicit Archive(const std::string& path) : path_(path) {
+    struct stat status {};
+    if (::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode))
+      user_error("{}: is a folder; name the files in it", path);
+    errno = 0;
+    file_ = gzopen(path.c_str(), "rbe");
+    if (file_ == nullptr) user_error("{}: cannot be read: {}", path, std::strerror(errno));
+    gzbuffer(file_, kReadBytes);
+  }
+  ~Archive() { gzclose_r(file_); }
+  Archive(const Archive&) = delete;
+  Archive& operator=(const Archive&) = delete;
+
+  // Appends what comes next to `text`; false at the end.
+  bool read(std::string& text) {
+    const size_t before = text.size();
+    text.resize(before + kReadBytes);
+    const int got = gzread(file_, text.data() + before, kReadBytes);
+    text.resize(before + static_cast<size_t>(std::max(got, 0)));
+    int error = Z_OK;
+    const char* message = gzerror(file_, &error);
+    if (got < 0 || error != Z_OK) {
+      if (error == Z_ERRNO) user_error("{}: cannot be read: {}", path_, std::strerror(errno));
+      user_error("{}: the archive is damaged or truncated ({}); fetch it again", path_,
+                 error == Z_BUF_ERROR ? "unexpected end" : message);
+    }
+    return got > 0;
+  }
+
+  int64_t disk_bytes() const { return std::max<int64_t>(gzoffset(file_), 0); }
+
+ private:
+  std::string path_;
+  gzFile file_ = nullptr;
+};
+
+BlockReader::BlockReader(std::vector<std::string> files, int64_t block_bytes)
+    : files_(std::move(files)), block_bytes_(static_cast<size_t>(block_bytes)) {
+  PKM_CHECK(block_bytes > 0, "blocks of {} bytes", block_bytes);
+}
+
+BlockReader::~BlockReader() = default;
+
+int64_t BlockReader::disk_bytes() const {
+  return closed_bytes_ + (archive_ ? archive_->disk_bytes() : 0);
+}
+
+// Until two blocks are pending or the file is at its end. False at the end of the corpus.
+bool BlockReader::refill() {
+  while (pending_.size() - used_ < 2 * block_bytes_) {
+    if (archive_ == nullptr) {
+      if (used_ < pending_.size()) return true;  // the rest of a file
+      if (next_file_ == files_.size()) return false;
+      archive_ = std::make_unique<Archive>(files_[next_file_++]);
+      begins_file_ = true;
+    }
+    pending_.erase(0, std::exchange(used_, 0));
+    if (!archive_->read(pending_)) {
+      closed_bytes_ += archive_->disk_bytes();
+      archive_.reset();
+    }
+  }
+  return true;
+}
+
+bool BlockReader::next(Block& block) {
+  if (!refill()) return false;
+  const std::string_view rest = std::string_view(pending_).substr(used_);
+  size_t length = std::min(rest.size(), 2 * block_bytes_);
+  if (const size_t newline = rest.substr(0, length).find('\n', block_bytes_ - 1); newline != std::string_view::npos) {
+    length = newline + 1;
+  } else if (length < rest.size()) {  // a line without end: cut it, though not inside a character
+    const auto continues = [&](size_t at) { return (static_cast<uint8_t>(rest[at]) & 0xC0U) == 0x80U; };
+    for (int back = 0; back < 3 && length > 1 && continues(length); ++back) --length;
+  }
+  block.index = next_index_++;
+  block.begins_file = std::exchange(begins_file_, false);
+  block.text.assign(rest.substr(0, length));
+  used_ += length;
+  return true;
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/tokenize.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include "io/corpus.h"
+#include "io/file.h"
+#include "io/ordered_workers.h"
+#include "runtime/check.h"
+#include "runtime/random.h"
+#include "tests/io/temporary_folder.h"
+
+namespace pkmesh {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Numbered lines, so that a line says where it stood.
+std::string some_text(int64_t lines) {
+  const Random random(9, "tokenize test");
+  const std::vector<std::string> words = {"memory", "dictionary", "product", "key", "the", "of", "\xE2\x82\xAC"};
+  std::string text;
+  for (int64_t line = 0; line < lines; ++line) {
+    text += std::to_string(line);
+    for (uint64_t i = 0; i < 8; ++i)
+      text += " " + words[random.bits(static_cast<uint64_t>(line) * 8 + i) % words.size()];
+    text += line % 10 == 9 ? "\n\n" : "\n";
+  }
+  return text;
+}
+
+void write_gzip(const std::string& path, const std::string& text) {
+  const gzFile file = gzopen(path.c_str(), "wb");
+  gzwrite(file, text.data(), static_cast<unsigned>(text.size()));
+  gzclose(file);
+}
+
+TokenizeOptions options_for(const TemporaryFolder& folder, const std::string& input, const std::string& out) {
+  TokenizeOptions options;
+  options.inputs = {folder / input};
+  options.folder = folder / out;
+  options.vocabulary_size = 400;
+  options.validation_share = 0.1;
+  options.training_bytes = 30000;
+  options.threads = 2;
+  return options;
+}
+
+std::string decoded(const std::string& folder, const std::string& split) {
+  const auto tokenizer = load_tokenizer(folder);
+  const Tokens tokens = Tokens::open(folder, split, tokenizer->hash());
+  tokens.verify();
+  std::vector<int32_t> ids(static_cast<size_t>(tokens.count()));
+  tokens.read(0, ids);
+  return tokenizer->decode(ids);
+}
+
+std::vector<std::string> sorted_lines(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) lines.push_back(line);
+  std::ranges::sort(lines);
+  return lines;
+}
+
+// Every file of a folder with its content.
+std::map<std::string, std::string> contents(const std::string& folder) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : fs::directory_iterator(folder))
+    files[entry.path().filename().string()] = read_text(entry.path().string());
+  return files;
+}
+
+std::string error_of(const TokenizeOptions& options) {
+  try {
+    tokenize(options);
+  } catch (const UserError& error) {
+    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos) << error.what();
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(BlockReader, BlocksAreWholeLinesAndMakeTheText) {
+  const TemporaryFolder folder;
+  const std::string text = some_text(300) + "no newline at the end";
+  replace_text(folder / "a", text);
+  replace_text(folder / "empty", "");
+  write_gzip(folder / "b", text);
+  BlockReader reader({folder / "empty", folder / "a", folder / "empty", folder / "b"}, 500);
+  Block block;
+  std::string all;
+  std::vector<size_t> begins;
+  for (int64_t i = 0; reader.next(block); ++i) {
+    EXPECT_EQ(block.index, i);
+    EXPECT_LE(block.text.size(), 1000U);
+    if (block.begins_file) begins.push_back(all.size());
+    all += block.text;
+    if (all.size() % text.size() != 0) {
+      EXPECT_EQ(block.text.back(), '\n');
+      EXPECT_GE(block.text.size(), 500U);
+    }
+  }
+  EXPECT_EQ(all, text + text);
+  EXPECT_EQ(begins, (std::vector<size_t>{0, text.size()}));
+  EXPECT_EQ(reader.disk_bytes(), static_cast<int64_t>(text.size() + fs::file_size(folder / "b")));
+}
+
+TEST(BlockReader, ALineWithoutEndIsCutBetweenCharacters) {
+  const TemporaryFolder folder;
+  std::string text = "x";
+  for (int i = 0; i < 1000; ++i) text += "\xF0\x9F\x98\x80";
+  replace_text(folder / "a", text);
+  BlockReader reader({folder / "a"}, 50);
+  Block block;
+  std::string all;
+  while (reader.next(block)) {
+    EXPECT_LE(block.text.size(), 100U);
+    EXPECT_NE(static_cast<uint8_t>(block.text[0]) & 0xC0U, 0x80U);
+    all += block.text;
+  }
+  EXPECT_EQ(all, text);
+}
+
+TEST(OrderedWorkers, KeepOrderAndRethrow) {
+  OrderedWorkers<int, int> workers(4, [](int&& i) {
+    if (i % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));
+    if (i == 50) throw std::runtime_error("fifty");
+    return i * i;
+  });
+  for (int i = 0; i < 60; ++i) workers.put(i);
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(workers.take(), i * i);
+  EXPECT_THROW(workers.take(), std::runtime_error);
+  EXPECT_EQ(workers.take(), 51 * 51);  // the rest is dropped with the workers
+}
+
+TEST(Tokenize, TrainAndValidPartTheText) {
+  const TemporaryFolder folder;
+  const std::string text = some_text(3000);
+  replace_text(folder / "text", text);
+  for (const auto kind : {TokenizerKind::kSentencePiece, TokenizerKind::kByte}) {
+    auto options = options_for(folder, "text", kind == TokenizerKind::kByte ? "bytes" : "pieces");
+    options.kind = kind;
+    const TokenizeSummary summary = tokenize(options);
+    const std::string train = decoded(options.folder, "train");
+    const std::string valid = decoded(options.folder, "valid");
+    EXPECT_EQ(sorted_lines(train + valid), sorted_lines(text));
+    EXPECT_EQ(summary.train.text.bytes, static_cast<int64_t>(train.size()));
+    EXPECT_EQ(summary.valid.text.bytes, static_cast<int64_t>(valid.size()));
+    EXPECT_EQ(summary.train.text.words + summary.valid.text.words, text_size(text).words);
+    EXPECT_GT(valid.size(), text.size() / 30);
+    EXPECT_LT(valid.size(), text.size() / 4);
+    EXPECT_FALSE(fs::exists(options.folder + ".partial"));
+    EXPECT_TRUE(fs::exists(options.folder + "/corpus.json"));
+  }
+}
+
+TEST(Tokenize, SeparatorsStandWhereTextIsNotContinuous) {
+  const TemporaryFolder folder;
+  replace_text(folder / "a", "first\n");
+  replace_text(folder / "b", "second\n");
+  auto options = options_for(folder, "a", "out");
+  options.inputs.push_back(folder / "b");
+  options.kind = TokenizerKind::kByte;
+  options.validation_share = 0;
+  tokenize(options);
+  const Tokens tokens = Tokens::open(options.folder, "train");
+  std::vector<int32_t> ids(static_cast<size_t>(tokens.count()));
+  tokens.read(0, ids);
+  const std::vector<int32_t> expected = {256, 'f', 'i', 'r', 's', 't', '\n', 256, 's', 'e', 'c', 'o', 'n', 'd', '\n'};
+  EXPECT_EQ(ids, expected);
+  EXPECT_EQ(Tokens::open(options.folder, "valid").count(), 0);
+
+  // Each seam of a split has its separator: between them stands text that is continuous in the original.
+  const std::string text = some_text(2000);
+  replace_text(folder / "a", text);
+  options = options_for(folder, "a", "seams");
+  options.kind = TokenizerKind::kByte;
+  tokenize(options);
+  for (const char* split : {"train", "valid"}) {
+    const Tokens seams = Tokens::open(options.folder, split);
+    ids.resize(static_cast<size_t>(seams.count()));
+    seams.read(0, ids);
+    ASSERT_EQ(ids[0], 256);
+    ids.push_back(256);
+    std::string piece;
+    for (size_t i = 1; i < ids.size(); ++i) {
+      if (ids[i] != 256) {
+        piece.push_back(static_cast<char>(ids[i]));
+        continue;
+      }
+      ASSERT_NE(text.find(piece), std::string::npos);
+      piece.clear();
+    }
+  }
+}
+
+TEST(Tokenize, TheResultDependsNeitherOnThreadsNorOnCompression) {
+  const TemporaryFolder folder;
+  const std::string text = some_text(3000);
+  replace_text(folder / "text", text);
+  auto options = options_for(folder, "text", "one");
+  options.threads = 1;
+  tokenize(options);
+  const auto one = contents(options.folder);
+  for (const int threads : {2, 5}) {
+    options.threads = threads;
+    options.folder = folder / std::to_string(threads);
+    tokenize(options);
+    EXPECT_EQ(contents(options.folder), one) << threads;
+  }
+  auto other_seed = options;
+  other_seed.seed = 2;
+  other_seed.folder = folder / "seed";
+  tokenize(other_seed);
+  EXPECT_NE(contents(other_seed.folder)["valid-00000.tok"], one.at("valid-00000.tok"));
+
+  write_gzip(folder / "text.gz", text);
+  auto zipped = options_for(folder, "text.gz", "zipped");
+  tokenize(zipped);
+  EXPECT_EQ(sorted_lines(decoded(zipped.folder, "train") + decoded(zipped.folder, "valid")), sorted_lines(text));
+}
+
+TEST(Tokenize, ShardsTogetherAreTheOneShard) {
+  const TemporaryFolder folder;
+  replace_text(folder / "text", some_text(1000));
+  const auto whole = options_for(folder, "text", "whole");
+  auto sharded = options_for(folder, "text", "sharded");
+  sharded.shard_tokens = 1777;
+  tokenize(whole);
+  const TokenizeSummary summary = tokenize(sharded);
+  EXPECT_GT(summary.train.shards, 3);
+  EXPECT_EQ(decoded(whole.folder, "train"), decoded(sharded.folder, "train"));
+  EXPECT_EQ(Tokens::open(sharded.folder, "train").shards(), summary.train.shards);
+}
+
+TEST(Tokenize, TakesAnotherFoldersTokenizer) {
+  const TemporaryFolder folder;
+  replace_text(folder / "text", some_text(1000));
+  replace_text(folder / "other", "other words altogether\n");
+  const auto first = options_for(folder, "text", "first");
+  auto second = options_for(folder, "other", "second");
+  second.tokenizer_folder = first.folder;
+  const TokenizeSummary summary = tokenize(first);
+  EXPECT_EQ(tokenize(second).tokenizer_hash, summary.tokenizer_hash);
+  EXPECT_EQ(decoded(second.folder, "train"), "other words altogether\n");
+}
+
+TEST(Tokenize, ASmallCorpusStillGetsValidation) {
+  const TemporaryFolder folder;
+  replace_text(folder / "text", some_text(60));
+  auto options = options_for(folder, "text", "out");
+  options.validation_share = 0.0001;
+  EXPECT_GT(tokenize(options).valid.tokens, 0);
+  options.folder = folder / "all";
+  options.validation_share = 0.999;
+  EXPECT_GT(tokenize(options).train.tokens, 0);
+}
+
+TEST(Tokenize, ReadsStandardInput) {
+  const TemporaryFolder folder;
+  const std::string text = some_text(100);
+  replace_text(folder / "text", text);
+  const int saved = ::dup(STDIN_FILENO);
+  const int file = ::open((folder / "text").c_str(), O_RDONLY);
+  ::dup2(file, STDIN_FILENO);
+  auto options = options_for(folder, "text", "out");
+  options.inputs = {"-"};
+  options.validation_share = 0;
+  tokenize(options);
+  ::dup2(saved, STDIN_FILENO);
+  ::close(saved);
+  ::close(file);
+  EXPECT_EQ(decoded(options.folder, "train"), text);
+  EXPECT_FALSE(fs::exists(options.folder + "/stdin"));
+}
+
+TEST(Tokenize, ReportsProgress) {
+  const TemporaryFolder folder;
+  replace_text(folder / "text", some_text(1000));
+  auto options = options_for(folder, "text", "out");
+  std::map<std::string, int64_t> done;
+  const auto size = static_cast<int64_t>(fs::file_size(folder / "text"));
+  options.progress = [&](const TokenizeProgress& progress) {
+    EXPECT_GE(progress.done, done[progress.phase]);
+    EXPECT_EQ(progress.total, size);
+    done[progress.phase] = progress.done;
+  };
+  tokenize(options);
+  EXPECT_EQ(done, (std::map<std::string, int64_t>{{"reading", size}, {"learning", size}, {"encoding", size}}));
+}
+
+TEST(Tokenize, MistakesLeaveNothingBehind) {
+  const TemporaryFolder folder;
+  const std::string text = some_text(1000);
+  replace_text(folder / "text", text);
+  replace_text(folder / "empty", "");
+  replace_text(folder / "newlines", "\n\n\n");
+  write_gzip(folder / "empty.gz", "");
+  write_gzip(folder / "cut.gz", text);
+  fs::resize_file(folder / "cut.gz", fs::file_size(folder / "cut.gz") - 100);
+  fs::create_directory(folder / "folder");
+  const auto before = std::distance(fs::directory_iterator(folder.path()), {});
+  const auto expect = [&](const std::string& error, const char* words) {
+    EXPECT_NE(error.find(words), std::string::npos) << error;
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), before) << error;
+  };
+  expect(error_of(options_for(folder, "absent", "out")), "No such file");
+  expect(error_of(options_for(folder, "folder", "out")), "irectory");
+  expect(error_of(options_for(folder, "empty", "out")), "empty");
+  expect(error_of(options_for(folder, "empty.gz", "out")), "empty");
+  expect(error_of(options_for(folder, "newlines", "out")), "no text");
+  expect(error_of(options_for(folder, "cut.gz", "out")), "truncated");
+  auto options = options_for(folder, "text", "out");
+  options.vocabulary_size = 10;
+  expect(error_of(options), "at least");
+  options = options_for(folder, "text", "out");
+  options.tokenizer_folder = folder / "folder";
+  expect(error_of(options), "tokenizer.json");
+  options = options_for(folder, "text", "out");
+  options.validation_share = 1;
+  expect(error_of(options), "share");
+  options = options_for(folder, "text", "out");
+  options.inputs = {};
+  expect(error_of(options), "--input");
+}
+
+TEST(Tokenize, OverwritesNothing) {
+  const TemporaryFolder folder;
+  replace_text(folder / "text", some_text(100));
+  const auto options = options_for(folder, "text", "out");
+  fs::create_directory(folder / "out");
+  replace_text(folder / "out/mine", "mine");
+  EXPECT_NE(error_of(options).find("not an empty folder"), std::string::npos);
+  EXPECT_EQ(contents(options.folder), (std::map<std::string, std::string>{{"mine", "mine"}}));
+  fs::remove(folder / "out/mine");
+
+  fs::create_directory(folder / "out.partial");
+  replace_text(folder / "out.partial/mine", "mine");
+  EXPECT_NE(error_of(options).find("in the way"), std::string::npos);
+  EXPECT_TRUE(fs::exists(folder / "out.partial/mine"));
+  fs::rename(folder / "out.partial/mine", folder / "out.partial/train-00000.tok.tmp");
+  EXPECT_EQ(error_of(options), "no error") << "what an interrupted run left is replaced";
+  EXPECT_FALSE(fs::exists(folder / "out.partial"));
+}
+
+}  // namespace
+}  // namespace pkmesh
