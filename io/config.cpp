@@ -142,6 +142,7 @@ config::Config resolve(config::Config config) {
   if (model.ffn_width() == 0) model.set_ffn_width(4 * model.width());
   if (!model.has_embedding_norm()) model.set_embedding_norm(model.norm() == config::Model::POST_LN);
   split_memories(&model);
+  if (config.data().valid().empty()) config.mutable_data()->set_valid(config.data().train());
   fill_defaults(&config);
   return config;
 }

@@ -31,7 +31,7 @@ model {
 train { steps: 20000 batch: 32 }
 ```
 
-`--set KEY=VALUE` overrides an option, any number of times: `--set train.steps=100`, `--set data.train=tokens/train`.
+`--set KEY=VALUE` overrides an option, any number of times: `--set train.steps=100`, `--set data.train=tokens`.
 Entries of a list of groups have numbers, from 0: `--set model.memory.0.layers=[2,4]`; the number after the last one adds
 an entry, and `--set model.memory=[]` empties the list. Everything is checked before anything is allocated: names, types,
 ranges, and whether options agree. `--print-config` prints the configuration that results, with every option in it.

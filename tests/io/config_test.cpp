@@ -73,6 +73,8 @@ TEST(Config, ResolveDerives) {
   EXPECT_EQ(c.model().memory(1).value_width(), 40);
   EXPECT_EQ(to_text(resolve(c)), to_text(c));
   EXPECT_TRUE(parse_config("model { norm: PRE_LN embedding_norm: true }", "x").model().embedding_norm());
+  EXPECT_EQ(parse_config("data { train: \"tokens\" }", "x").data().valid(), "tokens");
+  EXPECT_EQ(parse_config("data { train: \"tokens\" valid: \"other\" }", "x").data().valid(), "other");
 }
 
 TEST(Config, RoundTrip) {
