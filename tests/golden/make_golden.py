@@ -105,8 +105,8 @@ def golden_memory():
         output, slots, weights = memory(p, x, k, running)
         output.backward(d_out)
         save("memory", {"x": x, "x.gradient": x.grad, "output": output, "output.gradient": d_out, "slots": slots,
-                        "weights": weights, "query_norm.running_mean": running[0],
-                        "query_norm.running_variance": running[1], "k": k, **p, **gradients(p)})
+                        "weights": weights, "query_norm.running_mean.after": running[0],
+                        "query_norm.running_var.after": running[1], "k": k, **p, **gradients(p)})
 
     draw_until_clear(build)
 
@@ -121,9 +121,9 @@ def golden_batch_norm():
     y = F.batch_norm(x, mean, variance, weight, bias, True, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS)
     y.backward(d_y)
     eval_y = F.batch_norm(x, mean, variance, weight, bias, False, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS)
-    save("batch_norm", {"x": x, "weight": weight, "bias": bias, "running_mean": before[0], "running_variance": before[1],
+    save("batch_norm", {"x": x, "weight": weight, "bias": bias, "running_mean": before[0], "running_var": before[1],
                         "y": y, "y.gradient": d_y, "x.gradient": x.grad, "weight.gradient": weight.grad,
-                        "bias.gradient": bias.grad, "running_mean.after": mean, "running_variance.after": variance,
+                        "bias.gradient": bias.grad, "running_mean.after": mean, "running_var.after": variance,
                         "y.eval": eval_y})
 
 
@@ -278,7 +278,7 @@ def golden_train_step():
                     f"{name}.second_moments": state["exp_avg_sq"]}
     save("train_step", {
         **tensors, "layers.1.memory.query_norm.running_mean.after": running[0],
-        "layers.1.memory.query_norm.running_variance.after": running[1], "dense_norm": dense_norm,
+        "layers.1.memory.query_norm.running_var.after": running[1], "dense_norm": dense_norm,
         "values_norm": values_norm, "dense_max_norm": dense_max_norm, "values_max_norm": values_max_norm, "peak": peak,
         "warmup_init": warmup_init, "warmup": warmup, "lr": lr, "values_lr": values_lr, "adam_eps": eps, "heads": heads,
         "memory_heads": memory_heads, "k": k, "eps": LAYER_NORM_EPS})

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Layers against what PyTorch computed for the same parameters and inputs (tests/golden/make_golden.py).
+#include "tests/golden/golden.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "comm/self.h"
+#include "layers/memory/batch_norm.h"
+
+namespace pkmesh {
+namespace {
+
+constexpr double kTolerance = 1e-5;
+
+// A layer registers its parameters under "layer."; the file has them without.
+constexpr std::string_view kName = "layer";
+
+std::string in_file(const Parameters::Entry& entry) {
+  return entry.name.substr(kName.size() + 1);
+}
+
+std::span<float> part(std::span<float> all, const Parameters::Entry& entry) {
+  return all.subspan(static_cast<size_t>(entry.offset), static_cast<size_t>(entry.count));
+}
+
+void load_parameters(const golden::File& file, Parameters& parameters) {
+  parameters.allocate({}, 1);
+  for (const auto& entry : parameters.entries()) {
+    ASSERT_EQ(entry.shape, file.shape(in_file(entry))) << entry.name;
+    std::ranges::copy(file.floats(in_file(entry)), part(parameters.values(), entry).begin());
+  }
+}
+
+void expect_gradients(const golden::File& file, const Parameters& parameters, double tolerance) {
+  for (const auto& entry : parameters.entries())
+    golden::expect_close(entry.name, part(parameters.gradients(), entry), file.floats(in_file(entry) + ".gradient"),
+                         tolerance);
+}
+
+// The tensor as (rows, width of its last dimension).
+Matrix<const float> matrix(const golden::File& file, const std::string& name) {
+  const auto data = file.floats(name);
+  const int64_t width = file.shape(name).back();
+  return Matrix<const float>(data.data(), std::ssize(data) / width, width);
+}
+
+struct Fixture {
+  Stream stream;
+  Arena arena;
+  SelfCommunicator world;
+  Parameters parameters;
+  StepContext context{stream, arena, world};
+};
+
+TEST(Golden, BatchNorm) {
+  const golden::File file("batch_norm");
+  Fixture f;
+  const auto x = matrix(file, "x");
+  SyncBatchNorm layer(f.parameters, std::string(kName), x.size(1));
+  load_parameters(file, f.parameters);
+  for (const auto& state : f.parameters.state_entries())
+    std::ranges::copy(file.floats(in_file(state)), part(f.parameters.states(), state).begin());
+
+  auto y = f.arena.take<float>(x.size(0), x.size(1));
+  auto dx = f.arena.take<float>(x.size(0), x.size(1));
+  layer.forward(f.context, x, y);
+  golden::expect_close("y", y.flat(), file.floats("y"), kTolerance);
+  for (const auto& state : f.parameters.state_entries())
+    golden::expect_close(state.name, part(f.parameters.states(), state), file.floats(in_file(state) + ".after"),
+                         kTolerance);
+  layer.backward(f.context, matrix(file, "y.gradient"), dx);
+  golden::expect_close("dx", dx.flat(), file.floats("x.gradient"), kTolerance);
+  expect_gradients(file, f.parameters, kTolerance);
+
+  f.context.training = false;
+  layer.forward(f.context, x, y);
+  golden::expect_close("y in evaluation", y.flat(), file.floats("y.eval"), kTolerance);
+}
+
+}  // namespace
+}  // namespace pkmesh
