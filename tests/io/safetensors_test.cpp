@@ -199,7 +199,7 @@ TEST(Safetensors, SurvivesAnyBytes) {
   const Random random(1, "safetensors mutations");
   const std::string pieces[] = {"{",      "}", "[", "]", ",", "\"", "9", "-", "e99", "null", "18446744073709551615",
                                 "\\u0000"};
-  for (uint64_t i = 0; i < 3000; ++i) {
+  for (uint64_t i = 0; i < 1000; ++i) {
     std::string mutant = original;
     const auto draw = random.block(i);
     const size_t at = draw[0] % mutant.size();
@@ -214,7 +214,7 @@ TEST(Safetensors, SurvivesAnyBytes) {
     }
     judge(mutant);
   }
-  EXPECT_GT(refused, 1500);
+  EXPECT_GT(refused, 700);
 }
 
 TEST(File, AFailedWriteLeavesTheOldText) {

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// metrics.jsonl, the source of truth of a run: one JSON object per line, one line per step, steps ascending, each once.
+// What stands in an object is the trainer's business; the report (io/report.h) and the tools read these names:
+//   step            updates done after this one, from 1
+//   loss            mean over the step's tokens, natural logarithm;  lr, grad_norm, step_ms, tokens_per_s
+//   validation      {loss, perplexity, ...}: only on steps that validate
+//   memory          {"L6": {used, kl, gini, top1, hottest_shard, mib_per_step}, ...}: only on steps that measure it
+//   communication   {exposed, ...}: shares of the step, 0..1
+// A number that is not finite is written as null, for JSON has no other word.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "io/file.h"
+
+namespace pkmesh {
+
+class MetricsFile {
+ public:
+  // Opens or creates the file for the steps after `resume_step` (0: from the beginning). Lines of later steps, which a
+  // lost continuation wrote, and a torn last line are cut off. UserError if it cannot be written or is no metrics file.
+  MetricsFile(const std::string& path, int64_t resume_step);
+  // Appends one line, at once. `values` is an object whose "step" is greater than the last line's.
+  void append(const nlohmann::json& values);
+
+ private:
+  File file_;
+  int64_t last_step_;
+};
+
+// All whole lines; a torn last line is left out. UserError if a line between is not an object with a step.
+std::vector<nlohmann::json> read_metrics(const std::string& path);
+
+}  // namespace pkmesh

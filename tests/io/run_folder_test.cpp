@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/run_folder.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "io/file.h"
+#include "runtime/check.h"
+#include "tests/io/temporary_folder.h"
+
+namespace pkmesh {
+namespace {
+
+namespace fs = std::filesystem;
+
+const RunDescription kDescription = {{"pkmesh", "train", "--out", "x"}, {{"a", "b"}, {0, 0, 1}}};
+
+std::string refusal(const std::string& path, bool resume) {
+  try {
+    RunFolder::open(path, "model {}\n", kDescription, resume);
+    return "accepted";
+  } catch (const UserError& error) {
+    return error.what();
+  }
+}
+
+TEST(RunFolder, DescribesTheRun) {
+  const TemporaryFolder folder;
+  const RunFolder run = RunFolder::open(folder / "runs/one", "model {}\n", kDescription, false);
+  EXPECT_FALSE(run.resumed());
+  EXPECT_EQ(read_text(run.config()), "model {}\n");
+  for (const std::string& made : {run.tensorboard(), run.trace(), run.checkpoints()})
+    EXPECT_TRUE(fs::is_directory(made));
+  const auto json = nlohmann::json::parse(read_text(run.description()));
+  EXPECT_EQ(json["version"], program_version());
+  EXPECT_EQ(json["command"][1], "train");
+  EXPECT_EQ(json["ranks"], 3);
+  EXPECT_EQ(json["hosts"][0]["ranks"], 2);
+  EXPECT_EQ(json["hosts"][1]["name"], "b");
+  EXPECT_EQ(json["started"].get<std::string>().size(), 20);
+  EXPECT_FALSE(json.contains("resumed"));
+}
+
+TEST(RunFolder, AnotherRunIsNotWrittenOver) {
+  const TemporaryFolder folder;
+  RunFolder::open(folder / "run", "first\n", kDescription, false);
+  EXPECT_NE(refusal(folder / "run", false).find("--resume auto"), std::string::npos);
+  EXPECT_EQ(read_text(folder / "run/config.textproto"), "first\n");
+  const RunFolder again = RunFolder::open(folder / "run", "second\n", kDescription, true);
+  EXPECT_TRUE(again.resumed());
+  EXPECT_EQ(read_text(again.config()), "second\n");
+  EXPECT_EQ(nlohmann::json::parse(read_text(again.description()))["resumed"].size(), 1);
+
+  make_folder(folder / "other");
+  replace_text(folder / "other/thesis.tex", "x");
+  for (const bool resume : {false, true})
+    EXPECT_NE(refusal(folder / "other", resume).find("is no run"), std::string::npos);
+  replace_text(folder / "run/run.json", "[torn");
+  EXPECT_NE(refusal(folder / "run", true).find("not JSON"), std::string::npos);
+  EXPECT_EQ(read_text(folder / "run/config.textproto"), "second\n");
+  make_folder(folder / "empty");
+  EXPECT_EQ(refusal(folder / "empty", true), "accepted");
+}
+
+TEST(RunFolder, WhatCannotBeWrittenLeavesNothing) {
+  const TemporaryFolder folder;
+  replace_text(folder / "file", "x");
+  EXPECT_NE(refusal(folder / "file", false).find("is no run"), std::string::npos);
+  EXPECT_NE(refusal(folder / "file/run", false).find("cannot be written"), std::string::npos);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
+}
+
+}  // namespace
+}  // namespace pkmesh
