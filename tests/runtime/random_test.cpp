@@ -17,6 +17,20 @@ TEST(Random, IsAFunctionOfSeedNameStepAndIndex) {
   EXPECT_NE(a.bits(123), a.bits(124));
 }
 
+// 2^34 - 24: blocks whose index carries into its upper word.
+TEST(Random, BitsInBulkAreBitsOneByOne) {
+  const Random random(3, "bulk", (int64_t{5} << 32) + 6);
+  for (const uint64_t begin : {uint64_t{0}, uint64_t{1}, uint64_t{7}, (uint64_t{1} << 34) - 24}) {
+    for (const int64_t count : {0, 1, 2, 5, 31, 36, 100}) {
+      std::vector<uint32_t> out(static_cast<size_t>(count) + 1, 77);
+      random.fill_bits(begin, count, out.data());
+      for (int64_t j = 0; j < count; ++j)
+        ASSERT_EQ(out[static_cast<size_t>(j)], random.bits(begin + static_cast<uint64_t>(j))) << begin << " + " << j;
+      EXPECT_EQ(out.back(), 77U);
+    }
+  }
+}
+
 TEST(Random, NormalsHaveMeanZeroVarianceOneAndDoNotDependOnTheSlice) {
   const Random random(3, "values");
   std::vector<float> all(40000);
