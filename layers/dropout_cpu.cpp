@@ -10,18 +10,6 @@ namespace {
 constexpr int64_t kGrain = 4096;  // elements worth a thread
 constexpr int64_t kStrip = 512;   // elements whose random numbers wait in L1
 
-// out[j] = random.bits(begin + j), four at a time.
-void draw(const Random& random, uint64_t begin, int64_t count, uint32_t* out) {
-  int64_t done = 0;
-  for (; done < count && (begin + static_cast<uint64_t>(done)) % 4 != 0; ++done)
-    out[done] = random.bits(begin + static_cast<uint64_t>(done));
-  for (; done + 4 <= count; done += 4) {
-    const auto four = random.block((begin + static_cast<uint64_t>(done)) / 4);
-    std::copy(four.begin(), four.end(), out + done);
-  }
-  for (; done < count; ++done) out[done] = random.bits(begin + static_cast<uint64_t>(done));
-}
-
 // Calls body(first, count, factors) for strips of all `total` elements.
 template <class Body>
 void for_each_strip(const Dropout& mask, int64_t total, const Body& body) {
@@ -43,7 +31,7 @@ void dropout_factors(const Dropout& mask, int64_t first, int64_t count, float* f
   uint32_t bits[kStrip];
   for (int64_t done = 0; done < count; done += kStrip) {
     const int64_t strip = std::min(kStrip, count - done);
-    draw(mask.random, static_cast<uint64_t>(mask.first_index + first + done), strip, bits);
+    mask.random.fill_bits(static_cast<uint64_t>(mask.first_index + first + done), strip, bits);
 #pragma omp simd
     for (int64_t j = 0; j < strip; ++j) factors[done + j] = bits[j] < threshold ? 0.0F : keep;
   }

@@ -11,15 +11,31 @@ namespace {
 constexpr int64_t kGrain = 16384;  // elements worth a thread
 constexpr int64_t kBlock = 4096;   // elements of one partial sum
 
-// total += sum of block_sum(begin, end) over blocks of kBlock elements, in their order.
-template <class BlockSum>
-void add_blocks(int64_t count, double& total, const BlockSum& block_sum) {
+// Sum of term(x[i]) over at most kBlock elements, in independent lanes: one sum would wait for each addition.
+template <class Term>
+double block_sum(const float* x, int64_t count, const Term& term) {
+  constexpr int64_t kLanes = 32;
+  double lanes[kLanes] = {};
+  const int64_t whole = count / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += term(static_cast<double>(x[i + lane]));
+  double sum = 0.0;
+  for (int64_t i = whole; i < count; ++i) sum += term(static_cast<double>(x[i]));
+  for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
+// total += sum of term(x[i]): blocks of kBlock elements, then their sums in order.
+template <class Term>
+void add_blocks(Vector<const float> x, double& total, const Term& term) {
+  const int64_t count = x.count();
   const int64_t blocks = (count + kBlock - 1) / kBlock;
   thread_local std::vector<double> memory;
   memory.resize(static_cast<size_t>(blocks));
   double* partial = memory.data();
   parallel_for(0, blocks, kGrain / kBlock, [&](int64_t from, int64_t to) {
-    for (int64_t b = from; b < to; ++b) partial[b] = block_sum(b * kBlock, std::min((b + 1) * kBlock, count));
+    for (int64_t b = from; b < to; ++b)
+      partial[b] = block_sum(x.data() + b * kBlock, std::min(kBlock, count - b * kBlock), term);
   });
   for (int64_t b = 0; b < blocks; ++b) total += partial[b];
 }
@@ -50,23 +66,11 @@ void scale(Stream&, Vector<float> x, float factor) {
 }
 
 void add_sum(Stream&, Vector<const float> x, Vector<double> total) {
-  const float* in = x.data();
-  add_blocks(x.count(), total[0], [=](int64_t from, int64_t to) {
-    double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = from; i < to; ++i) sum += static_cast<double>(in[i]);
-    return sum;
-  });
+  add_blocks(x, total[0], [](double value) { return value; });
 }
 
 void add_sum_of_squares(Stream&, Vector<const float> x, Vector<double> total) {
-  const float* in = x.data();
-  add_blocks(x.count(), total[0], [=](int64_t from, int64_t to) {
-    double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = from; i < to; ++i) sum += static_cast<double>(in[i]) * static_cast<double>(in[i]);
-    return sum;
-  });
+  add_blocks(x, total[0], [](double value) { return value * value; });
 }
 
 }  // namespace pkmesh::cpu
