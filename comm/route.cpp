@@ -32,11 +32,10 @@ Vector<const T> first(Vector<T> vector, int64_t count) {
 void check_tags(std::span<const Counts> received, const RouteTag& mine, int rank) {
   for (size_t peer = 0; peer < received.size(); ++peer) {
     const RouteTag& theirs = received[peer].tag;
-    PKM_CHECK(
-        theirs == mine,
-        "ranks are out of step: rank {} looks up memory layer {} ({} rows) of micro-batch {}, but rank {} layer {} "
-        "({} rows) of micro-batch {}",
-        rank, mine.layer, mine.rows, mine.draw, peer, theirs.layer, theirs.rows, theirs.draw);
+    PKM_CHECK(theirs == mine,
+              "ranks are out of step: rank {} looks up {} ({} rows) in micro-batch {}, but rank {} {} ({} rows) in "
+              "micro-batch {}",
+              rank, mine.layer.data(), mine.rows, mine.draw, peer, theirs.layer.data(), theirs.rows, theirs.draw);
   }
 }
 
@@ -110,6 +109,11 @@ void exchange_selections(Arena& arena, Communicator& world, const OwnerOrder& so
 }
 
 }  // namespace
+
+RouteTag::RouteTag(std::string_view layer_name, int64_t draw_number, int64_t table_rows)
+    : draw(draw_number), rows(table_rows) {
+  std::copy_n(layer_name.data(), std::min(layer_name.size(), layer.size() - 1), layer.data());
+}
 
 Route plan_route(Stream& stream, Arena& arena, Communicator& world, const Placement& placement, const RouteTag& tag,
                  Matrix<const int32_t> rows, Matrix<const float> weights) {

@@ -12,7 +12,9 @@
 // In a world of one nothing travels and nothing is sorted: the pairs are the tokens.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <string_view>
 
 #include "comm/communicator.h"
 #include "comm/placement.h"
@@ -28,9 +30,10 @@ struct Selection {
 
 // What ranks that exchange must agree on. It travels with the counts: a rank that is elsewhere is an error with names.
 struct RouteTag {
-  int64_t draw = 0;   // micro-batch since the start of the run
-  int64_t layer = 0;  // which memory layer
-  int64_t rows = 0;   // of the table
+  RouteTag(std::string_view layer_name, int64_t draw_number, int64_t table_rows);
+  std::array<char, 48> layer{};  // its name, cut to fit, ends in a zero
+  int64_t draw;                  // micro-batch since the start of the run
+  int64_t rows;                  // of the table
   friend bool operator==(const RouteTag&, const RouteTag&) = default;
 };
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "comm/placement.h"
+#include "layers/memory/row_gradients.h"
 #include "runtime/bf16.h"
 #include "runtime/buffer.h"
 #include "runtime/dispatch.h"
@@ -42,16 +43,6 @@ struct RowAdamOptions {
   double beta1 = 0.9;
   double beta2 = 0.999;
   double eps = 1e-8;  // added to the root of the second moment before (kTouched) or after (kAll) its bias correction
-};
-
-// The gradients of a shard's rows as they come from the exchange:
-//   gradient of row rows[u] = sum over c in [offsets[u], offsets[u+1]) of weights[c] * d_output[sources[c]].
-struct RowGradients {
-  Vector<const int32_t> rows;     // (touched) local rows, ascending, each once
-  Vector<const int64_t> offsets;  // (touched + 1)
-  Vector<const float> weights;    // (contributions)
-  Vector<const int32_t> sources;  // (contributions)
-  Matrix<const float> d_output;   // (sources, width)
 };
 
 using RowMatrix = std::variant<Matrix<float>, Matrix<bf16>>;  // (rows, width)

@@ -10,7 +10,7 @@
 // it reaches the weights, and so the loss and the step's finite gate, rather than being passed over in silence.
 //
 //   queries (T, H, c)           per head: first half, second half; c even
-//   keys    (H, 2, n, c/2)      k <= n, n <= 32768, so that a slot fits in an int32
+//   keys    (H, 2, n, c/2)      k <= n, n <= 46340, so that a slot fits in an int32
 //   slots   (T, H*k)            per head by score, descending
 //   weights (T, H*k)            softmax over each head's k
 #pragma once
@@ -20,7 +20,7 @@
 
 namespace pkmesh {
 
-constexpr int64_t kMaxSubKeys = 32768;
+constexpr int64_t kMaxSubKeys = 46340;
 
 // A sub-key that a token selected in one half of one head, with the gradient of its score. Several of the k slots may
 // share a sub-key; their gradients are summed. A token's list ends before the first index < 0, or after k entries.

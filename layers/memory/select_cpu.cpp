@@ -5,11 +5,11 @@
 // sums over them are a fraction of the GEMM that a dense (T, n) gradient would take.
 #include <cblas.h>
 
-#include <cmath>
 #include <optional>
 
 #include "layers/memory/select.h"
 #include "layers/memory/top_k.h"
+#include "layers/vector_math.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::cpu {
@@ -50,7 +50,7 @@ void softmax(const int64_t* keys, int64_t k, float* weights) {
   const float largest = RankKey::score(keys[0]);
   float sum = 0;
   for (int64_t i = 0; i < k; ++i) {
-    weights[i] = std::exp(RankKey::score(keys[i]) - largest);
+    weights[i] = fast_exp(RankKey::score(keys[i]) - largest);
     sum += weights[i];
   }
   const float scale = 1.0F / sum;

@@ -149,7 +149,7 @@ TEST(Route, DeliversEverySelectionInGlobalTokenOrder) {
           const Asked asked(world.rank(), slots, per_token);
           Arena arena;
           Stream stream;
-          const Route route = plan_route(stream, arena, world, placement, {4, 2, slots}, asked.row_view(per_token),
+          const Route route = plan_route(stream, arena, world, placement, {"layers.2.memory", 4, slots}, asked.row_view(per_token),
                                          asked.weight_view(per_token));
           expect_route(route, placement, world.rank(), ranks, slots, per_token);
           expect_asker_side(route, asked, placement, per_token);
@@ -188,15 +188,15 @@ TEST(Route, RanksOutOfStepAreNamed) {
       const Placement placement(PlacementKind::kBlock, 10, 3);
       Arena arena;
       Stream stream;
-      const RouteTag tag{17, world.rank() == 2 ? 5 : 4, 10};
+      const RouteTag tag(world.rank() == 2 ? "layers.5.memory" : "layers.4.memory", 17, 10);
       plan_route(stream, arena, world, placement, tag, Matrix<const int32_t>(nullptr, 0, 4),
                  Matrix<const float>(nullptr, 0, 4));
     });
     FAIL() << "rank 2 is in another layer";
   } catch (const InternalError& error) {
     const std::string what = error.what();
-    EXPECT_NE(what.find("layer 4"), std::string::npos) << what;
-    EXPECT_NE(what.find("layer 5"), std::string::npos) << what;
+    EXPECT_NE(what.find("layers.4.memory"), std::string::npos) << what;
+    EXPECT_NE(what.find("layers.5.memory"), std::string::npos) << what;
     EXPECT_NE(what.find("rank 2"), std::string::npos) << what;
   }
 }

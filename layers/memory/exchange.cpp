@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/memory/exchange.h"
+
+#include <algorithm>
+
+#include "runtime/range.h"
+
+namespace pkmesh {
+namespace {
+
+// Counts of `width` floats for each counted thing.
+Vector<const int64_t> times(Arena& arena, Vector<const int64_t> counts, int64_t width) {
+  const auto product = arena.take<int64_t>(counts.count());
+  std::transform(counts.begin(), counts.end(), product.begin(), [&](int64_t count) { return count * width; });
+  return product;
+}
+
+class PooledExchange final : public Exchange {
+ public:
+  void forward(StepContext& context, ValueTable& table, const RouteTag& tag, Matrix<const int32_t> slots,
+               Matrix<const float> weights, Matrix<float> out) override {
+    const Range range("pooled exchange forward");
+    route_ = plan_route(context.stream, context.arena, context.world, table.placement(), tag, slots, weights);
+    table.count_usage(context.stream, route_.selections);
+    if (!route_.travels)
+      return pooled_gather(context.stream, table.rows(), route_.selections, route_.pair_offsets, out);
+
+    const ArenaScope scope(context.arena);
+    const int64_t width = table.shape().width;
+    const auto mine = context.arena.take<float>(route_.pairs_received(), width);
+    pooled_gather(context.stream, table.rows(), route_.selections, route_.pair_offsets, mine);
+    const auto partials = context.arena.take<float>(route_.pairs_sent(), width);
+    context.world.all_to_all_v<float>(mine.flat(), times(context.arena, route_.received_pairs, width).flat(),
+                                      partials.flat(), times(context.arena, route_.sent_pairs, width).flat(),
+                                      Purpose::kPartials);
+    combine_partials(context.stream, partials, route_.token_offsets, route_.token_pairs, out);
+  }
+
+  void backward(StepContext& context, ValueTable& table, Matrix<const float> dout, Matrix<float> dweights) override {
+    const Range range("pooled exchange backward");
+    check_shape("exchange: dout", dout, {{"tokens", route_.tokens}, {"width", table.shape().width}});
+    check_shape("exchange: dweights", dweights,
+                {{"tokens", route_.tokens}, {"selections", route_.selections_per_token}});
+    const auto all = dweights.reshape(dweights.count());
+    const Matrix<float> gradients = table.take_gradients(route_.pairs_received());
+    if (!route_.travels) {
+      std::copy(dout.begin(), dout.end(), gradients.begin());
+      weight_gradients(context.stream, table.rows(), route_.selections, route_.pair_offsets, gradients, all);
+    } else {
+      send_gradients(context, dout, gradients);
+      const ArenaScope scope(context.arena);
+      const auto mine = context.arena.take<float>(route_.selections.count());
+      weight_gradients(context.stream, table.rows(), route_.selections, route_.pair_offsets, gradients, mine);
+      const auto received = context.arena.take<float>(route_.order.count());
+      context.world.all_to_all_v<float>(mine.flat(), route_.received_selections.flat(), received.flat(),
+                                        route_.sent_selections.flat(), Purpose::kWeightGradients);
+      scatter_scalars(context.stream, received, route_.order, all);
+    }
+    table.add_pending(route_.selections, route_.pair_offsets);
+  }
+
+ private:
+  void send_gradients(StepContext& context, Matrix<const float> dout, Matrix<float> gradients) {
+    const ArenaScope scope(context.arena);
+    const int64_t width = dout.size(1);
+    const auto sent = context.arena.take<float>(route_.pairs_sent(), width);
+    copy_rows(context.stream, dout, route_.pair_token, sent);
+    context.world.all_to_all_v<float>(sent.flat(), times(context.arena, route_.sent_pairs, width).flat(),
+                                      gradients.flat(), times(context.arena, route_.received_pairs, width).flat(),
+                                      Purpose::kOutputGradients);
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<Exchange> make_exchange(ExchangeKind kind) {
+  switch (kind) {
+    case ExchangeKind::kAuto:  // one kind so far
+    case ExchangeKind::kPooled:
+      return std::make_unique<PooledExchange>();
+  }
+  PKM_CHECK(false, "exchange kind {}", static_cast<int>(kind));
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// A product-key memory layer (Lample et al. 2019, arXiv 1907.05242; output gate: Berges et al. 2024, arXiv 2412.09764):
+//
+//   q = norm(Wq x + bq)           (T, H, c)
+//   slots, weights = select(q)    (T, H*k) each; softmax over each head's k
+//   y = sum weight * row          (T, dv), heads summed, rows from the sharded table
+//   PLAIN: y (dv = d)             SWILU: W2 (y * silu(W1 x)), W1 (dv, d), W2 (d, dv), no bias
+//
+// What backward() needs stays in the step's arena. Parameters: NAME.query.weight, NAME.query.bias, NAME.query_norm.*,
+// NAME.keys, and for SWILU NAME.gate.weight (W1) and NAME.out.weight (W2).
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "layers/context.h"
+#include "layers/memory/batch_norm.h"
+#include "layers/memory/exchange.h"
+#include "layers/memory/value_table.h"
+#include "layers/parameters.h"
+
+namespace pkmesh {
+
+enum class QueryNorm { kNone, kBatchNorm, kLayerNorm };  // layer norm: over each half of each head, one scale and shift
+enum class MemoryOutput { kPlain, kSwilu };
+
+struct MemoryShape {
+  int64_t width = 0;        // d
+  int64_t heads = 4;        // H
+  int64_t neighbours = 32;  // k, at most sub_keys
+  int64_t sub_keys = 512;   // n; the table has n * n rows
+  int64_t key_width = 512;  // c, both halves; even
+  QueryNorm query_norm = QueryNorm::kBatchNorm;
+  MemoryOutput output = MemoryOutput::kPlain;
+  ExchangeKind exchange = ExchangeKind::kAuto;
+};
+
+class MemoryLayer {
+ public:
+  // Registers its parameters. Several layers may share a table, which must outlive them. Throws UserError if the shape
+  // and the table do not fit.
+  MemoryLayer(Parameters& parameters, const std::string& name, const MemoryShape& shape, ValueTable& table);
+
+  // x (T, d) -> (T, d), in the arena. Collective, also with T = 0. valid (T), or empty for all: tokens whose byte is 0
+  // (padding) are left out of the query norm's statistics.
+  Matrix<float> forward(StepContext& context, Matrix<const float> x, Vector<const uint8_t> valid = {});
+  // dx (=) from dy, both (T, d); adds to the parameters' gradients and to what is pending in the table. Collective.
+  void backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx);
+
+  const MemoryShape& shape() const { return shape_; }
+  const ValueTable& table() const { return table_; }
+  const Route& route() const { return exchange_->route(); }  // of the last forward
+  // Of the last forward: (T, H*k) slots, per head by score, and their weights.
+  Matrix<const int32_t> slots() const { return kept_.slots; }
+  Matrix<const float> weights() const { return kept_.weights; }
+
+ private:
+  // From forward to backward, in the arena.
+  struct Kept {
+    Matrix<const float> x;
+    Matrix<float> raw_queries;  // before a layer norm
+    Vector<float> mean, rstd;   // of the layer norm
+    Matrix<float> queries;      // (T, H*c)
+    Matrix<int32_t> slots;
+    Matrix<float> weights;
+    Matrix<float> sum;    // y
+    Matrix<float> gate;   // W1 x
+    Matrix<float> gated;  // y * silu(W1 x)
+  };
+  void normalise_queries(StepContext& context, Vector<const uint8_t> valid);
+  void query_norm_backward(StepContext& context, Matrix<float> dqueries);
+  View<float, 3> by_head(Matrix<float> queries) const;
+  Matrix<float> by_half(Matrix<float> queries) const;
+
+  std::string name_;
+  MemoryShape shape_;
+  ValueTable& table_;
+  std::unique_ptr<Exchange> exchange_;
+  Parameter<2> query_weight_;
+  Parameter<1> query_bias_;
+  std::optional<SyncBatchNorm> batch_norm_;
+  Parameter<1> norm_weight_, norm_bias_;  // of the layer norm
+  Parameter<4> keys_;
+  Parameter<2> gate_weight_;
+  Parameter<2> output_weight_;
+  Kept kept_;
+};
+
+}  // namespace pkmesh

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// The gradient of a table before it exists: which rows were read, and from what each row's gradient is made. A row's
+// gradient is the sum over its contributions of weight * (output gradient of the pair that read it). It is computed
+// where it is consumed, one row at a time in the first-level cache, and never stored per selection or for the table.
+//
+// Contributions are sorted once by row. Inside a row they keep the order in which they came: by piece, then in the
+// global order of tokens (see comm/route.h). So the sum has the same order on any number of ranks and threads.
+#pragma once
+
+#include <span>
+
+#include "comm/route.h"
+#include "runtime/buffer.h"
+#include "runtime/dispatch.h"
+
+namespace pkmesh {
+
+// What one backward pass left at the owner. The output gradient of its p-th pair is d_output[first_source + p].
+struct GradientPiece {
+  Vector<const Selection> selections;  // (M)
+  Vector<const int32_t> pair_offsets;  // (P + 1)
+  int64_t first_source = 0;
+};
+
+//   gradient of row rows[u] = sum over c in [offsets[u], offsets[u + 1]) of weights[c] * d_output[sources[c]]
+struct RowGradients {
+  Vector<const int32_t> rows;     // (U) local rows, ascending, each once
+  Vector<const int64_t> offsets;  // (U + 1)
+  Vector<const float> weights;    // (contributions)
+  Vector<const int32_t> sources;  // (contributions)
+  Matrix<const float> d_output;   // (sources, dv)
+};
+
+// The arrays live in `arena`. At most 2^31 - 1 contributions.
+RowGradients sort_by_row(Stream& stream, Arena& arena, std::span<const GradientPiece> pieces,
+                         Matrix<const float> d_output, int64_t local_rows);
+
+// The device's part. Vectors hold what there may be at most; `count` becomes U.
+struct RowRecord {
+  int32_t row;
+  float weight;
+  int32_t source;
+};
+struct RowGradientsOut {
+  Vector<int32_t> rows;
+  Vector<int64_t> offsets;
+  Vector<float> weights;
+  Vector<int32_t> sources;
+};
+PKM_OP(sort_by_row, std::span<const GradientPiece> pieces, int64_t local_rows, Vector<RowRecord> records,
+       Vector<RowRecord> scratch, const RowGradientsOut& out, int64_t& count)
+
+}  // namespace pkmesh

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/memory/value_table.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "runtime/parallel.h"
+#include "runtime/random.h"
+#include "runtime/range.h"
+
+namespace pkmesh {
+namespace {
+
+void load(const Matrix<float>& rows, int64_t row, std::span<float> out) {
+  std::copy_n(rows[row].data(), out.size(), out.data());
+}
+void load(const Matrix<bf16>& rows, int64_t row, std::span<float> out) {
+  std::transform(rows[row].begin(), rows[row].end(), out.begin(), [](bf16 x) { return static_cast<float>(x); });
+}
+template <class T>
+void store(const Matrix<T>& rows, int64_t row, std::span<const float> values) {
+  std::transform(values.begin(), values.end(), rows[row].data(), [](float x) { return T(x); });
+}
+
+}  // namespace
+
+ValueTable::ValueTable(const TableShape& shape, const Communicator& world, Device device, uint64_t seed)
+    : shape_(shape),
+      placement_(shape.placement, shape.slots, world.size()),
+      rank_(world.rank()),
+      device_(device),
+      arena_(device) {
+  PKM_CHECK(shape.slots >= 1 && shape.width >= 1, "table {} of {} rows of width {}", shape.name, shape.slots,
+            shape.width);
+  if (shape.type == RowType::kFloat)
+    float_rows_ = Buffer<float>(device, local_rows() * shape.width);
+  else
+    bf16_rows_ = Buffer<bf16>(device, local_rows() * shape.width);
+  usage_counts_ = Buffer<uint32_t>(device, local_rows());
+  usage_weights_ = Buffer<float>(device, local_rows());
+  initialise(seed);
+}
+
+TableRows ValueTable::rows() const {
+  if (shape_.type == RowType::kFloat) return Matrix<float>(float_rows_.data(), local_rows(), shape_.width);
+  return Matrix<bf16>(bf16_rows_.data(), local_rows(), shape_.width);
+}
+
+void ValueTable::initialise(uint64_t seed) {
+  const Range range("initialise table");
+  const Random random(seed, shape_.name);
+  const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape_.width)));
+  const auto stride = static_cast<uint64_t>((shape_.width + 3) / 4 * 4);  // Random::normals begins at multiples of 4
+  parallel_for(0, local_rows(), 16, [&](int64_t begin, int64_t end) {
+    std::vector<float> values(static_cast<size_t>(shape_.width));
+    for (int64_t local = begin; local < end; ++local) {
+      random.normals(static_cast<uint64_t>(global_row(local)) * stride, shape_.width, scale, values.data());
+      write_row(local, values);
+    }
+  });
+}
+
+void ValueTable::read_row(int64_t local, std::span<float> out) const {
+  PKM_CHECK(std::ssize(out) == shape_.width, "{} floats for a row of {}", out.size(), shape_.width);
+  std::visit([&](const auto& matrix) { load(matrix, local, out); }, rows());
+}
+
+void ValueTable::write_row(int64_t local, std::span<const float> values) {
+  PKM_CHECK(std::ssize(values) == shape_.width, "{} floats for a row of {}", values.size(), shape_.width);
+  std::visit([&](const auto& matrix) { store(matrix, local, values); }, rows());
+}
+
+Matrix<float> ValueTable::take_gradients(int64_t pairs) {
+  const int64_t width = shape_.width;
+  const int64_t needed = (gradients_kept_ + pairs) * width;
+  if (needed > gradients_.count()) {
+    Buffer<float> grown(device_, std::max(needed, gradients_.count() * 3 / 2));
+    std::copy_n(gradients_.data(), gradients_kept_ * width, grown.data());
+    gradients_ = std::move(grown);
+    sorted_.reset();
+  }
+  gradients_taken_ = pairs;
+  return Matrix<float>(gradients_.data() + gradients_kept_ * width, pairs, width);
+}
+
+void ValueTable::add_pending(Vector<const Selection> selections, Vector<const int32_t> pair_offsets) {
+  PKM_CHECK(pair_offsets.count() - 1 == gradients_taken_, "{} pairs, but gradients of {}", pair_offsets.count() - 1,
+            gradients_taken_);
+  // Copies of the small things: the route lives in the arena of its micro-batch.
+  const auto kept_selections = arena_.take<Selection>(selections.count());
+  const auto kept_offsets = arena_.take<int32_t>(pair_offsets.count());
+  std::copy(selections.begin(), selections.end(), kept_selections.begin());
+  std::copy(pair_offsets.begin(), pair_offsets.end(), kept_offsets.begin());
+  pieces_.push_back({kept_selections, kept_offsets, gradients_kept_});
+  gradients_kept_ += std::exchange(gradients_taken_, 0);
+  sorted_.reset();
+}
+
+const RowGradients& ValueTable::row_gradients(Stream& stream) {
+  const Matrix<const float> d_output(gradients_.data(), gradients_kept_, shape_.width);
+  if (!sorted_) sorted_ = sort_by_row(stream, arena_, pieces_, d_output, local_rows());
+  return *sorted_;
+}
+
+void ValueTable::forget_pending() {
+  pieces_.clear();
+  sorted_.reset();
+  gradients_kept_ = 0;
+  gradients_taken_ = 0;
+  arena_.reset();
+}
+
+void ValueTable::count_usage(Stream& stream, Vector<const Selection> selections) {
+  const Range range("count usage");
+  PKM_DISPATCH(stream, count_usage, selections, usage_counts_.view(), usage_weights_.view());
+}
+
+void ValueTable::reset_usage() {
+  std::ranges::fill(usage_counts_.span(), 0U);
+  std::ranges::fill(usage_weights_.span(), 0.0F);
+}
+
+namespace cpu {
+
+// Each thread keeps a range of slots and looks at all selections: sums run in the order of the tokens on any number of
+// threads, and no two threads write to one slot.
+void count_usage(Stream&, Vector<const Selection> selections, Vector<uint32_t> counts, Vector<float> weights) {
+  constexpr int64_t kMinimumRange = 4096;
+  parallel_for(0, counts.count(), kMinimumRange, [&](int64_t begin, int64_t end) {
+    for (const Selection& selection : selections) {
+      if (selection.row < begin || selection.row >= end) continue;
+      ++counts[selection.row];
+      weights[selection.row] += selection.weight;
+    }
+  });
+}
+
+}  // namespace cpu
+}  // namespace pkmesh

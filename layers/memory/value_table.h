@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// A sharded table of value vectors. A row lives once: on the owner that the placement names, together with what was
+// read from it (usage) and what its gradient is made of until the next update (pending). Nothing here is of the size of
+// the whole table, and nothing walks all rows in a step.
+//
+// Rows start as N(0, dv^-1/2), a function of (seed, table name, global row): the same table on any number of ranks.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "comm/placement.h"
+#include "layers/memory/pooled.h"
+#include "layers/memory/row_gradients.h"
+#include "runtime/buffer.h"
+
+namespace pkmesh {
+
+enum class RowType { kFloat, kBf16 };
+
+struct TableShape {
+  std::string name;   // layers that name one table share it
+  int64_t slots = 0;  // N rows, over all ranks; < 2^31
+  int64_t width = 0;  // dv
+  PlacementKind placement = PlacementKind::kHash;
+  RowType type = RowType::kFloat;
+};
+
+PKM_OP(count_usage, Vector<const Selection> selections, Vector<uint32_t> counts, Vector<float> weights)
+
+class ValueTable {
+ public:
+  // Makes this rank's rows. Throws UserError if they do not fit in memory.
+  ValueTable(const TableShape& shape, const Communicator& world, Device device, uint64_t seed);
+  ValueTable(const ValueTable&) = delete;
+  ValueTable& operator=(const ValueTable&) = delete;
+
+  const TableShape& shape() const { return shape_; }
+  const Placement& placement() const { return placement_; }
+  int rank() const { return rank_; }
+  int64_t local_rows() const { return placement_.local_rows(rank_); }
+  TableRows rows() const;  // (local rows, dv)
+  int32_t global_row(int64_t local) const { return placement_.global(rank_, static_cast<int32_t>(local)); }
+
+  // One row as floats (dv); a bf16 row is rounded to nearest when written. For checkpoints and tests, on the CPU.
+  void read_row(int64_t local, std::span<float> out) const;
+  void write_row(int64_t local, std::span<const float> values);
+
+  // --- the gradient, from the backward passes of a step to its update ---
+  // Memory for the output gradients of `pairs` pairs, (pairs, dv). Valid until the next call; add_pending() keeps it.
+  Matrix<float> take_gradients(int64_t pairs);
+  // Adds a backward pass: what its pairs read. Their output gradients stand in the memory last taken.
+  void add_pending(Vector<const Selection> selections, Vector<const int32_t> pair_offsets);
+  // All that is pending, by row; sorted once, until more is added or it is forgotten.
+  const RowGradients& row_gradients(Stream& stream);
+  void forget_pending();
+
+  // --- usage ---
+  void count_usage(Stream& stream, Vector<const Selection> selections);
+  // Since the last reset_usage(), per local row: how often it was selected, and the sum of its softmax weights.
+  std::span<const uint32_t> usage_counts() const { return usage_counts_.span(); }
+  std::span<const float> usage_weights() const { return usage_weights_.span(); }
+  void reset_usage();
+
+ private:
+  void initialise(uint64_t seed);
+
+  TableShape shape_;
+  Placement placement_;
+  int rank_;
+  Device device_;
+  Buffer<float> float_rows_;
+  Buffer<bf16> bf16_rows_;
+  Buffer<uint32_t> usage_counts_;
+  Buffer<float> usage_weights_;
+  // What is pending outlives the micro-batch's arena.
+  Arena arena_;
+  Buffer<float> gradients_;      // (at least kept + taken, dv); grows in the first steps
+  int64_t gradients_kept_ = 0;   // pairs
+  int64_t gradients_taken_ = 0;  // pairs after them that take_gradients() gave and add_pending() has yet to claim
+  std::vector<GradientPiece> pieces_;
+  std::optional<RowGradients> sorted_;
+};
+
+}  // namespace pkmesh
