@@ -335,7 +335,9 @@ MpiSession::~MpiSession() {
 
 std::unique_ptr<Communicator> MpiSession::world(const MpiOptions& options) {
   if (!launched()) return std::make_unique<SelfCommunicator>();
-  return std::make_unique<MpiCommunicator>(std::make_unique<MpiGroup>(), options);
+  auto world = std::make_unique<MpiCommunicator>(std::make_unique<MpiGroup>(), options);
+  world->watch(options.watch);
+  return world;
 }
 
 }  // namespace pkmesh

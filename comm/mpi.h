@@ -18,11 +18,13 @@ struct MpiOptions {
   // An all-reduce goes in pieces of this size, which stay in the cache between its steps: between two ranks of one
   // host, 64 MiB in pieces of 0.25 to 4 MiB ran three times as fast as in one.
   int64_t reduce_piece_bytes = int64_t{1} << 20;
+  // As Communicator::watch, which changes it later.
+  Clock::duration watch = std::chrono::minutes(10);
 };
 
-// MPI from here to the end of the scope; outlives every communicator it made. Left by an exception, it ends the job with
-// exit code 1: MPI_Finalize would wait for ranks that wait for this one. So catch inside, say what happened, and call
-// world.abort(code).
+// MPI from here to the end of the scope; outlives every communicator it made. Left by an exception, it ends the job
+// with exit code 1: MPI_Finalize would wait for ranks that wait for this one. So catch inside, say what happened, and
+// call world.abort(code).
 class MpiSession {
  public:
   // Throws UserError if a launcher started several tasks that MPI would not connect.

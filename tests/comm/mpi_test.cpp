@@ -6,14 +6,15 @@
 namespace pkmesh {
 
 std::vector<ContractWorld> contract_worlds() {
+  const auto minute = std::chrono::minutes(1);
   const auto over_mpi = [](const MpiOptions& options) {
     return [options](const RankBody& body) {
       const auto world = test_session().world(options);
-      world->watch(std::chrono::seconds(60));
       body(*world);
     };
   };
-  return {{"Mpi", over_mpi({})}, {"MpiInPieces", over_mpi({.largest_count = 61, .reduce_piece_bytes = 148})}};
+  return {{"Mpi", over_mpi({.watch = minute})},
+          {"MpiInPieces", over_mpi({.largest_count = 61, .reduce_piece_bytes = 148, .watch = minute})}};
 }
 
 }  // namespace pkmesh
