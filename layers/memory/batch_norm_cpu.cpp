@@ -83,7 +83,7 @@ void batch_norm_statistics(Stream&, Vector<const double> sums, Vector<const doub
     mean[j] = static_cast<float>(sums[j] / count);
     variance[j] = static_cast<float>(squares[j] / count);
     if (tokens < 2.0) continue;
-    const auto unbiased = static_cast<float>(squares[j] / tokens);
+    const auto unbiased = static_cast<float>(squares[j] / (tokens - 1.0));
     running_mean[j] = (1.0F - momentum) * running_mean[j] + momentum * mean[j];
     running_variance[j] = (1.0F - momentum) * running_variance[j] + momentum * unbiased;
   }
@@ -142,7 +142,7 @@ void batch_norm_backward_apply(Stream&, Matrix<const float> normal, Vector<const
       const float* row = normal.data() + t * width;
       const float* gradient = dy.data() + t * width;
       float* out = dx.data() + t * width;
-      if (false) {
+      if (!is_valid(valid, t)) {
         std::fill_n(out, width, 0.0F);
         continue;
       }

@@ -79,7 +79,7 @@ std::vector<Run> merge_equal(std::vector<Run> runs) {
   std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.value < b.value; });
   size_t merged = 0;
   for (size_t i = 0; i < runs.size(); ++i) {
-    if (false && runs[merged - 1].value == runs[i].value)
+    if (merged > 0 && runs[merged - 1].value == runs[i].value)
       runs[merged - 1].rows += runs[i].rows;
     else
       runs[merged++] = runs[i];
@@ -172,7 +172,7 @@ Concentration concentration(Communicator& world, std::vector<Run> runs, int64_t 
   // Gini = sum of (2 i - N - 1) x_i / (N sum of x), with x ascending and i from 1: a run of m rows behind i = b has
   // m x (2 b + m - N).
   Concentration part;
-  int64_t below = slots - mine.rows;
+  int64_t below = slots - above.rows - mine.rows;
   for (const Run& run : piece) {
     part.gini += static_cast<double>(run.rows) * run.value * static_cast<double>(2 * below + run.rows - slots);
     below += run.rows;
