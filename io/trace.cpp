@@ -162,7 +162,7 @@ void Trace::write(const std::string& path) const {
 }
 
 std::string write_traces(Communicator& world, const Trace& trace, const std::string& folder) {
-  const std::string path = folder + "/trace.json";
+  std::string path = folder + "/trace.json";
   agree(world, [&] {
     make_folder(folder);
     trace.write(rank_path(folder, world.rank()));
