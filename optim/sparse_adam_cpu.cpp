@@ -12,16 +12,22 @@ namespace {
 // A thread's workspace: a row's gradient and its random bits stay in its nearest cache.
 struct Workspace {
   std::vector<float> gradient;
+  std::vector<uint32_t> words;
   std::vector<uint16_t> value_bits;
   std::vector<uint16_t> first_bits;
   std::vector<uint16_t> second_bits;
 };
 
+int64_t padded(int64_t width) {
+  return (width + 7) / 8 * 8;
+}  // random words come by fours
+
 Workspace& workspace(int64_t width) {
   thread_local Workspace space;
-  const auto size = static_cast<size_t>(width) + 8;  // random bits come by eights
+  const auto size = static_cast<size_t>(padded(width));
   if (space.gradient.size() < size) {
     space.gradient.resize(size);
+    space.words.resize(size / 2);
     space.value_bits.resize(size);
     space.first_bits.resize(size);
     space.second_bits.resize(size);
@@ -86,15 +92,15 @@ void for_touched_rows(const RowGradients& gradients, const Body& body) {
   });
 }
 
-// 16 random bits for each column of a row; the same for a (row, column) wherever the row lives.
-void fill_bits(const Random& random, int32_t global_row, int64_t width, uint16_t* bits) {
-  const int64_t blocks = (width + 7) / 8;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const auto words = random.block(static_cast<uint64_t>(int64_t{global_row} * blocks + b));
-    for (size_t w = 0; w < 4; ++w) {
-      bits[b * 8 + static_cast<int64_t>(w) * 2] = static_cast<uint16_t>(words[w]);
-      bits[b * 8 + static_cast<int64_t>(w) * 2 + 1] = static_cast<uint16_t>(words[w] >> 16);
-    }
+// 16 random bits for each column of a row; the same for a (row, column) wherever the row lives. A random word serves
+// two columns, half a row apart.
+void fill_bits(const Random& random, int32_t global_row, int64_t width, Workspace& space, uint16_t* __restrict bits) {
+  const int64_t half = padded(width) / 2;
+  uint32_t* const words = space.words.data();
+  random.fill_bits(static_cast<uint64_t>(global_row) * static_cast<uint64_t>(half), half, words);
+  for (int64_t i = 0; i < half; ++i) {
+    bits[i] = static_cast<uint16_t>(words[i]);
+    bits[half + i] = static_cast<uint16_t>(words[i] >> 16);
   }
 }
 
@@ -186,11 +192,11 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
     sum_contributions(gradients, u, space.gradient.data());
     for (int64_t i = 0; i < width; ++i) space.gradient[static_cast<size_t>(i)] *= update.scale;
     if constexpr (std::is_same_v<Value, bf16>)
-      fill_bits(update.value_rounding, update.global_rows[u], width, space.value_bits.data());
+      fill_bits(update.value_rounding, update.global_rows[u], width, space, space.value_bits.data());
     if constexpr (std::is_same_v<First, bf16>)
-      fill_bits(update.first_rounding, update.global_rows[u], width, space.first_bits.data());
+      fill_bits(update.first_rounding, update.global_rows[u], width, space, space.first_bits.data());
     if constexpr (std::is_same_v<Second, bf16>)
-      fill_bits(update.second_rounding, update.global_rows[u], width, space.second_bits.data());
+      fill_bits(update.second_rounding, update.global_rows[u], width, space, space.second_bits.data());
     const Coefficients c = own_steps ? coefficients(update, ++steps[row]) : global;
     update_row<kRowWise>(c, width, space, values[row].data(), firsts[row].data(), seconds[row].data());
   });

@@ -85,17 +85,18 @@ std::vector<std::string> File::names() const {
 }
 
 void expect_close(const std::string& what, std::span<const float> actual, std::span<const float> expected,
-                  double tolerance) {
+                  double tolerance, double floor) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
-  double largest = 1e-6;
+  double largest = floor;
   for (const float x : expected) largest = std::max(largest, std::abs(static_cast<double>(x)));
   double worst = 0;
   size_t where = 0;
   for (size_t i = 0; i < actual.size(); ++i) {
     const double difference = std::abs(static_cast<double>(actual[i]) - static_cast<double>(expected[i]));
-    if (difference <= worst) continue;  // false for a NaN
+    if (difference <= worst) continue;  // not so for a NaN,
     worst = difference;
     where = i;
+    if (std::isnan(worst)) break;  // which fails below
   }
   EXPECT_TRUE(worst <= tolerance * largest) << what << ": element " << where << " is " << actual[where] << ", expected "
                                             << expected[where] << " (largest " << largest << ")";

@@ -37,8 +37,9 @@ class File {
   std::map<std::string, Tensor> tensors_;
 };
 
-// Expects equal sizes and |actual - expected| <= tolerance * (the largest |expected|, or 1e-6 if that is less).
+// Expects equal sizes and |actual - expected| <= tolerance * (the largest |expected|, or `floor` if that is less: for
+// tensors that are nothing but rounding, such as the gradient of a bias in front of a BatchNorm).
 void expect_close(const std::string& what, std::span<const float> actual, std::span<const float> expected,
-                  double tolerance);
+                  double tolerance, double floor = 1e-6);
 
 }  // namespace pkmesh::golden
