@@ -49,7 +49,8 @@ std::string unsealed(const std::string& path) {
       !from_hex(std::string_view(text).substr(seal + kSeal.size(), text.size() - 1 - seal - kSeal.size()), checksum))
     damaged(path, "the manifest was altered or truncated: it does not end in its checksum");
   text.resize(seal);
-  if (text_checksum(text) != checksum) damaged(path, "the manifest was altered or truncated: its checksum does not match");
+  if (text_checksum(text) != checksum)
+    damaged(path, "the manifest was altered or truncated: its checksum does not match");
   return text;
 }
 

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/report.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <vector>
+
+#include "io/checkpoint.h"
+#include "io/file.h"
+#include "io/metrics.h"
+#include "io/step_line.h"
+#include "runtime/check.h"
+
+namespace pkmesh {
+namespace {
+
+using nlohmann::json;
+
+// Columns as wide as their widest cell; the first to the left, numbers to the right.
+class Table {
+ public:
+  void add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
+  std::string text() const {
+    std::vector<size_t> widths;
+    for (const auto& row : rows_) {
+      widths.resize(std::max(widths.size(), row.size()));
+      for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    }
+    std::string text;
+    for (const auto& row : rows_) {
+      std::string line;
+      for (size_t i = 0; i < row.size(); ++i)
+        line += i == 0 ? fmt::format("{:<{}}", row[i], widths[i]) : fmt::format("  {:>{}}", row[i], widths[i]);
+      text += "  " + line.substr(0, line.find_last_not_of(' ') + 1) + "\n";
+    }
+    return text;
+  }
+
+ private:
+  std::vector<std::vector<std::string>> rows_;
+};
+
+// A finite number of that name, if the object has one.
+std::optional<double> number(const json& object, const std::string& key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_number() ? std::optional(found->get<double>()) : std::nullopt;
+}
+
+std::string text_of(const json& object, const std::string& key) {
+  const auto found = object.find(key);
+  return found != object.end() && found->is_string() ? found->get<std::string>() : "?";
+}
+
+std::string cell(const std::optional<double>& value, const char* format) {
+  return value ? fmt::format(fmt::runtime(format), *value) : "-";
+}
+
+std::string describe_origin(const std::string& path) {
+  const json run = json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
+  if (!run.is_object()) user_error("{}: not JSON; restore the file or inspect another run", path);
+  std::vector<std::string> hosts;
+  for (const json& host : run.value("hosts", json::array()))
+    if (host.is_object())
+      hosts.push_back(fmt::format("{} ({:.0f})", text_of(host, "name"), number(host, "ranks").value_or(0)));
+  std::vector<std::string> command;
+  for (const json& word : run.value("command", json::array()))
+    if (word.is_string()) command.push_back(word.get<std::string>());
+  const size_t resumed = run.value("resumed", json::array()).size();
+  return fmt::format("  started {}{} by pkmesh {} {}\n  {:.0f} ranks on {}\n  {}\n", text_of(run, "started"),
+                     resumed == 0 ? "" : fmt::format(", resumed {} times,", resumed), text_of(run, "version"),
+                     text_of(run, "commit"), number(run, "ranks").value_or(0), fmt::join(hosts, ", "),
+                     fmt::join(command, " "));
+}
+
+// First, last and least of a value over the steps.
+void add_course(Table& table, const std::string& name, const std::vector<std::pair<int64_t, double>>& course) {
+  if (course.empty()) return;
+  const auto best =
+      *std::min_element(course.begin(), course.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  table.add({name, fmt::format("{:.4f}", course.front().second), fmt::format("{:.4f}", course.back().second),
+             fmt::format("{:.4f}", best.second), fmt::format("{}", best.first)});
+}
+
+std::string describe_losses(const std::vector<json>& lines) {
+  std::map<std::string, std::vector<std::pair<int64_t, double>>> courses;
+  for (const json& line : lines) {
+    const int64_t step = line["step"].get<int64_t>();
+    if (const auto loss = number(line, "loss")) courses["loss"].emplace_back(step, *loss);
+    const auto validation = line.find("validation");
+    if (validation == line.end() || !validation->is_object()) continue;
+    for (const char* key : {"loss", "perplexity"})
+      if (const auto value = number(*validation, key))
+        courses[fmt::format("validation {}", key)].emplace_back(step, *value);
+  }
+  Table table;
+  table.add({"", "first", "last", "best", "at step"});
+  for (const auto& [name, course] : courses) add_course(table, name, course);
+  return courses.empty() ? "" : table.text() + "\n";
+}
+
+// The median of the last hundred: start-up and the odd checkpoint do not count.
+std::string describe_speed(const std::vector<json>& lines) {
+  std::vector<double> milliseconds;
+  std::vector<double> tokens;
+  for (size_t i = lines.size() > 100 ? lines.size() - 100 : 0; i < lines.size(); ++i) {
+    if (const auto value = number(lines[i], "step_ms")) milliseconds.push_back(*value);
+    if (const auto value = number(lines[i], "tokens_per_s")) tokens.push_back(*value);
+  }
+  if (milliseconds.empty() || tokens.empty()) return "";
+  const auto median = [](std::vector<double>& values) {
+    const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+  };
+  return fmt::format("  speed: {} per step, {} tok/s (median of the last {})\n", duration_text(median(milliseconds)),
+                     count_text(median(tokens)), milliseconds.size());
+}
+
+// The last measurement of each memory layer.
+std::string describe_memories(const std::vector<json>& lines) {
+  const auto last = std::find_if(lines.rbegin(), lines.rend(), [](const json& line) {
+    return line.contains("memory") && line["memory"].is_object() && !line["memory"].empty();
+  });
+  if (last == lines.rend()) return "";
+  Table table;
+  table.add({"memory", "used", "kl", "gini", "top-1", "hottest shard"});
+  for (const auto& [layer, health] : (*last)["memory"].items()) {
+    if (!health.is_object()) continue;
+    const auto percent = [&](const char* key) {
+      const auto value = number(health, key);
+      return value ? fmt::format("{:.1f}%", *value * 100) : "-";
+    };
+    table.add({layer, percent("used"), cell(number(health, "kl"), "{:.2f}"), cell(number(health, "gini"), "{:.3f}"),
+               percent("top1"), cell(number(health, "hottest_shard"), "{:.2f}x")});
+  }
+  return fmt::format("\n{}  (at step {})\n", table.text(), (*last)["step"].get<int64_t>());
+}
+
+std::string describe_groups(const CheckpointManifest& manifest) {
+  struct Sum {
+    int64_t tensors = 0;
+    int64_t elements = 0;
+    int64_t bytes = 0;
+  };
+  std::map<std::string, Sum> groups;  // by what stands before the first slash: "adam.m/..."
+  for (const TensorInfo& tensor : manifest.dense) {
+    const size_t slash = tensor.name.find('/');
+    Sum& sum = groups[slash == std::string::npos ? "parameters" : tensor.name.substr(0, slash)];
+    sum.tensors += 1;
+    sum.elements += tensor.count();
+    sum.bytes += tensor.bytes();
+  }
+  Table table;
+  table.add({"", "tensors", "elements", "bytes"});
+  for (const auto& [name, sum] : groups)
+    table.add({name, std::to_string(sum.tensors), count_text(static_cast<double>(sum.elements)),
+               bytes_text(static_cast<double>(sum.bytes))});
+  for (const auto& stored : manifest.tables) {
+    for (const auto& tensor : stored.tensors) {
+      const int64_t elements = stored.rows * tensor.columns;
+      table.add({fmt::format("{}: {} {} ({}, {})", stored.name, tensor.name, dtype_name(tensor.dtype), stored.rows,
+                             tensor.columns),
+                 "1", count_text(static_cast<double>(elements)),
+                 bytes_text(static_cast<double>(elements * dtype_bytes(tensor.dtype)))});
+    }
+  }
+  return table.text();
+}
+
+std::string describe_bytes_per_rank(const CheckpointManifest& manifest) {
+  int64_t dense = 0;
+  for (const TensorInfo& tensor : manifest.dense) dense += tensor.bytes();
+  Table table;
+  table.add({"ranks", "dense", "rows", "bytes per rank"});
+  for (const int64_t ranks : {1, 2, 4, 8}) {
+    int64_t rows = 0;
+    for (const auto& stored : manifest.tables) rows += (stored.rows + ranks - 1) / ranks * stored.row_bytes();
+    table.add({std::to_string(ranks), bytes_text(static_cast<double>(dense)), bytes_text(static_cast<double>(rows)),
+               bytes_text(static_cast<double>(dense + rows))});
+  }
+  return table.text();
+}
+
+std::string describe_files(const std::string& path, const CheckpointManifest& manifest) {
+  Table table;
+  table.add({"file", "bytes", "state"});
+  for (const auto& file : manifest.files)
+    table.add({file.name, bytes_text(static_cast<double>(file.bytes)), file_fault(path, file).value_or("good")});
+  return table.text();
+}
+
+}  // namespace
+
+std::string describe_run(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path + "/run.json", error))
+    user_error("{}: no run there (it has no run.json); give the folder that train --out made", path);
+  std::string text = fmt::format("run {}\n{}", path, describe_origin(path + "/run.json"));
+  std::vector<json> lines;
+  if (std::filesystem::exists(path + "/metrics.jsonl", error)) lines = read_metrics(path + "/metrics.jsonl");
+  if (lines.empty()) {
+    text += "  no step done yet\n";
+  } else {
+    text += fmt::format("\n  {} steps, the last is {}\n", lines.size(), lines.back()["step"].get<int64_t>());
+    text += describe_losses(lines) + describe_speed(lines) + describe_memories(lines);
+  }
+  std::vector<std::string> names;
+  for (const std::string& checkpoint : list_checkpoints(path + "/checkpoints"))
+    names.push_back(std::filesystem::path(checkpoint).filename().string());
+  return text +
+         fmt::format("\n  checkpoints: {}\n", names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", ")));
+}
+
+std::string describe_checkpoint(const std::string& path) {
+  const std::string found = find_checkpoint(path);
+  const CheckpointManifest manifest = read_manifest(found);
+  return fmt::format(
+      "checkpoint {}\n  step {}, written by {} rank(s), tokenizer {:016x}, configuration {:016x}\n\n{}\n{}\n{}", found,
+      manifest.step, manifest.ranks, manifest.tokenizer_hash, manifest.config_hash, describe_groups(manifest),
+      describe_bytes_per_rank(manifest), describe_files(found, manifest));
+}
+
+}  // namespace pkmesh

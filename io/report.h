@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// What `pkmesh inspect` prints of the files that a run wrote: tables for people, from the files alone.
+#pragma once
+
+#include <string>
+
+namespace pkmesh {
+
+// A run folder: who and where, loss, validation, speed, health of the memories, checkpoints. UserError if it is none.
+std::string describe_run(const std::string& path);
+// A checkpoint (or the latest of a folder or a run): tensors by group, files and their checksums, which are all read
+// for it, bytes that each of 1, 2, 4 and 8 ranks would hold. UserError if there is none.
+std::string describe_checkpoint(const std::string& path);
+
+}  // namespace pkmesh
