@@ -24,7 +24,7 @@ constexpr std::string_view kSpaceSymbol = "\xE2\x96\x81";  // U+2581, SentencePi
 constexpr int32_t kSmallestVocabulary = 300;               // 256 bytes, 2 control pieces, and room to merge
 constexpr size_t kLongestSentence = 4096;                  // for training; SentencePiece drops longer ones
 constexpr size_t kLongestCachedWord = 48;
-constexpr size_t kCachedWords = size_t{1} << 17;
+constexpr size_t kCachedWords = size_t{1} << 18;
 
 // Length of the valid UTF-8 sequence at text[i], or 0: no overlong forms, no surrogates, nothing above U+10FFFF.
 size_t utf8_length(std::string_view text, size_t i) {
