@@ -1,4 +1,173 @@
 // SPDX-License-Identifier: Apache-2.0
-int main() {
-  return 0;
+// The program. It owns the ranks, reads the command line, and turns every error into one line and an exit code:
+// 0 done, 2 the user's mistake (nothing was written), 1 anything else.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <thread>
+
+#include "comm/agree.h"
+#include "comm/mpi.h"
+#include "io/config.h"
+#include "io/run_folder.h"
+#include "launcher/commands.h"
+#include "runtime/log.h"
+
+namespace pkmesh {
+namespace {
+
+void add_config_options(CLI::App& command, ConfigSource& source, bool required) {
+  command.add_option("--config", source.config, "Configuration: a file, or a preset such as debug or quickstart")
+      ->required(required);
+  command.add_option("--set", source.overrides, "Overrides one option: train.steps=100 (may be repeated)")
+      ->expected(1)
+      ->take_all();
+}
+
+// What the command line asks for; set up by add_commands, run once the ranks stand.
+using Action = std::function<int(Communicator&)>;
+
+struct Options {
+  TokenizeArguments tokenize;
+  TrainArguments train;
+  EvalArguments eval;
+  GenerateArguments generate;
+  std::string inspect;
+  std::string option;
+  bool markdown = false;
+  BenchArguments bench;
+};
+
+void add_tokenize(CLI::App& app, TokenizeArguments& options, Action& action) {
+  auto* command = app.add_subcommand("tokenize", "Turn text into a tokenizer and token files");
+  command->add_option("--input", options.inputs, "Text files, plain or gzipped; - is standard input")->required();
+  command->add_option("--out", options.out, "Folder to write; must not exist")->required();
+  command->add_option("--tokenizer", options.tokenizer, "Folder whose tokenizer to use (default: train one)");
+  command->add_option("--threads", options.threads, "Threads (default: all cores)")->check(CLI::Range(1, 1024));
+  add_config_options(*command, options.source, false);
+  command->callback([&] { action = [&](Communicator& world) { return tokenize_command(world, options); }; });
+}
+
+void add_train(CLI::App& app, TrainArguments& options, Action& action) {
+  auto* command = app.add_subcommand("train", "Train a model; under mpirun, on all its ranks");
+  add_config_options(*command, options.source, false);
+  command->add_option("--out", options.out, "Run folder; must not exist unless --resume is given");
+  command->add_option("--resume", options.resume, "Go on from the newest checkpoint of --out (auto), or from this one");
+  command->add_flag("--profile", options.profile, "End with a table of what communication cost, and write a trace");
+  command->add_flag("--dry-run", options.dry_run, "Print the memory plan per rank and stop");
+  command->add_flag("--print-config", options.print_config, "Print the complete configuration and stop");
+  command->callback([&] { action = [&](Communicator& world) { return train_command(world, options); }; });
+}
+
+void add_eval(CLI::App& app, EvalArguments& options, Action& action) {
+  auto* command = app.add_subcommand("eval", "Perplexity and memory health of a checkpoint");
+  command->add_option("--checkpoint", options.checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
+  command->add_option("--data", options.data, "Token folder (default: the run's validation data)");
+  command->add_option("--sequences", options.sequences, "Sequences to read (default: all)")
+      ->check(CLI::NonNegativeNumber);
+  command->callback([&] { action = [&](Communicator& world) { return eval_command(world, options); }; });
+}
+
+void add_generate(CLI::App& app, GenerateArguments& options, Action& action) {
+  auto* command = app.add_subcommand("generate", "Continue a prompt");
+  command->add_option("--checkpoint", options.checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
+  command->add_option("--prompt", options.prompts, "Text to continue (may be repeated)")
+      ->expected(1)
+      ->take_all()
+      ->required();
+  command->add_option("--tokens", options.tokens, "Tokens to generate")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
+  command->add_option("--temperature", options.temperature, "0 takes the likeliest token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  command->add_option("--top-p", options.top_p, "Draw from the likeliest tokens that hold this share")
+      ->check(CLI::Range(1e-6, 1.0))
+      ->capture_default_str();
+  command->add_option("--seed", options.seed, "Seed of the draws")->capture_default_str();
+  command->callback([&] { action = [&](Communicator& world) { return generate_command(world, options); }; });
+}
+
+void add_others(CLI::App& app, Options& options, Action& action) {
+  auto* inspect = app.add_subcommand("inspect", "Describe a run folder, a checkpoint or a configuration");
+  inspect->add_option("path", options.inspect, "Run folder, checkpoint, configuration file or preset")->required();
+  inspect->callback([&] { action = [&](Communicator& world) { return inspect_command(world, options.inspect); }; });
+
+  auto* bench = app.add_subcommand("bench", "Measure this machine and the program on it");
+  bench->add_option("name", options.bench.name, "ops, exchange or step")
+      ->required()
+      ->check(CLI::IsMember({"ops", "exchange", "step"}));
+  add_config_options(*bench, options.bench.source, false);
+  bench->callback([&] { action = [&](Communicator& world) { return bench_command(world, options.bench); }; });
+
+  auto* config = app.add_subcommand("config", "Explain the options of a configuration");
+  config->add_option("option", options.option, "An option such as model.memory.heads; none: all of them");
+  config->add_flag("--markdown", options.markdown, "All of them, as docs/configuration.md");
+  config->callback([&] {
+    action = [&](Communicator& world) {
+      if (world.rank() == 0)
+        fmt::print("{}", options.markdown ? configuration_markdown() : option_help(options.option));
+      return 0;
+    };
+  });
+}
+
+int run(Communicator& world, int argc, char** argv) {
+  CLI::App app("pkmesh trains language models whose capacity sits in product-key memory, sharded over the ranks.");
+  app.name("pkmesh");
+  app.set_version_flag("--version", program_version());
+  app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("error: {}; see pkmesh --help\n", error.what());
+  });
+  Options options;
+  options.train.command.assign(argv, argv + argc);
+  Action action;
+  add_tokenize(app, options.tokenize, action);
+  add_train(app, options.train, action);
+  add_eval(app, options.eval, action);
+  add_generate(app, options.generate, action);
+  add_others(app, options, action);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {  // every rank reads the same line: rank 0 speaks for all
+    const bool asked = error.get_exit_code() == 0;
+    if (world.rank() == 0) app.exit(error);
+    return asked ? 0 : 2;
+  }
+  return action(world);
+}
+
+int guarded_run(Communicator& world, int argc, char** argv) {
+  try {
+    return run(world, argc, argv);
+  } catch (const AgreedError& error) {
+    if (world.rank() == 0) fmt::print(stderr, "error: {}\n", error.what());
+    return 2;
+  } catch (const UserError& error) {
+    if (world.size() == 1) {
+      fmt::print(stderr, "error: {}\n", error.what());
+      return 2;
+    }
+    fmt::print(stderr, "error: rank {}: {}\n", world.rank(), error.what());
+    world.abort(2);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "internal error on rank {} of {}: {}\n", world.rank(), world.size(), error.what());
+    world.abort(1);
+  }
+  return 1;  // not reached: abort() does not return
+}
+
+}  // namespace
+}  // namespace pkmesh
+
+int main(int argc, char** argv) {
+  try {
+    pkmesh::MpiSession session(&argc, &argv);
+    const auto world = session.world();
+    pkmesh::start_log(world->rank());
+    return pkmesh::guarded_run(*world, argc, argv);
+  } catch (const std::exception& error) {  // MPI itself would not start
+    fmt::print(stderr, "error: {}\n", error.what());
+    return 2;
+  }
 }

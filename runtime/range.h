@@ -23,7 +23,7 @@ RangeObserver* observe_ranges(RangeObserver* observer);
 
 class Range {
  public:
-  explicit Range(std::string_view name);
+  explicit Range(std::string_view name);  // the name must live as long as the range
   ~Range();
   Range(const Range&) = delete;
   Range& operator=(const Range&) = delete;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "runtime/parallel.h"
@@ -37,6 +38,7 @@ ValueTable::ValueTable(const TableShape& shape, const Communicator& world, Devic
     float_rows_ = Buffer<float>(device, local_rows() * shape.width);
   else
     bf16_rows_ = Buffer<bf16>(device, local_rows() * shape.width);
+  best_.resize(static_cast<size_t>((shape.slots + 63) / 64));
   usage_counts_ = Buffer<uint32_t>(device, local_rows());
   usage_weights_ = Buffer<float>(device, local_rows());
   initialise(seed);
@@ -116,7 +118,37 @@ void ValueTable::count_usage(Stream& stream, Vector<const Selection> selections)
   PKM_DISPATCH(stream, count_usage, selections, usage_counts_.view(), usage_weights_.view());
 }
 
+void ValueTable::mark_best(Matrix<const int32_t> slots, int64_t neighbours) {
+  for (int64_t t = 0; t < slots.size(0); ++t)
+    for (int64_t s = 0; s < slots.size(1); s += neighbours)
+      best_[static_cast<size_t>(slots(t, s) / 64)] |= uint64_t{1} << (slots(t, s) % 64);
+}
+
+// Asking ranks send each slot that they marked to its owner, once.
+std::vector<uint8_t> ValueTable::best_rows(Communicator& world) const {
+  std::vector<std::vector<int32_t>> of_owner(static_cast<size_t>(world.size()));
+  for (int64_t slot = 0; slot < shape_.slots; ++slot) {
+    if ((best_[static_cast<size_t>(slot / 64)] >> (slot % 64) & 1) == 0) continue;
+    const RowAddress address = placement_.locate(static_cast<int32_t>(slot));
+    of_owner[static_cast<size_t>(address.owner)].push_back(address.local);
+  }
+  std::vector<int64_t> sent;
+  std::vector<int32_t> rows;
+  for (const auto& list : of_owner) {
+    sent.push_back(std::ssize(list));
+    rows.insert(rows.end(), list.begin(), list.end());
+  }
+  std::vector<int64_t> received(sent.size());
+  world.all_to_all<int64_t>(sent, std::span<int64_t>(received), Purpose::kControl);
+  std::vector<int32_t> mine(static_cast<size_t>(std::accumulate(received.begin(), received.end(), int64_t{0})));
+  world.all_to_all_v<int32_t>(rows, sent, std::span<int32_t>(mine), received, Purpose::kControl);
+  std::vector<uint8_t> best(static_cast<size_t>(local_rows()));
+  for (const int32_t local : mine) best[static_cast<size_t>(local)] = 1;
+  return best;
+}
+
 void ValueTable::reset_usage() {
+  std::ranges::fill(best_, 0U);
   std::ranges::fill(usage_counts_.span(), 0U);
   std::ranges::fill(usage_weights_.span(), 0.0F);
 }

@@ -58,10 +58,15 @@ class ValueTable {
   void forget_pending();
 
   // --- usage ---
+  static constexpr int64_t kUsageBytes = sizeof(uint32_t) + sizeof(float);  // per row
   void count_usage(Stream& stream, Vector<const Selection> selections);
   // Since the last reset_usage(), per local row: how often it was selected, and the sum of its softmax weights.
   std::span<const uint32_t> usage_counts() const { return usage_counts_.span(); }
   std::span<const float> usage_weights() const { return usage_weights_.span(); }
+  // Marks the slots that were the best of a head: the first of every `neighbours` in slots (T, H*k).
+  void mark_best(Matrix<const int32_t> slots, int64_t neighbours);
+  // Per local row, 1 if a token of any rank had it as the best of a head since the last reset_usage(). Collective.
+  std::vector<uint8_t> best_rows(Communicator& world) const;
   void reset_usage();
 
  private:
@@ -75,6 +80,7 @@ class ValueTable {
   Buffer<bf16> bf16_rows_;
   Buffer<uint32_t> usage_counts_;
   Buffer<float> usage_weights_;
+  std::vector<uint64_t> best_;  // a bit per slot of the whole table: what this rank's tokens had as the best of a head
   // What is pending outlives the micro-batch's arena.
   Arena arena_;
   Buffer<float> gradients_;      // (at least kept + taken, dv); grows in the first steps

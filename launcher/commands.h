@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// The subcommands of `pkmesh`. Each is given its options and the ranks; it returns the exit code or throws.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+
+namespace pkmesh {
+
+struct ConfigSource {
+  std::string config;                  // a file, or the name of a preset
+  std::vector<std::string> overrides;  // "train.steps=100"
+};
+
+struct TokenizeArguments {
+  ConfigSource source;
+  std::vector<std::string> inputs;
+  std::string out;
+  std::string tokenizer;  // a folder whose tokenizer to use; empty: one is trained
+  int threads = 0;        // 0: all cores
+};
+
+struct TrainArguments {
+  ConfigSource source;
+  std::string out;
+  std::string resume;  // empty, "auto", or a checkpoint
+  bool profile = false;
+  bool dry_run = false;
+  bool print_config = false;
+  std::vector<std::string> command;  // the command line, for run.json
+};
+
+struct EvalArguments {
+  std::string checkpoint;
+  std::string data;       // empty: the run's validation data
+  int64_t sequences = 0;  // 0: all
+};
+
+struct GenerateArguments {
+  std::string checkpoint;
+  std::vector<std::string> prompts;
+  int64_t tokens = 100;
+  double temperature = 0.8;
+  double top_p = 0.95;
+  uint64_t seed = 1;
+};
+
+struct BenchArguments {
+  std::string name;  // ops, exchange or step
+  ConfigSource source;
+};
+
+int tokenize_command(Communicator& world, const TokenizeArguments& options);
+int train_command(Communicator& world, const TrainArguments& options);
+int eval_command(Communicator& world, const EvalArguments& options);
+int generate_command(Communicator& world, const GenerateArguments& options);
+int inspect_command(Communicator& world, const std::string& path);
+int bench_command(Communicator& world, const BenchArguments& options);
+
+}  // namespace pkmesh

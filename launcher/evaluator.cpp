@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launcher/evaluator.h"
+
+#include <array>
+#include <cmath>
+#include <numbers>
+
+#include "runtime/range.h"
+
+namespace pkmesh {
+namespace {
+
+// Sequences per rank that pass through at once: enough for efficient matrix products.
+constexpr int64_t kSequences = 16;
+
+}  // namespace
+
+double Evaluation::perplexity() const {
+  return std::exp(loss);
+}
+
+double Evaluation::perplexity_per_word(TextSize text, int64_t all_tokens) const {
+  return std::exp(loss * static_cast<double>(all_tokens) / static_cast<double>(text.words));
+}
+
+double Evaluation::bits_per_byte(TextSize text, int64_t all_tokens) const {
+  return loss * static_cast<double>(all_tokens) / static_cast<double>(text.bytes) / std::numbers::ln2;
+}
+
+Evaluation evaluate(Model& model, const Tokens& tokens, int64_t sequences) {
+  Range range("evaluate");
+  const EvaluationWindows windows(tokens, model.transformer().shape().context);
+  const int64_t all = sequences > 0 ? std::min(sequences, windows.count()) : windows.count();
+  model.reset_usage();
+  Communicator& world = model.world();
+
+  // Every rank makes the same number of passes, for each pass holds collectives; a share may be empty.
+  std::array<double, 2> sums = {0, 0};  // losses, tokens
+  for (int64_t begin = 0; begin < all; begin += kSequences * world.size()) {
+    const int64_t mine = std::min(all, begin + kSequences * world.rank());
+    const SequenceRange share = {mine, std::min(all, mine + kSequences)};
+    StepContext context = model.begin(/*training=*/false);
+    auto inputs = context.arena.take<int32_t>(share.count(), windows.context());
+    auto targets = context.arena.take<int32_t>(share.count(), windows.context());
+    windows.fill(share, inputs, targets);
+    for (const float loss : model.transformer().losses(context, inputs, targets).flat()) sums[0] += loss;
+    for (const int32_t target : targets.flat()) sums[1] += target != EvaluationWindows::kIgnored ? 1 : 0;
+  }
+  world.all_reduce(std::span<double>(sums), Reduction::kSum, Purpose::kControl);
+
+  Evaluation evaluation;
+  evaluation.loss = sums[0] / sums[1];
+  evaluation.tokens = static_cast<int64_t>(sums[1]);
+  evaluation.sequences = all;
+  evaluation.memories = model.memory_health();
+  return evaluation;
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// Evaluation: each validation token predicted once, in windows spread over the ranks; sums over all ranks.
+#pragma once
+
+#include <vector>
+
+#include "io/batches.h"
+#include "launcher/model.h"
+
+namespace pkmesh {
+
+struct Evaluation {
+  double loss = 0;  // mean over the tokens, nats
+  int64_t tokens = 0;
+  int64_t sequences = 0;
+  std::vector<MemoryHealth> memories;  // one per value table, over this evaluation's reads
+  double perplexity() const;
+  // exp(nats per word): comparable between tokenizers. `text` is the size of the whole text that `all_tokens` stand
+  // for.
+  double perplexity_per_word(TextSize text, int64_t all_tokens) const;
+  double bits_per_byte(TextSize text, int64_t all_tokens) const;
+};
+
+// Reads `sequences` windows from the beginning, or all if 0. Collective. Empties the tables' usage counters first.
+Evaluation evaluate(Model& model, const Tokens& tokens, int64_t sequences);
+
+}  // namespace pkmesh

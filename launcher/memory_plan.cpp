@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launcher/memory_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+#include "io/batches.h"
+#include "io/tokenizer.h"
+
+namespace pkmesh {
+namespace {
+
+constexpr int64_t kFloat = 4;
+constexpr int64_t kLogitsChunk = 256;  // tokens, as in layers/transformer.cpp
+
+std::string count_text(int64_t count) {
+  if (count >= 10'000'000'000) return fmt::format("{:.1f} G", static_cast<double>(count) / 1e9);
+  if (count >= 10'000'000) return fmt::format("{:.1f} M", static_cast<double>(count) / 1e6);
+  if (count >= 10'000) return fmt::format("{:.1f} k", static_cast<double>(count) / 1e3);
+  return std::to_string(count);
+}
+
+std::string bytes_text(int64_t bytes) {
+  const double mib = static_cast<double>(bytes) / (1 << 20);
+  return mib >= 1024 ? fmt::format("{:.2f} GiB", mib / 1024) : fmt::format("{:.1f} MiB", mib);
+}
+
+int64_t memory_parameters(const MemorySite& site) {
+  const MemoryShape& memory = site.shape;
+  const int64_t features = memory.heads * memory.key_width;
+  int64_t count = (memory.width + 1) * features;                     // query
+  if (memory.query_norm != QueryNorm::kNone) count += 2 * features;  // scale, shift
+  count += memory.heads * memory.sub_keys * memory.key_width;        // keys: 2 halves of key_width / 2
+  if (memory.output == MemoryOutput::kSwilu) count += 2 * memory.width * site.table.width;
+  return count;
+}
+
+const MemorySite* site_of(const TransformerShape& shape, int64_t layer, bool after) {
+  const auto found = std::ranges::find_if(
+      shape.memories, [&](const MemorySite& site) { return site.layer == layer && site.after == after; });
+  return found == shape.memories.end() ? nullptr : &*found;
+}
+
+// Floats that a memory layer keeps for its backward pass, for `tokens` tokens of this rank among `ranks` ranks.
+int64_t memory_activations(const MemorySite& site, int64_t tokens, int ranks) {
+  const MemoryShape& memory = site.shape;
+  const int64_t features = memory.heads * memory.key_width;
+  const int64_t reads = memory.heads * memory.neighbours;
+  const int64_t pairs = ranks == 1 ? 0 : tokens * std::min<int64_t>(reads, ranks);
+  int64_t count = tokens * (2 * features + 4 * reads + 2 * memory.width + site.table.width);
+  count += 2 * pairs * site.table.width;       // partial sums: of this rank's tokens, and of others' for its rows
+  if (ranks > 1) count += tokens * reads * 5;  // selections sent and received, their order
+  if (memory.output == MemoryOutput::kSwilu) count += 3 * tokens * site.table.width;
+  return count;
+}
+
+int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int ranks) {
+  const int64_t width = shape.block.width;
+  int64_t kept = tokens * width * (shape.embedding_norm ? 3 : 2);  // embeddings, and the gradient that runs back
+  int64_t deepest = kLogitsChunk * shape.vocabulary;               // what lives only while one place is computed
+  for (int64_t layer = 0; layer < shape.layers; ++layer) {
+    kept += tokens * (9 * width + shape.block.heads + 4);
+    int64_t inside = tokens * 4 * width;
+    if (const MemorySite* site = site_of(shape, layer, /*after=*/false); site != nullptr) {
+      kept += memory_activations(*site, tokens, ranks);
+      inside = std::max(inside, memory_activations(*site, tokens, ranks));
+    } else {
+      kept += 2 * tokens * shape.block.ffn_width;
+      inside = std::max(inside, tokens * shape.block.ffn_width);
+    }
+    if (const MemorySite* site = site_of(shape, layer, /*after=*/true); site != nullptr) {
+      kept += memory_activations(*site, tokens, ranks) + tokens * width;
+      inside = std::max(inside, memory_activations(*site, tokens, ranks));
+    }
+    deepest = std::max(deepest, inside + tokens * width);
+  }
+  return (kept + deepest) * kFloat;
+}
+
+}  // namespace
+
+int64_t MemoryPlan::bytes_per_rank() const {
+  int64_t total = 0;
+  for (const Line& line : lines) total += line.bytes;
+  return total;
+}
+
+int64_t count_dense_parameters(const TransformerShape& shape) {
+  const int64_t d = shape.block.width;
+  const int64_t norm = 2 * d;
+  int64_t count = (shape.vocabulary + shape.context) * d;
+  if (shape.embedding_norm) count += norm;
+  if (shape.block.pre_norm) count += norm;
+  for (int64_t layer = 0; layer < shape.layers; ++layer) {
+    count += 2 * norm + 4 * d * d + 4 * d;  // two norms, qkv, out
+    const MemorySite* replace = site_of(shape, layer, /*after=*/false);
+    const int64_t f = shape.block.ffn_width;
+    count += replace != nullptr ? memory_parameters(*replace) : 2 * d * f + f + d;
+    const MemorySite* after = site_of(shape, layer, /*after=*/true);
+    if (after != nullptr) count += memory_parameters(*after) + (shape.block.pre_norm ? norm : 0);
+  }
+  return count;
+}
+
+MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ranks) {
+  const TransformerShape shape = model_shape(config, vocabulary);
+  MemoryPlan plan;
+  plan.ranks = ranks;
+  plan.dense_parameters = count_dense_parameters(shape);
+  plan.lines.push_back({"dense parameters", count_text(plan.dense_parameters) + " x (value, gradient, 2 moments)",
+                        plan.dense_parameters * 4 * kFloat});
+
+  const BatchShape batch = {config.train().batch(), config.train().accumulate(), 0, ranks};
+  const int64_t tokens = batch.largest_share() * shape.context;
+  std::map<std::string, TableShape> tables;
+  int64_t pending = 0;
+  for (const MemorySite& site : shape.memories) {
+    tables.emplace(site.table.name, site.table);
+    const int64_t reads = site.shape.heads * site.shape.neighbours;
+    const int64_t pairs = ranks == 1 ? tokens : tokens * std::min<int64_t>(reads, ranks);
+    pending += config.train().accumulate() * (pairs * site.table.width * kFloat + tokens * reads * 3 * 12);
+  }
+  for (const auto& [name, table] : tables) {
+    plan.value_parameters += table.slots * table.width;
+    const int64_t rows = (table.slots + ranks - 1) / ranks;
+    const int64_t row_bytes = table.width * (table.type == RowType::kBf16 ? 2 : 4) +
+                              RowOptimizer::bytes_per_row(row_options(config), table.width) + ValueTable::kUsageBytes;
+    plan.lines.push_back({"table " + name,
+                          fmt::format("{} of {} rows x {} bytes (value, moments, counters)", count_text(rows),
+                                      count_text(table.slots), row_bytes),
+                          rows * row_bytes});
+  }
+  plan.lines.push_back(
+      {"activations", fmt::format("{} tokens at a time", tokens), activation_bytes(shape, tokens, ranks)});
+  if (pending > 0)
+    plan.lines.push_back({"row gradients", "outputs' gradients and selections until the update", pending});
+  return plan;
+}
+
+int64_t planned_vocabulary(const config::Config& config) {
+  if (config.tokenizer().kind() == config::Tokenizer::BYTE) return make_byte_tokenizer()->vocabulary_size();
+  const std::string& tokens = config.data().train();
+  return tokens.empty() ? config.tokenizer().vocabulary() : load_tokenizer(tokens)->vocabulary_size();
+}
+
+std::string to_text(const MemoryPlan& plan) {
+  std::string text =
+      fmt::format("memory per rank ({} rank{}), {} dense and {} value parameters\n", plan.ranks,
+                  plan.ranks == 1 ? "" : "s", count_text(plan.dense_parameters), count_text(plan.value_parameters));
+  for (const auto& line : plan.lines)
+    text += fmt::format("  {:<18}{:>12}   {}\n", line.what, bytes_text(line.bytes), line.how);
+  return text + fmt::format("  {:<18}{:>12}\n", "total", bytes_text(plan.bytes_per_rank()));
+}
+
+}  // namespace pkmesh

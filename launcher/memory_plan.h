@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run will hold in memory on each rank, from its configuration alone: `pkmesh train --dry-run`, and the plan
+// that the run prints before its first step beside what it then allocates.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "launcher/options.h"
+
+namespace pkmesh {
+
+struct MemoryPlan {
+  struct Line {
+    std::string what;
+    std::string how;    // the sum in words: "4.2 M parameters x (value, gradient, 2 moments)"
+    int64_t bytes = 0;  // of the rank that holds most
+  };
+  int ranks = 1;
+  std::vector<Line> lines;
+  int64_t dense_parameters = 0;
+  int64_t value_parameters = 0;  // of all tables, over all ranks
+
+  int64_t bytes_per_rank() const;
+};
+
+// Parameters of the model without its tables' rows.
+int64_t count_dense_parameters(const TransformerShape& shape);
+
+// Of the tokens if they are there already, else what the tokenizer is to learn: a plan needs no data.
+int64_t planned_vocabulary(const config::Config& config);
+
+// `config` is resolved; vocabulary as the tokenizer says.
+MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ranks);
+std::string to_text(const MemoryPlan& plan);
+
+}  // namespace pkmesh

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launcher/model.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "comm/agree.h"
+#include "io/config.h"
+#include "io/file.h"
+
+namespace pkmesh {
+
+Model::Model(const config::Config& config, Communicator& world, Device device, int64_t vocabulary)
+    : world_(world),
+      seed_(config.train().seed()),
+      stream_(device),
+      arena_(device),
+      transformer_(model_shape(config, vocabulary), parameters_, world, device, seed_) {
+  parameters_.allocate(device, seed_);
+}
+
+StepContext Model::begin(bool training) {
+  arena_.reset();
+  StepContext context{stream_, arena_, world_};
+  context.seed = seed_;
+  context.training = training;
+  return context;
+}
+
+CheckpointContents Model::contents() {
+  CheckpointContents contents;
+  add_dense(contents, "", parameters_.entries(), parameters_.values());
+  add_dense(contents, "", parameters_.state_entries(), parameters_.states());
+  for (const auto& table : transformer_.tables()) {
+    ShardedTable sharded;
+    sharded.name = table->shape().name;
+    sharded.rows = table->shape().slots;
+    sharded.local_rows = table->local_rows();
+    sharded.global_row = [table = table.get()](int64_t local) { return table->global_row(local); };
+    std::visit([&](const auto& rows) { sharded.tensors.push_back(row_tensor("values", rows)); }, table->rows());
+    contents.tables.push_back(std::move(sharded));
+  }
+  return contents;
+}
+
+std::vector<MemoryHealth> Model::memory_health() {
+  std::vector<MemoryHealth> health;
+  for (const auto& table : transformer_.tables())
+    health.push_back(pkmesh::memory_health(world_, table->usage_counts(), table->usage_weights(),
+                                           table->best_rows(world_), table->shape().slots));
+  return health;
+}
+
+void Model::reset_usage() {
+  for (const auto& table : transformer_.tables()) table->reset_usage();
+}
+
+void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,
+               std::span<float> all) {
+  for (const auto& entry : entries) {
+    const auto values = all.subspan(static_cast<size_t>(entry.offset), static_cast<size_t>(entry.count));
+    contents.dense.push_back({{prefix + entry.name, DType::kF32, entry.shape}, std::as_writable_bytes(values)});
+  }
+}
+
+LoadedModel load_model(Communicator& world, const std::string& path) {
+  LoadedModel loaded;
+  Device device;
+  agree(world, [&] {
+    loaded.path = find_checkpoint(path);
+    loaded.facts = read_checkpoint_facts(loaded.path);
+    loaded.config = resolve(parse_config(loaded.facts.config_text, loaded.path + "/config.textproto"));
+    loaded.tokenizer = load_tokenizer(loaded.path);
+    device = choose_device(loaded.config, world);
+  });
+  loaded.model = std::make_unique<Model>(loaded.config, world, device, loaded.tokenizer->vocabulary_size());
+  load_checkpoint(world, loaded.path, loaded.model->contents(), {.verify = true, .exact = false});
+  return loaded;
+}
+
+std::map<std::string, std::string> attach_tokenizer(const std::string& folder) {
+  std::map<std::string, std::string> attachments;
+  for (const char* name : {"tokenizer.json", "tokenizer.model"})
+    if (std::filesystem::exists(folder + "/" + name)) attachments[name] = read_text(folder + "/" + name);
+  return attachments;
+}
+
+}  // namespace pkmesh

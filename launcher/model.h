@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// A language model with the memory it computes in, on one rank: what training, evaluation and generation share.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/checkpoint.h"
+#include "io/tokenizer.h"
+#include "launcher/options.h"
+#include "layers/memory/health.h"
+#include "layers/transformer.h"
+
+namespace pkmesh {
+
+class Model {
+ public:
+  // Freshly initialised, from config.train.seed. Collective. `config` is resolved and the same on all ranks.
+  Model(const config::Config& config, Communicator& world, Device device, int64_t vocabulary);
+
+  // A context for the next micro-batch: empties the arena.
+  StepContext begin(bool training);
+
+  // Parameters, states and the tables' rows, under their names, for checkpoints.
+  CheckpointContents contents();
+  // How the tables were used since their counters were last emptied, one entry per table. Collective.
+  std::vector<MemoryHealth> memory_health();
+  void reset_usage();
+
+  Communicator& world() { return world_; }
+  Stream& stream() { return stream_; }
+  Arena& arena() { return arena_; }
+  Parameters& parameters() { return parameters_; }
+  Transformer& transformer() { return transformer_; }
+
+ private:
+  Communicator& world_;
+  uint64_t seed_;
+  Stream stream_;
+  Arena arena_;
+  Parameters parameters_;
+  Transformer transformer_;
+};
+
+// What `pkmesh eval` and `generate` work on. The checkpoint holds its configuration and its tokenizer.
+struct LoadedModel {
+  config::Config config;
+  CheckpointFacts facts;
+  std::string path;  // of the checkpoint
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Model> model;
+};
+
+// `path`: a checkpoint, a folder of them or a run. Collective. Optimiser state in the checkpoint is not read.
+LoadedModel load_model(Communicator& world, const std::string& path);
+
+// The files of the tokenizer in `folder`, as attachments of a checkpoint: load_tokenizer(checkpoint) then finds them.
+std::map<std::string, std::string> attach_tokenizer(const std::string& folder);
+
+// Adds slices of a flat buffer as tensors named prefix + entry.name.
+void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,
+               std::span<float> all);
+
+}  // namespace pkmesh

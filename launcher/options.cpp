@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launcher/options.h"
+
+#include "runtime/check.h"
+
+namespace pkmesh {
+namespace {
+
+MemorySite memory_site(const config::Memory& memory, const config::Model& model) {
+  MemorySite site;
+  site.layer = memory.layers(0);
+  site.after = memory.placement() == config::Memory::AFTER;
+
+  MemoryShape& shape = site.shape;
+  shape.width = model.width();
+  shape.heads = memory.heads();
+  shape.neighbours = memory.neighbours();
+  shape.sub_keys = memory.sub_keys();
+  shape.key_width = memory.key_width();
+  switch (memory.query_norm()) {
+    case config::Memory::BATCH_NORM:
+      shape.query_norm = QueryNorm::kBatchNorm;
+      break;
+    case config::Memory::LAYER_NORM:
+      shape.query_norm = QueryNorm::kLayerNorm;
+      break;
+    case config::Memory::NONE:
+      shape.query_norm = QueryNorm::kNone;
+      break;
+  }
+  shape.output = memory.output() == config::Memory::SWILU ? MemoryOutput::kSwilu : MemoryOutput::kPlain;
+
+  TableShape& table = site.table;
+  table.name = memory.table();
+  table.slots = int64_t{memory.sub_keys()} * memory.sub_keys();
+  table.width = memory.value_width();
+  table.type = memory.row_type() == config::BF16 ? RowType::kBf16 : RowType::kFloat;
+  switch (memory.row_placement()) {
+    case config::Memory::BLOCK:
+      table.placement = PlacementKind::kBlock;
+      break;
+    case config::Memory::CYCLIC:
+      table.placement = PlacementKind::kCyclic;
+      break;
+    case config::Memory::HASH:
+      table.placement = PlacementKind::kHash;
+      break;
+  }
+  return site;
+}
+
+template <class Message>  // config::Optimizer or config::Values
+ScheduleOptions schedule(const Message& message, int64_t total_steps) {
+  ScheduleOptions options;
+  switch (message.schedule()) {
+    case config::INVERSE_SQRT:
+      options.kind = ScheduleKind::kInverseSqrt;
+      break;
+    case config::COSINE:
+      options.kind = ScheduleKind::kCosine;
+      break;
+    case config::CONSTANT:
+      options.kind = ScheduleKind::kConstant;
+      break;
+  }
+  options.peak = message.learning_rate();
+  options.warmup_init = message.warmup_init();
+  options.warmup_steps = message.warmup_steps();
+  options.min = message.min_learning_rate();
+  options.total_steps = total_steps;
+  return options;
+}
+
+}  // namespace
+
+TransformerShape model_shape(const config::Config& config, int64_t vocabulary) {
+  const config::Model& model = config.model();
+  TransformerShape shape;
+  shape.vocabulary = vocabulary;
+  shape.context = model.context();
+  shape.layers = model.layers();
+  shape.embedding_norm = model.embedding_norm();
+  shape.block.width = model.width();
+  shape.block.heads = model.heads();
+  shape.block.ffn_width = model.ffn_width();
+  shape.block.pre_norm = model.norm() == config::Model::PRE_LN;
+  shape.block.dropout = static_cast<float>(model.dropout());
+  shape.block.attention_dropout = static_cast<float>(model.attention_dropout());
+  for (const auto& memory : model.memory()) shape.memories.push_back(memory_site(memory, model));
+  return shape;
+}
+
+AdamOptions dense_options(const config::Config& config) {
+  const config::Optimizer& optimizer = config.optimizer();
+  return {optimizer.beta1(), optimizer.beta2(), optimizer.epsilon(), optimizer.weight_decay()};
+}
+
+RowAdamOptions row_options(const config::Config& config) {
+  const config::Values& values = config.values();
+  RowAdamOptions options;
+  options.update = values.algorithm() == config::Values::DENSE_ADAM ? RowAdamOptions::Update::kAll
+                                                                    : RowAdamOptions::Update::kTouched;
+  options.correction = values.bias_correction() == config::Values::ROW_COUNTER
+                           ? RowAdamOptions::Correction::kOwnSteps
+                           : RowAdamOptions::Correction::kGlobalStep;
+  options.second_moment = values.second_moment() == config::Values::ROW_WISE ? RowAdamOptions::SecondMoment::kRowWise
+                                                                             : RowAdamOptions::SecondMoment::kFull;
+  options.bf16_moments = values.moment_type() == config::BF16;
+  options.beta1 = values.beta1();
+  options.beta2 = values.beta2();
+  options.eps = values.epsilon();
+  return options;
+}
+
+ScheduleOptions dense_schedule(const config::Config& config) {
+  return schedule(config.optimizer(), config.train().steps());
+}
+
+ScheduleOptions values_schedule(const config::Config& config) {
+  return schedule(config.values(), config.train().steps());
+}
+
+Device choose_device(const config::Config& config, const Communicator& world) {
+  const int gpus = device_count(DeviceKind::kCuda);
+  if (config.train().device() == config::Train::CPU || (config.train().device() == config::Train::AUTO && gpus == 0))
+    return {};
+  if (!compiled_with(DeviceKind::kCuda))
+    user_error("train.device: this program was built without CUDA; set it to CPU, or build the cuda preset");
+  const Hosts& hosts = world.hosts();
+  int before = 0;  // ranks on this host below this one
+  for (int rank = 0; rank < world.rank(); ++rank) before += hosts.of_rank[rank] == hosts.of_rank[world.rank()] ? 1 : 0;
+  if (before >= gpus)
+    user_error("train.device: {} has {} GPUs and more ranks; start fewer ranks per host, or set it to CPU",
+               hosts.names[hosts.of_rank[world.rank()]], gpus);
+  return {DeviceKind::kCuda, before};
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a configuration to what the lower folders take: shapes of the model, options of the optimisers. Nothing below
+// the launcher knows the configuration's schema.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "io/config.pb.h"
+#include "layers/transformer.h"
+#include "optim/adam.h"
+#include "optim/schedule.h"
+#include "optim/sparse_adam.h"
+
+namespace pkmesh {
+
+// All of these need a resolved configuration.
+TransformerShape model_shape(const config::Config& config, int64_t vocabulary);
+AdamOptions dense_options(const config::Config& config);
+RowAdamOptions row_options(const config::Config& config);
+ScheduleOptions dense_schedule(const config::Config& config);
+ScheduleOptions values_schedule(const config::Config& config);
+// The device of this rank. UserError if CUDA was asked for and is not to be had.
+Device choose_device(const config::Config& config, const Communicator& world);
+
+}  // namespace pkmesh

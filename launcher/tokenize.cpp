@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// `pkmesh tokenize`: text to a tokenizer and token files, with a progress bar on a terminal.
+#include "io/tokenize.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "io/config.h"
+#include "io/step_line.h"
+#include "launcher/commands.h"
+#include "runtime/check.h"
+#include "runtime/log.h"
+#include "runtime/range.h"
+
+namespace pkmesh {
+namespace {
+
+class ProgressBar {
+ public:
+  void show(const TokenizeProgress& progress) {
+    const auto now = Clock::now();
+    if (!terminal_ || (now - shown_ < std::chrono::milliseconds(100) && progress.phase == phase_)) return;
+    shown_ = now;
+    phase_ = progress.phase;
+    const double share =
+        progress.total > 0 ? static_cast<double>(progress.done) / static_cast<double>(progress.total) : 0;
+    const int filled = static_cast<int>(share * kWidth);
+    fmt::print(stderr, "\r\033[K{:<9} [{:#<{}}{:.<{}}] {:3.0f}% {}", progress.phase, "", filled, "", kWidth - filled,
+               100 * share, bytes_text(static_cast<double>(progress.done)));
+  }
+  ~ProgressBar() {
+    if (terminal_ && !phase_.empty()) fmt::print(stderr, "\r\033[K");
+  }
+
+ private:
+  static constexpr int kWidth = 40;
+  bool terminal_ = stderr_is_terminal();
+  Clock::time_point shown_;
+  std::string phase_;
+};
+
+std::string describe(const SplitSummary& split) {
+  return fmt::format("{} tokens in {} file{}, from {} of text, {} words", split.tokens, split.shards,
+                     split.shards == 1 ? "" : "s", bytes_text(static_cast<double>(split.text.bytes)), split.text.words);
+}
+
+}  // namespace
+
+int tokenize_command(Communicator& world, const TokenizeArguments& arguments) {
+  if (world.size() > 1) user_error("tokenize uses the cores of one machine: start it without mpirun");
+  const config::Config config =
+      load_config(arguments.source.config.empty() ? "quickstart" : arguments.source.config, arguments.source.overrides);
+  TokenizeOptions options;
+  options.inputs = arguments.inputs;
+  options.folder = arguments.out;
+  options.tokenizer_folder = arguments.tokenizer;
+  options.kind =
+      config.tokenizer().kind() == config::Tokenizer::BYTE ? TokenizerKind::kByte : TokenizerKind::kSentencePiece;
+  options.vocabulary_size = config.tokenizer().vocabulary();
+  options.character_coverage = config.tokenizer().character_coverage();
+  options.training_bytes = config.tokenizer().training_bytes();
+  options.validation_share = config.data().validation_share();
+  options.seed = config.data().seed();
+  options.threads = arguments.threads;
+  TokenizeSummary summary;
+  {
+    ProgressBar bar;
+    options.progress = [&](const TokenizeProgress& progress) { bar.show(progress); };
+    summary = tokenize(options);
+  }
+  log_info("tokenizer  {} pieces, learnt in {}", summary.vocabulary_size,
+           duration_text(1e3 * summary.learning_seconds));
+  log_info("train      {}", describe(summary.train));
+  log_info("valid      {}", describe(summary.valid));
+  log_info("speed      {}/s", bytes_text(static_cast<double>(summary.train.text.bytes + summary.valid.text.bytes) /
+                                         summary.encoding_seconds));
+  log_info("folder     {} (train with --set data.train={})", arguments.out, arguments.out);
+  return 0;
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// `pkmesh train`: checks everything before it writes anything, describes the run, then steps, reports, validates,
+// saves.
+#include <fmt/format.h>
+
+#include <csignal>
+
+#include "comm/agree.h"
+#include "io/config.h"
+#include "launcher/commands.h"
+#include "launcher/memory_plan.h"
+#include "launcher/training_run.h"
+#include "runtime/log.h"
+
+namespace pkmesh {
+namespace {
+
+// SIGTERM and SIGUSR1 (what schedulers send before the end) ask for a checkpoint and an orderly exit.
+volatile std::sig_atomic_t g_stop_requested = 0;
+
+// One rank may be told before the others: all stop after the same step.
+bool stop_agreed(Communicator& world) {
+  int32_t requested = g_stop_requested;
+  world.all_reduce(std::span<int32_t>(&requested, 1), Reduction::kMax, Purpose::kControl);
+  return requested != 0;
+}
+
+bool due(int64_t step, int64_t every) {
+  return every > 0 && step % every == 0;
+}
+
+void train(TrainingRun& run, Communicator& world) {
+  const config::Train& plan = run.config().train();
+  bool stopped = false;
+  while (run.steps_done() < plan.steps() && !stopped) {
+    run.step();
+    const int64_t step = run.steps_done();
+    stopped = stop_agreed(world);
+    const bool last = step == plan.steps();
+    if (due(step, plan.memory_every()) || last) run.report_memory();
+    if (due(step, plan.eval_every()) || last) run.validate();
+    run.end_step();
+    if (due(step, plan.checkpoint_every()) || last || stopped) run.save();
+  }
+  if (stopped) log_info("stopped by a signal after step {}; go on with --resume auto", run.steps_done());
+}
+
+}  // namespace
+
+int train_command(Communicator& world, const TrainArguments& options) {
+  config::Config config;
+  agree(world, [&] { config = load_config(options.source.config, options.source.overrides); });
+  agree_on(world, "configuration", to_text(config));
+  if (options.print_config) {
+    if (world.rank() == 0) fmt::print("{}", to_text(config));
+    return 0;
+  }
+  if (options.dry_run) {
+    if (world.rank() == 0) fmt::print("{}", to_text(plan_memory(config, planned_vocabulary(config), world.size())));
+    return 0;
+  }
+  std::signal(SIGTERM, [](int) { g_stop_requested = 1; });
+  std::signal(SIGUSR1, [](int) { g_stop_requested = 1; });
+  TrainingRun run(world, config, options);
+  run.describe();
+  train(run, world);
+  run.finish();
+  return 0;
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launcher/trainer.h"
+
+#include <cmath>
+
+#include "runtime/range.h"
+
+namespace pkmesh {
+namespace {
+
+std::vector<Adam::Range> decaying_ranges(const Parameters& parameters) {
+  std::vector<Adam::Range> ranges;
+  for (const auto& entry : parameters.entries())
+    if (entry.decays) ranges.push_back({entry.offset, entry.offset + entry.count});
+  return ranges;
+}
+
+double sum(std::span<const float> values) {
+  double total = 0;
+  for (const float value : values) total += value;
+  return total;
+}
+
+}  // namespace
+
+Trainer::Trainer(const config::Config& config, Communicator& world, Device device, BatchSampler batches,
+                 int64_t vocabulary)
+    : config_(config),
+      world_(world),
+      model_(config, world, device, vocabulary),
+      batches_(std::move(batches)),
+      adam_(device, model_.parameters().count(), dense_options(config), decaying_ranges(model_.parameters())),
+      buckets_(world, model_.parameters().gradients(), static_cast<int64_t>(config.train().bucket_mib() * (1 << 20))) {
+  for (const auto& table : model_.transformer().tables())
+    row_optimizers_.emplace_back(device, table->shape().name, table->placement(), world.rank(), table->shape().width,
+                                 row_options(config), config.train().seed());
+}
+
+BatchShape Trainer::batch() const {
+  return {config_.train().batch(), config_.train().accumulate(), world_.rank(), world_.size()};
+}
+
+StepFigures Trainer::step() {
+  Range range("step");
+  Communicator::Label label(world_, fmt::format("step {}", step_ + 1));
+  const auto begin = Clock::now();
+  std::ranges::fill(model_.parameters().gradients(), 0.0F);
+  double loss_sum = 0;
+  for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro) loss_sum += forward_backward(micro);
+  buckets_.finish();
+
+  const Gate gate = decide(world_, gate_share(loss_sum));
+  StepFigures figures = describe(gate);
+  if (gate.open()) update(gate, figures.learning_rate);
+  for (const auto& table : model_.transformer().tables()) table->forget_pending();
+  ++step_;
+  figures.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  return figures;
+}
+
+double Trainer::forward_backward(int64_t micro) {
+  StepContext context = model_.begin(/*training=*/true);
+  const SequenceRange share = batch().share(step_, micro);
+  const int64_t length = batches_.context();
+  auto inputs = context.arena.take<int32_t>(share.count(), length);
+  auto targets = context.arena.take<int32_t>(share.count(), length);
+  batches_.fill(share, inputs, targets);
+
+  const int64_t micro_steps = config_.train().accumulate();
+  context.draw = step_ * micro_steps + micro;
+  context.first_token = (share.begin - batch().micro_step(step_, micro).begin) * length;
+  // The mean over all tokens of the step, whatever rank and micro-step they are in.
+  const auto scale = static_cast<float>(1.0 / static_cast<double>(config_.train().batch() * length));
+  const bool last = micro + 1 == micro_steps;
+  const auto losses =
+      model_.transformer().losses_and_gradients(context, inputs, targets, scale, [&](int64_t final_from) {
+        if (last) buckets_.ready_down_to(final_from);
+      });
+  return sum(losses.flat());
+}
+
+GateShare Trainer::gate_share(double loss_sum) {
+  Range range("gate");
+  GateShare share;
+  const auto gradients = model_.parameters().gradients();
+  const Share mine = share_of(static_cast<int64_t>(gradients.size()), world_.rank(), world_.size());
+  share.dense_squares =
+      sum_of_squares(gradients.subspan(static_cast<size_t>(mine.begin), static_cast<size_t>(mine.end - mine.begin)));
+  for (size_t i = 0; i < row_optimizers_.size(); ++i) {
+    ValueTable& table = *model_.transformer().tables()[i];
+    share.values_squares += row_optimizers_[i].gradient_squares(model_.stream(), table.row_gradients(model_.stream()));
+  }
+  for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro)
+    share.tokens += static_cast<double>(batch().share(step_, micro).count() * batches_.context());
+  share.loss_sum = loss_sum;
+  return share;
+}
+
+StepFigures Trainer::describe(const Gate& gate) const {
+  StepFigures figures;
+  figures.step = step_ + 1;
+  figures.loss = gate.loss_sum / gate.tokens;
+  figures.dense_norm = std::sqrt(gate.dense_squares);
+  figures.values_norm = std::sqrt(gate.values_squares);
+  figures.learning_rate = learning_rate(dense_schedule(config_), step_ + 1);
+  figures.tokens = static_cast<int64_t>(gate.tokens);
+  figures.skipped = !gate.open();
+  if (figures.skipped)
+    figures.why_skipped = fmt::format("not finite: the loss on {} ranks, dense gradients on {}, row gradients on {}",
+                                      gate.bad_loss, gate.bad_dense, gate.bad_values);
+  return figures;
+}
+
+CheckpointContents Trainer::contents() {
+  CheckpointContents contents = model_.contents();
+  add_dense(contents, "adam.m/", model_.parameters().entries(), adam_.first_moments());
+  add_dense(contents, "adam.v/", model_.parameters().entries(), adam_.second_moments());
+  for (size_t i = 0; i < row_optimizers_.size(); ++i)
+    for (const StateTensor& state : row_optimizers_[i].state())
+      std::visit([&](const auto& rows) { contents.tables[i].tensors.push_back(row_tensor(state.name, rows)); },
+                 state.data);
+  return contents;
+}
+
+void Trainer::update(const Gate& gate, double rate) {
+  Range range("update");
+  const double dense_scale = clip_factor(std::sqrt(gate.dense_squares), config_.optimizer().clip_norm());
+  adam_.step(model_.stream(), model_.parameters().values(), model_.parameters().gradients(), dense_scale, rate,
+             step_ + 1);
+  const double values_scale = clip_factor(std::sqrt(gate.values_squares), config_.values().clip_norm());
+  const double values_rate = learning_rate(values_schedule(config_), step_ + 1);
+  for (size_t i = 0; i < row_optimizers_.size(); ++i) {
+    ValueTable& table = *model_.transformer().tables()[i];
+    row_optimizers_[i].step(model_.stream(), table.rows(), table.row_gradients(model_.stream()), values_scale,
+                            values_rate, step_ + 1);
+  }
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// The training run of one rank. N ranks compute what one rank computes: the same sequences in the same order, the same
+// statistics, the same decision to step or skip, the same update. After step s the state is a function of the
+// configuration, the tokens and s; so a resumed run goes on as if it had never stopped.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "comm/buckets.h"
+#include "io/batches.h"
+#include "launcher/model.h"
+#include "optim/clipping.h"
+
+namespace pkmesh {
+
+// What one step did, the same on every rank but for `seconds`.
+struct StepFigures {
+  int64_t step = 0;
+  double loss = 0;           // mean over the step's tokens, nats
+  double dense_norm = 0;     // of the gradients before clipping
+  double values_norm = 0;    // of the table rows' gradients before clipping
+  double learning_rate = 0;  // dense
+  int64_t tokens = 0;        // over all ranks
+  bool skipped = false;      // a loss or a gradient was not finite: nothing moved
+  std::string why_skipped;
+  double seconds = 0;
+};
+
+class Trainer {
+ public:
+  // Collective. `config` is resolved and the same on all ranks.
+  Trainer(const config::Config& config, Communicator& world, Device device, BatchSampler batches, int64_t vocabulary);
+
+  // One update of all parameters. Collective.
+  StepFigures step();
+  int64_t steps_done() const { return step_; }
+
+  // Everything that a resumed run needs beside the number of steps done: the model and the optimisers' state.
+  CheckpointContents contents();
+  void set_steps_done(int64_t steps) { step_ = steps; }
+
+  Model& model() { return model_; }
+
+ private:
+  double forward_backward(int64_t micro);  // returns the sum of this rank's losses
+  GateShare gate_share(double loss_sum);
+  StepFigures describe(const Gate& gate) const;
+  void update(const Gate& gate, double rate);
+  BatchShape batch() const;
+
+  const config::Config config_;
+  Communicator& world_;
+  Model model_;
+  BatchSampler batches_;
+  Adam adam_;
+  std::vector<RowOptimizer> row_optimizers_;  // one per table
+  GradientBuckets buckets_;
+  int64_t step_ = 0;  // updates done
+};
+
+}  // namespace pkmesh

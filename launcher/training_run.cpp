@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launcher/training_run.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <filesystem>
+
+#include "comm/agree.h"
+#include "io/config.h"
+#include "io/embedded.h"
+#include "io/file.h"
+#include "io/step_line.h"
+#include "io/tokenize.h"
+#include "launcher/memory_plan.h"
+#include "runtime/log.h"
+#include "runtime/parallel.h"
+
+namespace pkmesh {
+namespace {
+
+// The configuration's own text as a corpus: written where a run keeps its files, then tokenized as any other.
+void tokenize_built_in_text(const RunFolder& folder, const std::string& tokens) {
+  if (std::filesystem::exists(tokens)) return;  // a resumed run
+  const std::string text = folder.path() + "/built-in.txt";
+  replace_text(text, built_in_text());
+  TokenizeOptions options;
+  options.inputs = {text};
+  options.folder = tokens;
+  options.kind = TokenizerKind::kByte;
+  options.validation_share = 0.1;
+  tokenize(options);
+}
+
+double exchange_bytes(const Ledger& ledger) {
+  int64_t bytes = 0;
+  for (const Purpose purpose :
+       {Purpose::kSelections, Purpose::kPartials, Purpose::kOutputGradients, Purpose::kWeightGradients})
+    bytes += ledger[purpose].bytes;
+  return static_cast<double>(bytes);
+}
+
+nlohmann::json to_json(const MemoryHealth& health) {
+  return {{"used", health.usage},           {"kl", health.kl_weighted},    {"kl_counted", health.kl_counted},
+          {"gini", health.gini_weighted},   {"top1", health.top1_usage},   {"slots_50", health.slots_50},
+          {"slots_90", health.slots_90},    {"slots_99", health.slots_99}, {"hottest_shard", health.hottest_shard},
+          {"selections", health.selections}};
+}
+
+}  // namespace
+
+TrainingRun::TrainingRun(Communicator& world, const config::Config& config, const TrainArguments& options)
+    : world_(world), config_(config), options_(options) {
+  std::string checkpoint;
+  Device device;
+  agree(world_, [&] {
+    if (options_.out.empty()) user_error("train needs a run folder: --out FOLDER");
+    const std::string checkpoints = options_.out + "/checkpoints";
+    if (options_.resume == "auto")
+      checkpoint = latest_checkpoint(checkpoints).value_or("");
+    else if (!options_.resume.empty())
+      checkpoint = find_checkpoint(options_.resume);
+    if (!checkpoint.empty()) read_manifest(checkpoint);
+    device = choose_device(config_, world_);
+    if (config_.data().source() == config::Data::FOLDER) open_tokens(config_.data().train());
+  });
+  const bool built_in = config_.data().source() == config::Data::BUILT_IN;
+  if (built_in) {
+    open_folder();
+    agree(world_, [&] { open_tokens(options_.out + "/tokens"); });
+  }
+  std::optional<BatchSampler> sampler;
+  agree(world_, [&] { sampler.emplace(*train_tokens_, config_.model().context(), config_.data().seed()); });
+  trainer_ = std::make_unique<Trainer>(config_, world_, device, *sampler, tokenizer_->vocabulary_size());
+  if (!checkpoint.empty()) resume(checkpoint);
+  if (!built_in) open_folder();
+  open_metrics();
+  if (options_.profile) {
+    trace_.emplace(world_);
+    observe_ranges(&*trace_);
+  }
+  since_line_.before = since_memory_.before = since_start_.before = world_.ledger();
+}
+
+TrainingRun::~TrainingRun() {
+  observe_ranges(nullptr);
+}
+
+void TrainingRun::open_tokens(const std::string& folder) {
+  if (folder.empty())
+    user_error("data.train is empty: name a folder that `pkmesh tokenize` wrote, --set data.train=FOLDER");
+  tokens_folder_ = folder;
+  tokenizer_ = load_tokenizer(folder);
+  train_tokens_ = Tokens::open(folder, "train", tokenizer_->hash());
+  const std::string& valid = config_.data().valid().empty() ? folder : config_.data().valid();
+  valid_tokens_ = Tokens::open(valid, "valid", tokenizer_->hash());
+  if (valid_tokens_->count() < 2) valid_tokens_.reset();
+}
+
+void TrainingRun::open_folder() {
+  agree(world_, [&] {
+    if (world_.rank() != 0) return;
+    const RunDescription description = {options_.command, world_.hosts()};
+    folder_ = RunFolder::open(options_.out, to_text(config_), description, !options_.resume.empty());
+    log_to_file(folder_->log());
+    if (config_.data().source() == config::Data::BUILT_IN) tokenize_built_in_text(*folder_, options_.out + "/tokens");
+  });
+}
+
+void TrainingRun::open_metrics() {
+  agree(world_, [&] {
+    if (world_.rank() != 0) return;
+    metrics_.emplace(folder_->metrics(), steps_done());
+    tensorboard_.emplace(folder_->tensorboard(), steps_done());
+  });
+}
+
+void TrainingRun::resume(const std::string& checkpoint) {
+  const CheckpointFacts facts = load_checkpoint(world_, checkpoint, trainer_->contents());
+  agree(world_, [&] {
+    if (facts.tokenizer_hash != tokenizer_->hash())
+      user_error("{}: was trained with another tokenizer than {} has; pass the tokens of that run", checkpoint,
+                 tokens_folder_);
+  });
+  trainer_->set_steps_done(facts.step);
+  log_info("resumed from {} after step {}", checkpoint, facts.step);
+}
+
+void TrainingRun::describe() {
+  if (world_.rank() != 0) return;
+  const TransformerShape& shape = trainer_->model().transformer().shape();
+  const config::Train& plan = config_.train();
+  log_info("pkmesh {} {}| {} rank{} on {} host{} ({}), {} thread{} each, {}", program_version(),
+           program_commit().empty() ? "" : program_commit().substr(0, 10) + " ", world_.size(),
+           world_.size() == 1 ? "" : "s", world_.hosts().count(), world_.hosts().count() == 1 ? "" : "s",
+           fmt::join(world_.hosts().names, ", "), threads(), threads() == 1 ? "" : "s",
+           to_string(trainer_->model().stream().device()));
+  log_info("model   {} blocks, width {}, {} heads, context {}, vocabulary {}", shape.layers, shape.block.width,
+           shape.block.heads, shape.context, shape.vocabulary);
+  for (const MemorySite& site : shape.memories)
+    log_info("memory  {} block {}: {} slots x {} in table {}, {} heads x {} neighbours", site.after ? "after" : "in",
+             site.layer, site.table.slots, site.table.width, site.table.name, site.shape.heads, site.shape.neighbours);
+  log_info("data    {}: {} tokens to train on, {} to validate on", tokens_folder_, count_text(train_tokens_->count()),
+           count_text(valid_tokens_ ? valid_tokens_->count() : 0));
+  log_info("plan    {} steps of {} sequences of {} tokens; {} done", plan.steps(), plan.batch(), shape.context,
+           steps_done());
+  log_info("{}", to_text(plan_memory(config_, shape.vocabulary, world_.size())));
+  log_info("folder  {}", folder_->path());
+}
+
+void TrainingRun::step() {
+  const StepFigures figures = trainer_->step();
+  for (Window* window : {&since_line_, &since_memory_, &since_start_}) {
+    ++window->steps;
+    window->seconds += figures.seconds;
+    window->tokens += figures.tokens;
+  }
+  if (figures.skipped) log_info("step {} skipped: {}", figures.step, figures.why_skipped);
+  const Ledger spent = world_.ledger() - since_line_.before;
+  line_ = {{"step", figures.step},
+           {"loss", figures.loss},
+           {"lr", figures.learning_rate},
+           {"grad_norm", figures.dense_norm},
+           {"values_grad_norm", figures.values_norm},
+           {"step_ms", figures.seconds * 1e3},
+           {"tokens_per_s", static_cast<double>(figures.tokens) / figures.seconds}};
+  if (figures.skipped) line_["skipped"] = true;
+  if (world_.size() > 1) line_["communication"] = {{"exposed", spent.total().seconds / since_line_.seconds}};
+  if (figures.step % config_.train().log_every() == 0 || figures.step == config_.train().steps() || figures.step == 1)
+    report_step(figures);
+}
+
+void TrainingRun::report_step(const StepFigures& figures) {
+  const ProcessMemory memory = process_memory();
+  StepLine line;
+  line.step = figures.step;
+  line.steps = config_.train().steps();
+  line.loss = figures.loss;
+  line.grad_norm = figures.dense_norm;
+  line.learning_rate = figures.learning_rate;
+  line.step_ms = since_line_.seconds * 1e3 / static_cast<double>(since_line_.steps);
+  line.tokens_per_s = static_cast<double>(since_line_.tokens) / since_line_.seconds;
+  line.memory_used = static_cast<double>(memory.resident);
+  line.memory_total = static_cast<double>(memory.machine_total);
+  if (world_.size() > 1) line.exposed = (world_.ledger() - since_line_.before).total().seconds / since_line_.seconds;
+  line.seconds_left = static_cast<double>(line.steps - line.step) * line.step_ms / 1e3;
+  log_info("{}", to_string(line));
+  since_line_ = {.before = world_.ledger()};
+}
+
+void TrainingRun::report_memory() {
+  const std::vector<MemoryHealth> health = trainer_->model().memory_health();
+  const auto& tables = trainer_->model().transformer().tables();
+  const double bytes =
+      exchange_bytes(world_.ledger() - since_memory_.before) / static_cast<double>(since_memory_.steps);
+  for (size_t i = 0; i < tables.size(); ++i) {
+    const std::string& name = tables[i]->shape().name;
+    line_["memory"][name] = to_json(health[i]);
+    line_["memory"][name]["mib_per_step"] = bytes / (1 << 20);
+    MemoryLine line;
+    line.layer = name;
+    line.used = health[i].usage;
+    line.kl = health[i].kl_weighted;
+    line.hottest_shard = health[i].hottest_shard;
+    if (tables.size() == 1) line.bytes_per_step = bytes;  // the ledger does not tell tables apart
+    log_info("{}", to_string(line));
+  }
+  trainer_->model().reset_usage();
+  since_memory_ = {.before = world_.ledger()};
+}
+
+void TrainingRun::validate() {
+  if (!valid_tokens_) return;
+  const auto begin = Clock::now();
+  const Evaluation evaluation = evaluate(trainer_->model(), *valid_tokens_, config_.train().eval_sequences());
+  trainer_->model().reset_usage();
+  line_["validation"] = {
+      {"loss", evaluation.loss},
+      {"perplexity", evaluation.perplexity()},
+      {"perplexity_per_word", evaluation.perplexity_per_word(valid_tokens_->text(), valid_tokens_->count())},
+      {"tokens", evaluation.tokens}};
+  for (size_t i = 0; i < evaluation.memories.size(); ++i)
+    line_["validation"]["memory"][trainer_->model().transformer().tables()[i]->shape().name] =
+        to_json(evaluation.memories[i]);
+  log_info("validation after step {} | loss {:.4f} | perplexity {:.2f} | {} tokens | {}", steps_done(), evaluation.loss,
+           evaluation.perplexity(), count_text(static_cast<double>(evaluation.tokens)),
+           duration_text(std::chrono::duration<double, std::milli>(Clock::now() - begin).count()));
+  since_line_.before = world_.ledger();
+}
+
+void TrainingRun::end_step() {
+  agree(world_, [&] {
+    if (world_.rank() != 0) return;
+    metrics_->append(line_);
+    tensorboard_->append(line_);
+  });
+}
+
+void TrainingRun::save() {
+  CheckpointFacts facts;
+  facts.step = steps_done();
+  facts.config_text = to_text(config_);
+  facts.config_hash = config_hash(config_);
+  facts.tokenizer_hash = tokenizer_->hash();
+  facts.attachments = attach_tokenizer(tokens_folder_);
+  const auto begin = Clock::now();
+  const std::string path = save_checkpoint(world_, options_.out + "/checkpoints", facts, trainer_->contents(),
+                                           {.keep = config_.train().keep_checkpoints()});
+  log_info("checkpoint {} ({})", path,
+           duration_text(std::chrono::duration<double, std::milli>(Clock::now() - begin).count()));
+  since_line_.before = world_.ledger();
+}
+
+void TrainingRun::finish() {
+  if (world_.rank() == 0 && since_start_.steps > 0)
+    log_info("done    {} steps in {}: {} tok/s", since_start_.steps, time_left_text(since_start_.seconds),
+             count_text(static_cast<double>(since_start_.tokens) / since_start_.seconds));
+  if (options_.profile && since_start_.steps > 0) report_profile();
+}
+
+void TrainingRun::report_profile() {
+  observe_ranges(nullptr);
+  const CommunicationReport report =
+      collect(world_, world_.ledger() - since_start_.before, since_start_.steps, since_start_.seconds);
+  const std::string trace = write_traces(world_, *trace_, options_.out + "/trace");
+  agree(world_, [&] {
+    if (world_.rank() != 0) return;
+    fmt::print(stderr, "\n{}\n{}\n", to_table(trace_->totals(), since_start_.steps, since_start_.seconds),
+               to_table(report));
+    replace_text(options_.out + "/profile.json", to_json(report).dump(2) + "\n");
+    log_info("trace   {} (open it in ui.perfetto.dev); figures in {}/profile.json", trace, options_.out);
+  });
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "layers/transformer.h"
+
+#include <fmt/format.h>
+
+#include "layers/cross_entropy.h"
+#include "layers/embedding.h"
+#include "layers/gemm.h"
+#include "runtime/range.h"
+
+namespace pkmesh {
+namespace {
+
+// Tokens whose logits exist at one time: enough for efficient matrix products, little beside the activations.
+constexpr int64_t kLogitsChunk = 256;
+
+Vector<const int32_t> flat(Matrix<const int32_t> ids) {
+  return ids.reshape(ids.count());
+}
+
+}  // namespace
+
+Transformer::Transformer(const TransformerShape& shape, Parameters& parameters, const Communicator& world,
+                         Device device, uint64_t seed)
+    : shape_(shape) {
+  const int64_t width = shape.block.width;
+  // Small embeddings, so that the tied output layer starts near uniform predictions.
+  const Init embedding = Init::normal(1.0F / std::sqrt(static_cast<float>(width)));
+  tokens_ = parameters.add<2>("tokens.weight", {shape.vocabulary, width}, embedding);
+  positions_ = parameters.add<2>("positions.weight", {shape.context, width}, embedding);
+  if (shape.embedding_norm) embedding_norm_ = std::make_unique<LayerNorm>(parameters, "embedding_norm", width);
+  for (int64_t layer = 0; layer < shape.layers; ++layer) {
+    const std::string name = fmt::format("layers.{}", layer);
+    const auto make_memory = [&](bool after) -> std::unique_ptr<MemoryLayer> {
+      for (const MemorySite& site : shape_.memories) {
+        if (site.layer != layer || site.after != after) continue;
+        const std::string memory = name + (after ? ".memory_after" : ".memory");
+        return std::make_unique<MemoryLayer>(parameters, memory, site.shape, table(site, world, device, seed));
+      }
+      return nullptr;
+    };
+    forward_names_.push_back(fmt::format("layer {} forward", layer));
+    backward_names_.push_back(fmt::format("layer {} backward", layer));
+    blocks_.push_back(std::make_unique<Block>(parameters, name, shape.block, make_memory));
+  }
+  if (shape.block.pre_norm) final_norm_ = std::make_unique<LayerNorm>(parameters, "final_norm", width);
+}
+
+ValueTable& Transformer::table(const MemorySite& site, const Communicator& world, Device device, uint64_t seed) {
+  for (const auto& table : tables_)
+    if (table->shape().name == site.table.name) return *table;
+  tables_.push_back(std::make_unique<ValueTable>(site.table, world, device, seed));
+  return *tables_.back();
+}
+
+Matrix<float> Transformer::embed(StepContext& context, Matrix<const int32_t> inputs, Vector<const int32_t> positions) {
+  Matrix<float> x = context.arena.take<float>(inputs.count(), shape_.block.width);
+  embedding_forward(context.stream, flat(inputs), positions, tokens_.value(), positions_.value(), x);
+  if (embedding_norm_ != nullptr) x = embedding_norm_->forward(context, x);
+  if (context.training && shape_.block.dropout > 0) dropout(context.stream, x, embedding_mask(context), x);
+  return x;
+}
+
+Dropout Transformer::embedding_mask(const StepContext& context) const {
+  return {Random(context.seed, "embedding", context.draw), shape_.block.dropout,
+          context.first_token * shape_.block.width};
+}
+
+Vector<const int32_t> Transformer::count_positions(StepContext& context, Matrix<const int32_t> inputs) {
+  const auto positions = context.arena.take<int32_t>(inputs.count());
+  for (int64_t t = 0; t < inputs.count(); ++t) positions[t] = static_cast<int32_t>(t % inputs.size(1));
+  return positions;
+}
+
+Matrix<float> Transformer::features(StepContext& context, Matrix<const int32_t> inputs,
+                                    Vector<const int32_t> positions) {
+  PKM_CHECK(inputs.size(1) <= shape_.context, "sequences of {} tokens in a context of {}", inputs.size(1),
+            shape_.context);
+  context.sequence_length = inputs.size(1);
+  Matrix<float> x = embed(context, inputs, positions);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    Range range(forward_names_[layer]);
+    x = blocks_[layer]->forward(context, x);
+  }
+  return final_norm_ != nullptr ? final_norm_->forward(context, x) : x;
+}
+
+Vector<float> Transformer::losses(StepContext& context, Matrix<const int32_t> inputs, Matrix<const int32_t> targets) {
+  const Matrix<float> x = features(context, inputs, count_positions(context, inputs));
+  auto losses = context.arena.take<float>(targets.count());
+  ArenaScope scope(context.arena);
+  auto scratch = context.arena.take<float>(std::clamp<int64_t>(x.size(0), 1, kLogitsChunk), shape_.vocabulary);
+  cross_entropy_forward(context.stream, x, tokens_.value(), flat(targets), scratch, losses);
+  return losses;
+}
+
+Vector<float> Transformer::losses_and_gradients(StepContext& context, Matrix<const int32_t> inputs,
+                                                Matrix<const int32_t> targets, float gradient_scale,
+                                                const std::function<void(int64_t)>& on_final) {
+  const auto positions = count_positions(context, inputs);
+  const Matrix<float> x = features(context, inputs, positions);
+  auto losses = context.arena.take<float>(targets.count());
+  auto gradient = context.arena.take<float>(x.size(0), x.size(1));
+  {
+    ArenaScope scope(context.arena);
+    auto scratch = context.arena.take<float>(std::clamp<int64_t>(x.size(0), 1, kLogitsChunk), shape_.vocabulary);
+    cross_entropy_train(context.stream, x, tokens_.value(), flat(targets), gradient_scale, scratch, losses, gradient,
+                        tokens_.gradient());
+  }
+  if (final_norm_ != nullptr) final_norm_->backward(context, gradient, {}, gradient);
+  for (size_t layer = blocks_.size(); layer-- > 0;) {
+    Range range(backward_names_[layer]);
+    blocks_[layer]->backward(context, gradient);
+    on_final(blocks_[layer]->offset());
+  }
+  if (shape_.block.dropout > 0) dropout(context.stream, gradient, embedding_mask(context), gradient);
+  if (embedding_norm_ != nullptr) embedding_norm_->backward(context, gradient, {}, gradient);
+  embedding_backward(context.stream, flat(inputs), positions, gradient, tokens_.gradient(), positions_.gradient());
+  on_final(0);
+  return losses;
+}
+
+Matrix<float> Transformer::decode(StepContext& context, Vector<const int32_t> ids, Vector<const int32_t> positions,
+                                  std::vector<KeyValueCache>& caches) {
+  PKM_CHECK(caches.size() == blocks_.size(), "{} caches for {} blocks", caches.size(), blocks_.size());
+  context.sequence_length = 1;
+  Matrix<float> x = embed(context, ids.reshape(ids.count(), 1), positions);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer)
+    x = blocks_[layer]->decode(context, x, positions, caches[layer]);
+  if (final_norm_ != nullptr) x = final_norm_->forward(context, x);
+  auto logits = context.arena.take<float>(ids.count(), shape_.vocabulary);
+  gemm(context.stream, Transpose::kNo, Transpose::kYes, 1.0F, x, tokens_.value(), 0.0F, logits);
+  return logits;
+}
+
+}  // namespace pkmesh

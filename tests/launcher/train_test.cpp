@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+// The property that tests everything at once: N ranks compute what one rank computes, and a resumed run what an
+// uninterrupted one would have computed.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+
+#include "comm/thread.h"
+#include "tests/io/temporary_folder.h"
+#include "tests/launcher/tiny_run.h"
+
+namespace pkmesh {
+namespace {
+
+class Train : public testing::Test {
+ protected:
+  // Losses of `steps` steps on `ranks` thread ranks, the same on every rank.
+  std::vector<double> run(int ranks, const std::vector<std::string>& overrides, int64_t steps = 20) {
+    const config::Config config = tiny::config(overrides);
+    std::vector<std::vector<double>> of_rank(static_cast<size_t>(ranks));
+    run_ranks(ranks, [&](Communicator& world) {
+      Trainer trainer = tiny::trainer(config, world, tokens_);
+      of_rank[static_cast<size_t>(world.rank())] = tiny::losses(trainer, steps);
+    });
+    for (const auto& losses : of_rank) EXPECT_EQ(losses, of_rank[0]) << "ranks report one loss";
+    return of_rank[0];
+  }
+
+  static void expect_near(const std::vector<double>& losses, const std::vector<double>& expected) {
+    ASSERT_EQ(losses.size(), expected.size());
+    for (size_t i = 0; i < losses.size(); ++i)
+      EXPECT_NEAR(losses[i], expected[i], 1e-4 * std::abs(expected[i])) << "step " << i + 1;
+  }
+
+  TemporaryFolder folder_;
+  Tokens tokens_ = written_tokens(folder_.path(), tiny::ids(5000), tiny::kVocabulary);
+};
+
+TEST_F(Train, Learns) {
+  const auto losses = run(1, {}, 60);
+  EXPECT_LT(losses.back(), 0.8 * losses.front());
+}
+
+TEST_F(Train, IsBitIdenticalFromRunToRun) {
+  for (const int ranks : {1, 3}) EXPECT_EQ(run(ranks, {}), run(ranks, {}));
+}
+
+struct World {
+  const char* name;
+  std::vector<std::string> overrides;
+};
+
+class AnyWorld : public Train, public testing::WithParamInterface<World> {};
+
+TEST_P(AnyWorld, ComputesWhatOneRankComputes) {
+  const auto one = run(1, GetParam().overrides);
+  for (const int ranks : {2, 3, 4}) {
+    SCOPED_TRACE(ranks);
+    expect_near(run(ranks, GetParam().overrides), one);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Train, AnyWorld,
+    testing::Values(World{"block", {"model.memory.0.row_placement=BLOCK"}},
+                    World{"cyclic", {"model.memory.0.row_placement=CYCLIC"}},
+                    World{"hash", {"model.memory.0.row_placement=HASH"}}, World{"uneven_shares", {"train.batch=7"}},
+                    World{"fewer_sequences_than_ranks", {"train.batch=2"}}, World{"accumulate", {"train.accumulate=3"}},
+                    World{"dropout", {"model.dropout=0.1", "model.attention_dropout=0.1"}},
+                    World{"pre_norm", {"model.norm=PRE_LN"}}, World{"after", {"model.memory.0.placement=AFTER"}},
+                    World{"swilu", {"model.memory.0.output=SWILU", "model.memory.0.value_width=24"}},
+                    World{"layer_norm_queries", {"model.memory.0.query_norm=LAYER_NORM"}},
+                    World{"shared_table", {"model.memory.0.layers=[0,1]", "model.memory.0.table=both"}},
+                    World{"two_tables", {"model.memory.0.layers=[0,1]"}},
+                    World{"dense_adam", {"values.algorithm=DENSE_ADAM"}},
+                    World{"small_buckets", {"train.bucket_mib=0.01"}}),
+    [](const auto& info) { return info.param.name; });
+
+// bf16 rows are rounded by numbers that depend on the row, not on the rank.
+TEST_F(Train, Bf16RowsOnAnyWorld) {
+  const std::vector<std::string> overrides = {"model.memory.0.row_type=BF16", "values.moment_type=BF16",
+                                              "values.second_moment=ROW_WISE"};
+  const auto one = run(1, overrides);
+  const auto three = run(3, overrides);
+  for (size_t i = 0; i < one.size(); ++i) EXPECT_NEAR(three[i], one[i], 2e-3 * one[i]) << "step " << i + 1;
+}
+
+TEST_F(Train, ResumedRunEqualsTheUninterruptedOneBitForBit) {
+  for (const int ranks : {1, 2}) {
+    SCOPED_TRACE(ranks);
+    const config::Config config = tiny::config({"values.second_moment=ROW_WISE", "model.dropout=0.1"});
+    TemporaryFolder checkpoints;
+    run_ranks(ranks, [&](Communicator& world) {
+      Trainer whole = tiny::trainer(config, world, tokens_);
+      tiny::losses(whole, 7);
+      const std::string path = save_checkpoint(world, checkpoints.path(), {.step = 7}, whole.contents());
+      const auto expected = tiny::losses(whole, 8);
+
+      Trainer resumed = tiny::trainer(config, world, tokens_);
+      const CheckpointFacts facts = load_checkpoint(world, path, resumed.contents());
+      resumed.set_steps_done(facts.step);
+      EXPECT_EQ(tiny::losses(resumed, 8), expected);
+      const auto values = whole.model().parameters().values();
+      const auto again = resumed.model().parameters().values();
+      EXPECT_TRUE(std::equal(values.begin(), values.end(), again.begin(), [](float a, float b) {
+        return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b);
+      }));
+    });
+  }
+}
+
+TEST_F(Train, SavedOnFourRanksGoesOnWithOneTwoAndThree) {
+  for (const char* placement : {"BLOCK", "CYCLIC", "HASH"}) {
+    const config::Config config = tiny::config({std::string("model.memory.0.row_placement=") + placement});
+    TemporaryFolder checkpoints;
+    std::string path;
+    std::vector<double> expected;
+    run_ranks(4, [&](Communicator& world) {
+      Trainer trainer = tiny::trainer(config, world, tokens_);
+      tiny::losses(trainer, 5);
+      const std::string saved = save_checkpoint(world, checkpoints.path(), {.step = 5}, trainer.contents());
+      const auto losses = tiny::losses(trainer, 10);
+      if (world.rank() == 0) path = saved, expected = losses;
+    });
+    for (const int ranks : {1, 2, 3}) {
+      SCOPED_TRACE(std::string(placement) + " on " + std::to_string(ranks));
+      run_ranks(ranks, [&](Communicator& world) {
+        Trainer trainer = tiny::trainer(config, world, tokens_);
+        trainer.set_steps_done(load_checkpoint(world, path, trainer.contents()).step);
+        expect_near(tiny::losses(trainer, 10), expected);
+      });
+    }
+  }
+}
+
+TEST_F(Train, SkipsAStepThatIsNotFiniteOnAllRanksAndAltersNothing) {
+  const config::Config config = tiny::config();
+  run_ranks(2, [&](Communicator& world) {
+    Trainer trainer = tiny::trainer(config, world, tokens_);
+    tiny::losses(trainer, 2);
+    const auto values = trainer.model().parameters().values();
+    const float former = values[100];
+    if (world.rank() == 1) values[100] = std::numeric_limits<float>::quiet_NaN();  // on one rank only
+    const std::vector<float> before(values.begin(), values.end());
+    const StepFigures figures = trainer.step();
+    EXPECT_TRUE(figures.skipped);
+    EXPECT_FALSE(figures.why_skipped.empty());
+    EXPECT_TRUE(std::equal(values.begin(), values.end(), before.begin(),
+                           [](float a, float b) { return std::bit_cast<uint32_t>(a) == std::bit_cast<uint32_t>(b); }));
+    values[100] = former;
+    EXPECT_FALSE(trainer.step().skipped);
+  });
+}
+
+TEST_F(Train, AllocatesNothingInASteadyStep) {
+  const config::Config config = tiny::config();
+  run_ranks(2, [&](Communicator& world) {
+    Trainer trainer = tiny::trainer(config, world, tokens_);
+    tiny::losses(trainer, 4);
+    const int64_t growths = trainer.model().arena().growths();
+    tiny::losses(trainer, 10);
+    EXPECT_LE(trainer.model().arena().growths(), growths + 1) << "what a rank receives varies a little";
+  });
+}
+
+}  // namespace
+}  // namespace pkmesh
