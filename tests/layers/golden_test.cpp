@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "comm/self.h"
+#include "layers/block.h"
 #include "layers/memory/batch_norm.h"
 #include "layers/memory/memory_layer.h"
 
@@ -36,7 +37,7 @@ void load_parameters(const golden::File& file, Parameters& parameters) {
   }
 }
 
-// Some gradients are 0 but for rounding (of a bias in front of a BatchNorm).
+// Some gradients are 0 but for rounding (of a bias in front of a BatchNorm, of the keys' bias in attention).
 void expect_gradients(const golden::File& file, const Parameters& parameters, double tolerance) {
   for (const auto& entry : parameters.entries())
     golden::expect_close(entry.name, part(parameters.gradients(), entry), file.floats(in_file(entry) + ".gradient"),
@@ -126,6 +127,33 @@ TEST(Golden, ProductKeyMemory) {
   expect_gradients(file, f.parameters, kTolerance);
   golden::expect_close("values", dense(table.row_gradients(f.stream), values.size(0)).span(),
                        file.floats("values.gradient"), kTolerance);
+}
+
+void block_equals_torch(const std::string& name, bool pre_norm) {
+  const golden::File file(name);
+  Fixture f;
+  const auto x = matrix(file, "x");  // (sequences * context, d)
+  const BlockShape shape = {.width = x.size(1),
+                            .heads = file.integer("heads"),
+                            .ffn_width = file.shape("ffn.in.bias")[0],
+                            .pre_norm = pre_norm};
+  Block block(f.parameters, std::string(kName), shape, [](bool) { return nullptr; });
+  load_parameters(file, f.parameters);
+  f.context.sequence_length = file.shape("x")[1];
+  const auto y = block.forward(f.context, x);
+  golden::expect_close("y", y.flat(), file.floats("y"), kTolerance);
+  auto gradient = f.arena.take<float>(x.size(0), x.size(1));
+  std::ranges::copy(file.floats("y.gradient"), gradient.begin());
+  block.backward(f.context, gradient);
+  golden::expect_close("dx", gradient.flat(), file.floats("x.gradient"), kTolerance);
+  expect_gradients(file, f.parameters, kTolerance);
+}
+
+TEST(Golden, PostNormBlock) {
+  block_equals_torch("block_post_norm", false);
+}
+TEST(Golden, PreNormBlock) {
+  block_equals_torch("block_pre_norm", true);
 }
 
 }  // namespace
