@@ -265,8 +265,10 @@ void TrainingRun::report_profile() {
   const std::string trace = write_traces(world_, *trace_, options_.out + "/trace");
   agree(world_, [&] {
     if (world_.rank() != 0) return;
-    fmt::print(stderr, "\n{}\n{}\n", to_table(trace_->totals(), since_start_.steps, since_start_.seconds),
-               to_table(report));
+    fmt::print(
+        stderr, "\n{}\n{}\n",
+        to_table(trace_->totals(), since_start_.steps, since_start_.seconds / static_cast<double>(since_start_.steps)),
+        to_table(report));
     replace_text(options_.out + "/profile.json", to_json(report).dump(2) + "\n");
     log_info("trace   {} (open it in ui.perfetto.dev); figures in {}/profile.json", trace, options_.out);
   });

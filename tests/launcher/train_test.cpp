@@ -13,6 +13,12 @@
 namespace pkmesh {
 namespace {
 
+CheckpointFacts at_step(int64_t step) {
+  CheckpointFacts facts;
+  facts.step = step;
+  return facts;
+}
+
 class Train : public testing::Test {
  protected:
   // Losses of `steps` steps on `ranks` thread ranks, the same on every rank.
@@ -75,7 +81,7 @@ INSTANTIATE_TEST_SUITE_P(
                     World{"two_tables", {"model.memory.0.layers=[0,1]"}},
                     World{"dense_adam", {"values.algorithm=DENSE_ADAM"}},
                     World{"small_buckets", {"train.bucket_mib=0.01"}}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& world) { return world.param.name; });
 
 // bf16 rows are rounded by numbers that depend on the row, not on the rank.
 TEST_F(Train, Bf16RowsOnAnyWorld) {
@@ -94,7 +100,7 @@ TEST_F(Train, ResumedRunEqualsTheUninterruptedOneBitForBit) {
     run_ranks(ranks, [&](Communicator& world) {
       Trainer whole = tiny::trainer(config, world, tokens_);
       tiny::losses(whole, 7);
-      const std::string path = save_checkpoint(world, checkpoints.path(), {.step = 7}, whole.contents());
+      const std::string path = save_checkpoint(world, checkpoints.path(), at_step(7), whole.contents());
       const auto expected = tiny::losses(whole, 8);
 
       Trainer resumed = tiny::trainer(config, world, tokens_);
@@ -119,7 +125,7 @@ TEST_F(Train, SavedOnFourRanksGoesOnWithOneTwoAndThree) {
     run_ranks(4, [&](Communicator& world) {
       Trainer trainer = tiny::trainer(config, world, tokens_);
       tiny::losses(trainer, 5);
-      const std::string saved = save_checkpoint(world, checkpoints.path(), {.step = 5}, trainer.contents());
+      const std::string saved = save_checkpoint(world, checkpoints.path(), at_step(5), trainer.contents());
       const auto losses = tiny::losses(trainer, 10);
       if (world.rank() == 0) path = saved, expected = losses;
     });
