@@ -21,7 +21,8 @@ class AgreedError : public UserError {
 // work() must not call collectives. Other exceptions pass through: they end the job.
 void agree(Communicator& world, const std::function<void()>& work);
 
-// Throws AgreedError on all ranks unless `text` is the same on all of them; `what` names it: "the configuration".
+// Throws AgreedError on all ranks unless `text` is the same on all of them; `what` names it: "configuration". The words
+// show the first line that differs.
 void agree_on(Communicator& world, std::string_view what, std::string_view text);
 
 }  // namespace pkmesh
