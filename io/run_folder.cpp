@@ -55,8 +55,37 @@ std::string program_commit() {
   return PKMESH_COMMIT;
 }
 
-void RunFolder::write(const std::string& config_text, const RunDescription& description) {
-  for (const std::string& folder : {tensorboard(), trace(), checkpoints()}) make_folder(folder);
+RunFolder::RunFolder(std::string path, bool resume) : path_(std::move(path)) {
+  std::error_code error;
+  const bool exists = fs::exists(path_, error);
+  const bool empty = !exists || (fs::is_directory(path_, error) && fs::is_empty(path_, error));
+  resumed_ = fs::exists(description(), error);
+  if (resumed_ && !resume)
+    user_error("{}: holds a run already; add --resume auto to go on with it, or give another --out", path_);
+  if (!resumed_ && !empty) user_error("{}: exists and is no run; give another --out", path_);
+  if (resumed_) read_description(description());
+  for (fs::path missing = path_; !missing.empty() && !fs::exists(missing, error); missing = missing.parent_path())
+    made_.push_back(missing.string());
+  try {
+    for (const std::string& folder : {path_, tensorboard(), trace(), checkpoints()}) make_folder(folder);
+  } catch (const UserError&) {
+    undo();
+    throw;
+  }
+}
+
+RunFolder::~RunFolder() {
+  if (!begun_) undo();
+}
+
+void RunFolder::undo() {
+  if (resumed_) return;
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(path_, error)) remove_quietly(entry.path().string());
+  for (const std::string& folder : made_) fs::remove(folder, error);  // unless others use it by now
+}
+
+void RunFolder::begin(const std::string& config_text, const RunDescription& description) {
   ordered_json json = to_json(description);
   if (resumed_) {
     ordered_json first = read_description(this->description());
@@ -65,29 +94,7 @@ void RunFolder::write(const std::string& config_text, const RunDescription& desc
   }
   replace_text(config(), config_text);
   replace_text(this->description(), json.dump(2) + "\n");
-}
-
-RunFolder RunFolder::open(const std::string& path, const std::string& config_text, const RunDescription& description,
-                          bool resume) {
-  RunFolder folder(path);
-  std::error_code error;
-  const bool existed = fs::exists(path, error);
-  const bool empty = !existed || (fs::is_directory(path, error) && fs::is_empty(path, error));
-  const bool is_run = fs::exists(folder.description(), error);
-  if (!empty && is_run && !resume)
-    user_error("{}: holds a run already; add --resume auto to go on with it, or give another --out", path);
-  if (!empty && !is_run) user_error("{}: exists and is no run; give another --out", path);
-  folder.resumed_ = is_run;
-  try {
-    folder.write(config_text, description);
-  } catch (const UserError&) {
-    if (!is_run)  // what was not there before goes again
-      for (const std::string& made : {folder.tensorboard(), folder.trace(), folder.checkpoints(), folder.config(),
-                                      existed ? folder.config() : path})
-        remove_quietly(made);
-    throw;
-  }
-  return folder;
+  begun_ = true;
 }
 
 }  // namespace pkmesh

@@ -17,11 +17,18 @@ struct RunDescription {
 
 class RunFolder {
  public:
-  // A new run in an empty or absent folder. With `resume`, a run that is there already goes on: run.json gets one more
-  // entry under "resumed", and config.textproto becomes `config_text`. UserError, and nothing half-written, if the
-  // folder cannot be written, belongs to something else, or holds a run that `resume` does not ask for.
-  static RunFolder open(const std::string& path, const std::string& config_text, const RunDescription& description,
-                        bool resume);
+  // Makes the folders of a new run in an empty or absent folder; with `resume`, a run that is there already goes on.
+  // UserError, and nothing left behind, if the folder cannot be written, belongs to something else, or holds a run that
+  // `resume` does not ask for.
+  RunFolder(std::string path, bool resume);
+  // A new run that never began leaves nothing behind: no folder, or an empty one where it found one.
+  ~RunFolder();
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+  // All has been checked: writes config.textproto and run.json. Of a run that goes on, run.json gets one more entry
+  // under "resumed".
+  void begin(const std::string& config_text, const RunDescription& description);
 
   const std::string& path() const { return path_; }
   std::string config() const { return path_ + "/config.textproto"; }
@@ -34,11 +41,12 @@ class RunFolder {
   bool resumed() const { return resumed_; }
 
  private:
-  explicit RunFolder(std::string path) : path_(std::move(path)) {}
-  void write(const std::string& config_text, const RunDescription& description);
+  void undo();
 
   std::string path_;
+  std::vector<std::string> made_;  // folders that were not there before, the innermost first
   bool resumed_ = false;
+  bool begun_ = false;
 };
 
 std::string program_version();  // "0.1.0"

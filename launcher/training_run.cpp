@@ -60,21 +60,23 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
       checkpoint = latest_checkpoint(checkpoints).value_or("");
     else if (!options_.resume.empty())
       checkpoint = find_checkpoint(options_.resume);
-    if (!checkpoint.empty()) read_manifest(checkpoint);
     device = choose_device(config_, world_);
     if (config_.data().source() == config::Data::FOLDER) open_tokens(config_.data().train());
   });
-  const bool built_in = config_.data().source() == config::Data::BUILT_IN;
-  if (built_in) {
-    open_folder();
-    agree(world_, [&] { open_tokens(options_.out + "/tokens"); });
-  }
+  make_folder();
   std::optional<BatchSampler> sampler;
-  agree(world_, [&] { sampler.emplace(*train_tokens_, config_.model().context(), config_.data().seed()); });
+  agree(world_, [&] {
+    if (config_.data().source() == config::Data::BUILT_IN) open_tokens(options_.out + "/tokens");
+    sampler.emplace(*train_tokens_, config_.model().context(), config_.data().seed());
+    check_memory();
+  });
   trainer_ = std::make_unique<Trainer>(config_, world_, device, *sampler, tokenizer_->vocabulary_size());
   if (!checkpoint.empty()) resume(checkpoint);
-  if (!built_in) open_folder();
-  open_metrics();
+  begin_folder();
+  if (!checkpoint.empty())
+    log_info("resumed from {} after step {}", checkpoint, steps_done());
+  else if (!options_.resume.empty())
+    log_info("{} has no checkpoint yet: from the beginning", options_.out);
   if (options_.profile) {
     trace_.emplace(world_);
     observe_ranges(&*trace_);
@@ -94,22 +96,36 @@ void TrainingRun::open_tokens(const std::string& folder) {
   train_tokens_ = Tokens::open(folder, "train", tokenizer_->hash());
   const std::string& valid = config_.data().valid().empty() ? folder : config_.data().valid();
   valid_tokens_ = Tokens::open(valid, "valid", tokenizer_->hash());
+  for (const auto& tokens : {train_tokens_, valid_tokens_}) tokens->verify(world_.rank(), world_.size());
   if (valid_tokens_->count() < 2) valid_tokens_.reset();
 }
 
-void TrainingRun::open_folder() {
+// What cannot fit would be found out by the system's killer of processes, long after the first pages were written.
+void TrainingRun::check_memory() const {
+  const auto& of_rank = world_.hosts().of_rank;
+  const int host = of_rank[static_cast<size_t>(world_.rank())];
+  const int64_t ranks = std::ranges::count(of_rank, host);
+  const int64_t need = ranks * plan_memory(config_, tokenizer_->vocabulary_size(), world_.size()).bytes_per_rank();
+  const int64_t total = process_memory().machine_total;
+  if (total > 0 && need > total)
+    user_error("this run needs {} on {}, which has {}: see pkmesh train --dry-run; use more hosts or a smaller model",
+               bytes_text(static_cast<double>(need)), world_.hosts().names[static_cast<size_t>(host)],
+               bytes_text(static_cast<double>(total)));
+}
+
+void TrainingRun::make_folder() {
   agree(world_, [&] {
     if (world_.rank() != 0) return;
-    const RunDescription description = {options_.command, world_.hosts()};
-    folder_ = RunFolder::open(options_.out, to_text(config_), description, !options_.resume.empty());
-    log_to_file(folder_->log());
+    folder_.emplace(options_.out, !options_.resume.empty());
     if (config_.data().source() == config::Data::BUILT_IN) tokenize_built_in_text(*folder_, options_.out + "/tokens");
   });
 }
 
-void TrainingRun::open_metrics() {
+void TrainingRun::begin_folder() {
   agree(world_, [&] {
     if (world_.rank() != 0) return;
+    folder_->begin(to_text(config_), {options_.command, world_.hosts()});
+    log_to_file(folder_->log());
     metrics_.emplace(folder_->metrics(), steps_done());
     tensorboard_.emplace(folder_->tensorboard(), steps_done());
   });
@@ -123,7 +139,6 @@ void TrainingRun::resume(const std::string& checkpoint) {
                  tokens_folder_);
   });
   trainer_->set_steps_done(facts.step);
-  log_info("resumed from {} after step {}", checkpoint, facts.step);
 }
 
 void TrainingRun::describe() {
@@ -252,6 +267,8 @@ void TrainingRun::save() {
 }
 
 void TrainingRun::finish() {
+  if (since_start_.steps == 0)
+    log_info("nothing to do: all {} steps are done; for more, --set train.steps=...", steps_done());
   if (world_.rank() == 0 && since_start_.steps > 0)
     log_info("done    {} steps in {}: {} tok/s", since_start_.steps, time_left_text(since_start_.seconds),
              count_text(static_cast<double>(since_start_.tokens) / since_start_.seconds));

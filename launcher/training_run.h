@@ -20,7 +20,7 @@ namespace pkmesh {
 class TrainingRun {
  public:
   // Opens the tokens, checks them, makes or reopens the run folder, builds the trainer, loads the checkpoint to resume
-  // from. Until all of that has been checked nothing is written.
+  // from. If any of that fails, nothing is left behind and a former run is as it was.
   TrainingRun(Communicator& world, const config::Config& config, const TrainArguments& options);
   ~TrainingRun();
   TrainingRun(const TrainingRun&) = delete;
@@ -39,8 +39,9 @@ class TrainingRun {
 
  private:
   void open_tokens(const std::string& folder);
-  void open_folder();
-  void open_metrics();
+  void check_memory() const;
+  void make_folder();
+  void begin_folder();
   void resume(const std::string& checkpoint);
   void report_step(const StepFigures& figures);
   void report_profile();

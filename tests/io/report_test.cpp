@@ -39,7 +39,8 @@ std::string save_one(const std::string& folder) {
 TEST(Report, DescribesARun) {
   const TemporaryFolder folder;
   EXPECT_THROW(describe_run(folder.path()), UserError);
-  const RunFolder run = RunFolder::open(folder / "run", "", {{"pkmesh", "train"}, {{"a", "b"}, {0, 0, 1}}}, false);
+  RunFolder run(folder / "run", false);
+  run.begin("", {{"pkmesh", "train"}, {{"a", "b"}, {0, 0, 1}}});
   expect_holds(describe_run(run.path()), "no step done yet");
   expect_holds(describe_run(run.path()), "checkpoints: none");
   {

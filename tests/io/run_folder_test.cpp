@@ -19,7 +19,7 @@ const RunDescription kDescription = {{"pkmesh", "train", "--out", "x"}, {{"a", "
 
 std::string refusal(const std::string& path, bool resume) {
   try {
-    RunFolder::open(path, "model {}\n", kDescription, resume);
+    RunFolder(path, resume).begin("model {}\n", kDescription);
     return "accepted";
   } catch (const UserError& error) {
     return error.what();
@@ -28,7 +28,8 @@ std::string refusal(const std::string& path, bool resume) {
 
 TEST(RunFolder, DescribesTheRun) {
   const TemporaryFolder folder;
-  const RunFolder run = RunFolder::open(folder / "runs/one", "model {}\n", kDescription, false);
+  RunFolder run(folder / "runs/one", false);
+  run.begin("model {}\n", kDescription);
   EXPECT_FALSE(run.resumed());
   EXPECT_EQ(read_text(run.config()), "model {}\n");
   for (const std::string& made : {run.tensorboard(), run.trace(), run.checkpoints()})
@@ -45,10 +46,12 @@ TEST(RunFolder, DescribesTheRun) {
 
 TEST(RunFolder, AnotherRunIsNotWrittenOver) {
   const TemporaryFolder folder;
-  RunFolder::open(folder / "run", "first\n", kDescription, false);
+  RunFolder(folder / "run", false).begin("first\n", kDescription);
   EXPECT_NE(refusal(folder / "run", false).find("--resume auto"), std::string::npos);
   EXPECT_EQ(read_text(folder / "run/config.textproto"), "first\n");
-  const RunFolder again = RunFolder::open(folder / "run", "second\n", kDescription, true);
+  RunFolder again(folder / "run", true);
+  EXPECT_EQ(read_text(again.config()), "first\n");
+  again.begin("second\n", kDescription);
   EXPECT_TRUE(again.resumed());
   EXPECT_EQ(read_text(again.config()), "second\n");
   EXPECT_EQ(nlohmann::json::parse(read_text(again.description()))["resumed"].size(), 1);
@@ -70,6 +73,25 @@ TEST(RunFolder, WhatCannotBeWrittenLeavesNothing) {
   EXPECT_NE(refusal(folder / "file", false).find("is no run"), std::string::npos);
   EXPECT_NE(refusal(folder / "file/run", false).find("cannot be written"), std::string::npos);
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
+}
+
+TEST(RunFolder, ARunThatNeverBeganLeavesNothing) {
+  const TemporaryFolder folder;
+  make_folder(folder / "empty");
+  for (const char* name : {"a/b/run", "empty"}) {
+    const RunFolder run(folder / name, false);
+    replace_text(run.path() + "/built-in.txt", "x");
+  }
+  EXPECT_FALSE(fs::exists(folder / "a"));
+  EXPECT_TRUE(fs::is_empty(folder / "empty"));
+  {
+    const RunFolder run(folder / "shared/mine", false);
+    RunFolder(folder / "shared/other", false).begin("", kDescription);
+  }
+  EXPECT_FALSE(fs::exists(folder / "shared/mine"));
+  EXPECT_TRUE(fs::exists(folder / "shared/other/run.json"));
+  { const RunFolder run(folder / "shared/other", true); }
+  EXPECT_TRUE(fs::exists(folder / "shared/other/run.json"));
 }
 
 }  // namespace
