@@ -34,19 +34,13 @@ bool whole(const std::string& path) {
   }
 }
 
-}  // namespace
-
-std::string checkpoint_name(int64_t step) {
-  return fmt::format("{}{:08}", kPrefix, step);
-}
-
-std::vector<std::string> list_checkpoints(const std::string& folder) {
+// Folders with a checkpoint's name, whole or not, oldest first.
+std::vector<std::string> list_named(const std::string& folder) {
   std::vector<std::pair<int64_t, std::string>> found;
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
-    const auto step = step_of(name);
-    if (step && whole(entry.path().string())) found.emplace_back(*step, folder + "/" + name);
+    if (const auto step = step_of(name)) found.emplace_back(*step, folder + "/" + name);
   }
   std::sort(found.begin(), found.end());
   std::vector<std::string> paths;
@@ -54,14 +48,32 @@ std::vector<std::string> list_checkpoints(const std::string& folder) {
   return paths;
 }
 
+}  // namespace
+
+std::string checkpoint_name(int64_t step) {
+  return fmt::format("{}{:08}", kPrefix, step);
+}
+
+std::vector<std::string> list_checkpoints(const std::string& folder) {
+  std::vector<std::string> paths = list_named(folder);
+  std::erase_if(paths, [](const std::string& path) { return !whole(path); });
+  return paths;
+}
+
 std::optional<std::string> latest_checkpoint(const std::string& folder) {
-  const auto all = list_checkpoints(folder);
-  return all.empty() ? std::nullopt : std::optional(all.back());
+  const auto all = list_named(folder);
+  if (all.empty()) return std::nullopt;
+  read_manifest(all.back());
+  return all.back();
 }
 
 std::string find_checkpoint(const std::string& path) {
   std::error_code error;
-  if (fs::exists(path + "/" + kManifestFile, error)) return path;
+  const bool named = step_of(fs::path(path).filename().string()).has_value() && fs::is_directory(path, error);
+  if (named || fs::exists(path + "/" + kManifestFile, error)) {
+    read_manifest(path);
+    return path;
+  }
   for (const std::string& folder : {path, path + "/checkpoints"})
     if (const auto latest = latest_checkpoint(folder)) return *latest;
   user_error("{}: no whole checkpoint there; give a step_... folder, or a run that has one", path);
