@@ -76,8 +76,9 @@ class Tokens {
 
   // out[i] = token begin + i, across shards. The range must lie in [0, count()).
   void read(int64_t begin, std::span<int32_t> out) const;
-  // Reads everything once: UserError that names the shard whose ids are not those that were written.
-  void verify() const;
+  // Reads part `part` of `parts` of the shards once: UserError that names the shard whose ids are not those that were
+  // written.
+  void verify(int part = 0, int parts = 1) const;
 
  private:
   class Shard;

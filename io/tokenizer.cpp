@@ -296,6 +296,11 @@ std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, 
   };
   std::string model;
   const auto status = sentencepiece::SentencePieceTrainer::Train(options, &sentences, &model);
+  if (!status.ok() && status.ToString().find("required_chars") != std::string::npos)
+    user_error(
+        "a vocabulary of {} has no room for the characters of this corpus; raise tokenizer.vocabulary or lower "
+        "tokenizer.character_coverage",
+        vocabulary_size);
   if (!status.ok())
     user_error("the tokenizer cannot be trained with a vocabulary of {} ({}); try another vocabulary size",
                vocabulary_size, status.ToString());

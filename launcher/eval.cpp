@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <filesystem>
 
 #include "comm/agree.h"
 #include "io/ngram.h"
@@ -11,6 +12,17 @@
 
 namespace pkmesh {
 namespace {
+
+// The validation tokens of the run. Tokens of the built-in text stand in the run's own folder.
+std::string validation_folder(const LoadedModel& loaded) {
+  const std::filesystem::path run = std::filesystem::path(loaded.path).parent_path().parent_path();
+  const bool built_in = loaded.config.data().source() == config::Data::BUILT_IN;
+  std::string folder = built_in ? (run / "tokens").string() : loaded.config.data().valid();
+  std::error_code error;
+  if (folder.empty() || (built_in && !std::filesystem::exists(folder, error)))
+    user_error("{}: the validation data of its run is not there; pass --data FOLDER", loaded.path);
+  return folder;
+}
 
 // What counting alone achieves on the same tokens. A folder without training tokens has no baseline to offer.
 void print_baselines(const std::string& folder, const Tokens& valid, double perplexity) {
@@ -38,9 +50,12 @@ int eval_command(Communicator& world, const EvalArguments& options) {
   std::string folder = options.data;
   std::optional<Tokens> tokens;
   agree(world, [&] {
-    if (folder.empty()) folder = loaded.config.data().valid();
-    if (folder.empty()) user_error("{}: its run had no validation data; pass --data FOLDER", loaded.path);
+    if (folder.empty()) folder = validation_folder(loaded);
     tokens = Tokens::open(folder, "valid", loaded.tokenizer->hash());
+    tokens->verify(world.rank(), world.size());
+    if (tokens->count() < 2)
+      user_error("{}: {} validation tokens are too few; tokenize a longer corpus, or set aside a larger share of it",
+                 folder, tokens->count());
   });
   const Evaluation evaluation = evaluate(*loaded.model, *tokens, options.sequences);
   if (world.rank() != 0) return 0;
@@ -49,7 +64,7 @@ int eval_command(Communicator& world, const EvalArguments& options) {
   fmt::print("data         {}: {} tokens in {} sequences of {}\n", folder, evaluation.tokens, evaluation.sequences,
              loaded.config.model().context());
   fmt::print("loss         {:.4f} nats per token\n", evaluation.loss);
-  fmt::print("perplexity   {:.2f} per token, {:.1f} per word, {:.3f} bits per byte\n", evaluation.perplexity(),
+  fmt::print("perplexity   {:.2f} per token, {:.6g} per word, {:.3f} bits per byte\n", evaluation.perplexity(),
              evaluation.perplexity_per_word(tokens->text(), tokens->count()),
              evaluation.bits_per_byte(tokens->text(), tokens->count()));
   print_baselines(folder, *tokens, evaluation.perplexity());
