@@ -2,8 +2,10 @@
 // `pkmesh inspect`: what a run, a checkpoint or a configuration is.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 
+#include "comm/agree.h"
 #include "io/config.h"
 #include "io/report.h"
 #include "launcher/commands.h"
@@ -20,16 +22,25 @@ std::string describe_config(const std::string& name) {
   return text + to_text(config);
 }
 
+bool is_preset(const std::string& name) {
+  return std::ranges::any_of(list_presets(), [&](const Preset& preset) { return preset.name == name; });
+}
+
 }  // namespace
 
 int inspect_command(Communicator& world, const std::string& path) {
-  if (world.rank() != 0) return 0;
-  if (std::filesystem::exists(path + "/run.json"))
-    fmt::print("{}", describe_run(path));
-  else if (std::filesystem::is_directory(path))
-    fmt::print("{}", describe_checkpoint(path));
-  else
-    fmt::print("{}", describe_config(path));
+  agree(world, [&] {
+    if (world.rank() != 0) return;
+    std::error_code error;
+    if (std::filesystem::exists(path + "/run.json", error))
+      fmt::print("{}", describe_run(path));
+    else if (std::filesystem::is_directory(path, error))
+      fmt::print("{}", describe_checkpoint(path));
+    else if (std::filesystem::exists(path, error) || is_preset(path))
+      fmt::print("{}", describe_config(path));
+    else
+      user_error("{}: no run folder, checkpoint, configuration file or preset has that name", path);
+  });
   return 0;
 }
 

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program. It owns the ranks, reads the command line, and turns every error into one line and an exit code:
 // 0 done, 2 the user's mistake (nothing was written), 1 anything else.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cerrno>
 #include <cstdio>
-#include <thread>
+#include <cstring>
+#include <limits>
 
 #include "comm/agree.h"
 #include "comm/mpi.h"
 #include "io/config.h"
+#include "io/config_schema.h"
 #include "io/run_folder.h"
 #include "launcher/commands.h"
 #include "runtime/log.h"
@@ -83,7 +90,9 @@ void add_generate(CLI::App& app, GenerateArguments& options, Action& action) {
   command->add_option("--top-p", options.top_p, "Draw from the likeliest tokens that hold this share")
       ->check(CLI::Range(1e-6, 1.0))
       ->capture_default_str();
-  command->add_option("--seed", options.seed, "Seed of the draws")->capture_default_str();
+  command->add_option("--seed", options.seed, "Seed of the draws")
+      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))
+      ->capture_default_str();
   command->callback([&] { action = [&](Communicator& world) { return generate_command(world, options); }; });
 }
 
@@ -104,11 +113,33 @@ void add_others(CLI::App& app, Options& options, Action& action) {
   config->add_flag("--markdown", options.markdown, "All of them, as docs/configuration.md");
   config->callback([&] {
     action = [&](Communicator& world) {
-      if (world.rank() == 0)
-        fmt::print("{}", options.markdown ? configuration_markdown() : option_help(options.option));
+      agree(world, [&] {
+        if (world.rank() == 0)
+          fmt::print("{}", options.markdown ? configuration_markdown() : option_help(options.option));
+      });
       return 0;
     };
   });
+}
+
+// One line for a command line that cannot be read, in our words where the library's would puzzle.
+std::string complaint(const CLI::App& app, const std::vector<std::string>& arguments, const CLI::ParseError& error) {
+  const auto chosen = app.get_subcommands();
+  const std::string help = fmt::format("see pkmesh {}--help", chosen.empty() ? "" : chosen[0]->get_name() + " ");
+  if (chosen.empty() && (arguments.empty() || !arguments[0].starts_with('-'))) {
+    std::vector<std::string> names;
+    for (const CLI::App* command : app.get_subcommands(nullptr)) names.push_back(command->get_name());
+    if (arguments.empty()) return fmt::format("name a command: {}; {}", fmt::join(names, ", "), help);
+    const std::string near = config::nearest(arguments[0], names);
+    return fmt::format("{}: no such command{}; {}", arguments[0],
+                       near.empty() ? "" : fmt::format(" (did you mean {}?)", near), help);
+  }
+  const std::vector<std::string> left_over = app.remaining(/*recurse=*/true);
+  if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError) && !left_over.empty()) {
+    const auto unknown = std::ranges::find_first_of(arguments, left_over);
+    return fmt::format("{} is not understood here; {}", *unknown, help);
+  }
+  return fmt::format("{}; {}", error.what(), help);
 }
 
 int run(Communicator& world, int argc, char** argv) {
@@ -116,9 +147,12 @@ int run(Communicator& world, int argc, char** argv) {
   app.name("pkmesh");
   app.set_version_flag("--version", program_version());
   app.require_subcommand(1);
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return fmt::format("error: {}; see pkmesh --help\n", error.what());
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  app.failure_message([&](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("error: {}\n", complaint(app, arguments, dynamic_cast<const CLI::ParseError&>(error)));
   });
+  // Options decide which collectives follow, so they must be the same before the first is acted on.
+  agree_on(world, "command line", fmt::format("{}", fmt::join(arguments, "\n")));
   Options options;
   options.train.command.assign(argv, argv + argc);
   Action action;
@@ -134,7 +168,11 @@ int run(Communicator& world, int argc, char** argv) {
     if (world.rank() == 0) app.exit(error);
     return asked ? 0 : 2;
   }
-  return action(world);
+  const int code = action(world);
+  agree(world, [] {
+    if (std::fflush(stdout) != 0) user_error("standard output cannot be written: {}", std::strerror(errno));
+  });
+  return code;
 }
 
 int guarded_run(Communicator& world, int argc, char** argv) {
@@ -163,7 +201,13 @@ int guarded_run(Communicator& world, int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     pkmesh::MpiSession session(&argc, &argv);
-    const auto world = session.world();
+    std::unique_ptr<pkmesh::Communicator> world;
+    try {
+      world = session.world();
+    } catch (const std::exception& error) {  // said here, for the session then ends the job at once
+      fmt::print(stderr, "error: {}\n", error.what());
+      throw;
+    }
     pkmesh::start_log(world->rank());
     return pkmesh::guarded_run(*world, argc, argv);
   } catch (const std::exception& error) {  // MPI itself would not start

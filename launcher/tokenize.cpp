@@ -6,6 +6,7 @@
 
 #include <cstdio>
 
+#include "comm/agree.h"
 #include "io/config.h"
 #include "io/step_line.h"
 #include "launcher/commands.h"
@@ -48,7 +49,9 @@ std::string describe(const SplitSummary& split) {
 }  // namespace
 
 int tokenize_command(Communicator& world, const TokenizeArguments& arguments) {
-  if (world.size() > 1) user_error("tokenize uses the cores of one machine: start it without mpirun");
+  agree(world, [&] {
+    if (world.size() > 1) user_error("tokenize uses the cores of one machine: start it without mpirun");
+  });
   const config::Config config =
       load_config(arguments.source.config.empty() ? "quickstart" : arguments.source.config, arguments.source.overrides);
   TokenizeOptions options;

@@ -25,6 +25,14 @@ bool stop_agreed(Communicator& world) {
   return requested != 0;
 }
 
+// What --config says; a run that goes on has its own.
+std::string config_name(const TrainArguments& options) {
+  if (!options.source.config.empty()) return options.source.config;
+  if (options.resume.empty())
+    user_error("train needs a configuration: --config with a file or a preset, such as quickstart");
+  return options.out + "/config.textproto";
+}
+
 bool due(int64_t step, int64_t every) {
   return every > 0 && step % every == 0;
 }
@@ -49,14 +57,14 @@ void train(TrainingRun& run, Communicator& world) {
 
 int train_command(Communicator& world, const TrainArguments& options) {
   config::Config config;
-  agree(world, [&] { config = load_config(options.source.config, options.source.overrides); });
+  agree(world, [&] { config = load_config(config_name(options), options.source.overrides); });
   agree_on(world, "configuration", to_text(config));
-  if (options.print_config) {
-    if (world.rank() == 0) fmt::print("{}", to_text(config));
-    return 0;
-  }
-  if (options.dry_run) {
-    if (world.rank() == 0) fmt::print("{}", to_text(plan_memory(config, planned_vocabulary(config), world.size())));
+  if (options.print_config || options.dry_run) {
+    agree(world, [&] {
+      if (world.rank() != 0) return;
+      fmt::print("{}", options.print_config ? to_text(config)
+                                            : to_text(plan_memory(config, planned_vocabulary(config), world.size())));
+    });
     return 0;
   }
   std::signal(SIGTERM, [](int) { g_stop_requested = 1; });
