@@ -69,7 +69,8 @@ if(PKMESH_CUDA)
     set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   endif()
   find_package(CUDAToolkit REQUIRED)
+  # Kernels use constexpr functions of the standard library, such as std::array's operator [].
   # fmt 9 takes nvcc for a compiler without constexpr; nvcc takes View's constrained conversion for one to itself (554).
-  list(APPEND PKMESH_FLAGS $<$<COMPILE_LANGUAGE:CUDA>:-DFMT_USE_CONSTEXPR=1;-diag-suppress=554>)
+  list(APPEND PKMESH_FLAGS $<$<COMPILE_LANGUAGE:CUDA>:-DFMT_USE_CONSTEXPR=1;-diag-suppress=554;--expt-relaxed-constexpr>)
   target_link_libraries(pkmesh_packages INTERFACE CUDA::cudart CUDA::cublas)
 endif()

@@ -21,6 +21,7 @@ namespace cuda {
 [[gnu::weak]] void synchronize_event(void* event);
 [[gnu::weak]] double milliseconds(void* from, void* to);
 [[gnu::weak]] std::shared_ptr<std::byte> allocate(int index, int64_t bytes);
+[[gnu::weak]] void copy(void* stream, const void* from, void* to, int64_t bytes);
 }  // namespace cuda
 
 namespace {
@@ -103,6 +104,13 @@ double Event::milliseconds(Event& from, Event& to) {
 std::shared_ptr<std::byte> allocate(Device device, int64_t bytes) {
   PKM_CHECK(bytes >= 0, "allocate {} bytes", bytes);
   return device.kind == DeviceKind::kCpu ? allocate_host(bytes) : cuda::allocate(device.index, bytes);
+}
+
+void detail::copy(Stream& stream, const void* from, int64_t from_bytes, void* to, int64_t to_bytes) {
+  PKM_CHECK(from_bytes == to_bytes, "copy of {} bytes to {}", from_bytes, to_bytes);
+  if (from_bytes == 0) return;
+  if (stream.native() != nullptr) return cuda::copy(stream.native(), from, to, from_bytes);
+  std::memcpy(to, from, static_cast<size_t>(from_bytes));
 }
 
 }  // namespace pkmesh

@@ -7,7 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <type_traits>
 
 #include "runtime/range.h"
 
@@ -34,10 +36,13 @@ class Stream {
   Device device() const { return device_; }
   void* native() const { return native_.get(); }  // cudaStream_t, or null on the CPU
   void synchronize();
+  // What the device's kernels keep for as long as the stream lives (runtime/cuda_stream.h); null on the CPU.
+  std::shared_ptr<void>& attachment() { return attachment_; }
 
  private:
   Device device_;
   std::shared_ptr<void> native_;
+  std::shared_ptr<void> attachment_;  // dies before the native stream
 };
 
 // A place in a stream's order, for timing and for making another stream wait. On the CPU it is a moment in time.
@@ -60,5 +65,18 @@ class Event {
 // Host pages are touched on first use, so an untouched table costs address space only.
 // Throws UserError if the memory is not to be had, with the size that was asked for.
 std::shared_ptr<std::byte> allocate(Device device, int64_t bytes);
+
+namespace detail {
+void copy(Stream& stream, const void* from, int64_t from_bytes, void* to, int64_t to_bytes);
+}  // namespace detail
+
+// to = from, in the stream's order; equal counts, no overlap. Either may be on the host or on the stream's device. Host
+// memory must stay, and `from` unchanged, until the stream has got there (on the CPU: until the call returns).
+template <class T>
+requires std::is_trivially_copyable_v<T>
+void copy(Stream& stream, std::span<const std::type_identity_t<T>> from, std::span<T> to) {
+  detail::copy(stream, from.data(), static_cast<int64_t>(from.size_bytes()), to.data(),
+               static_cast<int64_t>(to.size_bytes()));
+}
 
 }  // namespace pkmesh

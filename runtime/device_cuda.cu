@@ -63,7 +63,12 @@ std::shared_ptr<std::byte> allocate(int index, int64_t bytes) {
                static_cast<double>(bytes) / (1 << 30));
   }
   PKM_CUDA(cudaMemset(memory, 0, static_cast<size_t>(bytes)));
+  PKM_CUDA(cudaStreamSynchronize(nullptr));  // our streams do not wait for the default one, which clears the memory
   return {static_cast<std::byte*>(memory), [](std::byte* p) { cudaFree(p); }};
+}
+
+void copy(void* stream, const void* from, void* to, int64_t bytes) {
+  PKM_CUDA(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace pkmesh::cuda

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "runtime/host_device.h"
+
 namespace pkmesh {
 
 class Random {
@@ -16,7 +18,7 @@ class Random {
   Random(uint64_t seed, std::string_view name, int64_t step = 0);
 
   // Four independent 32-bit numbers for block index i.
-  std::array<uint32_t, 4> block(uint64_t i) const {
+  PKM_HOST_DEVICE std::array<uint32_t, 4> block(uint64_t i) const {
     std::array<uint32_t, 4> c = {static_cast<uint32_t>(i), static_cast<uint32_t>(i >> 32), static_cast<uint32_t>(step_),
                                  static_cast<uint32_t>(step_ >> 32)};
     uint32_t k0 = key_[0];
@@ -31,16 +33,16 @@ class Random {
     }
     return c;
   }
-  uint32_t bits(uint64_t i) const { return block(i / 4)[i % 4]; }
+  PKM_HOST_DEVICE uint32_t bits(uint64_t i) const { return block(i / 4)[i % 4]; }
   // out[j] = bits(begin + j), several blocks at a time in vector registers: three times as fast as block by block.
   void fill_bits(uint64_t begin, int64_t count, uint32_t* out) const;
-  float uniform(uint64_t i) const { return to_unit(bits(i)); }  // [0, 1), 24 bits
+  PKM_HOST_DEVICE float uniform(uint64_t i) const { return to_unit(bits(i)); }  // [0, 1), 24 bits
   // Standard normal by Box-Muller: numbers 2j and 2j+1 come from one pair of uniforms.
   float normal(uint64_t i) const;
   // out[j] = normal(begin + j) * scale, quicker than one at a time. begin must be a multiple of 4.
   void normals(uint64_t begin, int64_t count, float scale, float* out) const;
 
-  static float to_unit(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24F; }
+  PKM_HOST_DEVICE static float to_unit(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24F; }
 
  private:
   std::array<uint32_t, 2> key_;

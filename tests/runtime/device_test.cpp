@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <thread>
+#include <vector>
 
 #include "runtime/check.h"
 #include "runtime/dispatch.h"
@@ -32,6 +33,16 @@ TEST(Device, DispatchRunsOnTheStreamsDevice) {
   int seen = 0;
   PKM_DISPATCH(stream, only_on_the_cpu, 7, &seen);
   EXPECT_EQ(seen, 7);
+}
+
+TEST(Device, CopiesSpansOfAnyType) {
+  Stream stream;
+  const std::vector<int32_t> from = {3, -1, 4};
+  std::vector<int32_t> to = {7, 7, 7, 7, 7};
+  copy(stream, from, std::span(to).subspan(1, 3));
+  EXPECT_EQ(to, (std::vector<int32_t>{7, 3, -1, 4, 7}));
+  copy(stream, std::span<const int32_t>(), std::span<int32_t>());
+  EXPECT_THROW(copy(stream, from, std::span(to)), InternalError);
 }
 
 TEST(Device, WhatIsNotCompiledInSaysSo) {

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// For _cuda.cu files only: launches over elements, and sums over warps and blocks whose order is fixed by the shape, so
+// that results repeat bit for bit.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "runtime/cuda_check.h"
+#include "runtime/cuda_stream.h"
+
+namespace pkmesh::cuda {
+
+constexpr int kWarp = 32;
+
+inline int64_t ceil_divide(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+template <class Body>
+__global__ void for_each_kernel(int64_t count, Body body) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) body(i);
+}
+
+// body(i) for each i in [0, count), in any order. A body is a struct of pointers and numbers with a
+// `__device__ void operator()(int64_t i) const`.
+template <class Body>
+void for_each(Stream& stream, int64_t count, const Body& body) {
+  constexpr int kThreads = 256;
+  if (count <= 0) return;
+  const int64_t blocks = std::min<int64_t>(ceil_divide(count, kThreads), 65536);
+  for_each_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, native(stream)>>>(count, body);
+  PKM_CUDA(cudaGetLastError());
+}
+
+// The sum (maximum) over `kLanes` neighbouring lanes, in each of them: 32 for a warp, 16 for half of one. All lanes of
+// the warp must call it.
+template <int kLanes = kWarp, class T>
+__device__ T lanes_sum(T value) {
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xFFFFFFFFU, value, distance);
+  return value;
+}
+
+template <int kLanes = kWarp>
+__device__ inline float lanes_max(float value) {
+  for (int distance = kLanes / 2; distance > 0; distance /= 2)
+    value = fmaxf(value, __shfl_xor_sync(0xFFFFFFFFU, value, distance));
+  return value;
+}
+
+// The sum (maximum) over a block of kThreads threads in one dimension, in each of them. All threads must call it.
+template <int kThreads, class T>
+__device__ T block_sum(T value) {
+  __shared__ T sums[kThreads / kWarp];
+  value = lanes_sum(value);
+  __syncthreads();  // nobody reads the former sums any more
+  if (threadIdx.x % kWarp == 0) sums[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  T total = sums[0];
+  for (int warp = 1; warp < kThreads / kWarp; ++warp) total += sums[warp];
+  return total;
+}
+
+template <int kThreads>
+__device__ float block_max(float value) {
+  __shared__ float tops[kThreads / kWarp];
+  value = lanes_max(value);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) tops[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  float top = tops[0];
+  for (int warp = 1; warp < kThreads / kWarp; ++warp) top = fmaxf(top, tops[warp]);
+  return top;
+}
+
+}  // namespace pkmesh::cuda
