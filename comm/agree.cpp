@@ -17,12 +17,26 @@ std::string broadcast_text(Communicator& world, int root, std::string text) {
   return text;
 }
 
-// The line in which position `at` of a text lies, without its indentation.
-std::string_view line_at(std::string_view text, size_t at) {
-  const size_t newline = at == 0 ? std::string_view::npos : text.rfind('\n', at - 1);
-  const size_t begin = text.find_first_not_of(' ', newline == std::string_view::npos ? 0 : newline + 1);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find('\n', std::max(begin, at)) - begin);
+// Takes the first line off a text.
+std::string_view take_line(std::string_view& text) {
+  const std::string_view line = text.substr(0, text.find('\n'));
+  text.remove_prefix(std::min(text.size(), line.size() + 1));
+  return line;
+}
+
+std::string quoted(std::string_view line) {
+  line.remove_prefix(std::min(line.size(), line.find_first_not_of(' ')));
+  return line.empty() ? "nothing" : fmt::format("\"{}\"", line);
+}
+
+// The first line that differs: "\"steps: 4\" instead of \"steps: 3\"".
+std::string difference(std::string_view mine, std::string_view theirs) {
+  while (true) {
+    const std::string_view my_line = take_line(mine);
+    const std::string_view their_line = take_line(theirs);
+    if (my_line != their_line || (mine.empty() && theirs.empty()))
+      return fmt::format("{} instead of {}", quoted(my_line), quoted(their_line));
+  }
 }
 
 std::string host_of(const Communicator& world, int rank) {
@@ -49,11 +63,8 @@ void agree_on(Communicator& world, std::string_view what, std::string_view text)
   const std::string of_rank_0 = broadcast_text(world, 0, std::string(text));
   agree(world, [&] {
     if (text == of_rank_0) return;
-    const auto differ = std::ranges::mismatch(text, of_rank_0);
-    const auto at = static_cast<size_t>(differ.in1 - text.begin());
-    user_error("rank {} on {} has another {} than rank 0 on {}: \"{}\" instead of \"{}\"; give all ranks the same",
-               world.rank(), host_of(world, world.rank()), what, host_of(world, 0), line_at(text, at),
-               line_at(of_rank_0, at));
+    user_error("rank {} on {} has another {} than rank 0 on {}: {}; give all ranks the same", world.rank(),
+               host_of(world, world.rank()), what, host_of(world, 0), difference(text, of_rank_0));
   });
 }
 

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input: each is one clear line on standard error and exit code 2; nothing is written, no rank stays behind."""
+import gzip
+import os
+import shutil
+import subprocess
+import unittest
+
+import program
+from program import Job, flip_a_bit
+
+DEBUG = ["train", "--config", "debug"]
+TEXT = "".join(f"word{i % 97} follows word{i % 89}; " + "\n" * (i % 7 == 0) for i in range(2000))
+
+
+def setting(override, out="run"):
+    return DEBUG + ["--set", override, "--out", out]
+
+
+def write(path, text):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+class CommandLine(program.Test):
+    def test_without_a_command(self):
+        self.assert_refused([], "tokenize, train, eval", "see pkmesh --help")
+
+    def test_unknown_command(self):
+        self.assert_refused(["trian"], "trian", "did you mean train?")
+
+    def test_unknown_option(self):
+        self.assert_refused(DEBUG + ["--steps", "3", "--out", "run"], "--steps", "see pkmesh train --help")
+
+    def test_missing_options(self):
+        self.assert_refused(["train", "--out", "run"], "--config", "quickstart")
+        self.assert_refused(DEBUG, "--out FOLDER")
+        self.assert_refused(["eval"], "--checkpoint is required", ranks=(0,))
+        self.assert_refused(["generate", "--checkpoint", "x"], "--prompt is required", ranks=(0,))
+        self.assert_refused(["tokenize", "--out", "tokens"], "--input is required", ranks=(0,))
+
+    def test_bad_numbers(self):
+        generate = ["generate", "--checkpoint", "run", "--prompt", "a"]
+        for option, value in [("--tokens", "ten"), ("--tokens", "0"), ("--temperature", "-1"), ("--top-p", "2"),
+                              ("--seed", "-3")]:
+            self.assert_refused(generate + [option, value], option, value, "see pkmesh generate --help", ranks=(0,))
+
+    def test_nonsense_paths(self):
+        for command in (["eval"], ["generate", "--prompt", "a"]):
+            self.assert_refused(command + ["--checkpoint", "nosuch"], "nosuch", "no whole checkpoint")
+        self.assert_refused(["inspect", "nosuch"], "nosuch")
+        self.assert_refused(["inspect", "/proc"], "/proc", "no whole checkpoint")
+        self.assert_refused(["config", "model.memry"], "did you mean model.memory?")
+
+    def test_standard_output_that_is_full(self):
+        with open("/dev/full", "wb") as full:
+            self.check_refusal(Job(["config", "model.memory.heads"], stdout=full), ["standard output"])
+
+
+class Configuration(program.Test):
+    def test_wrong_keys(self):
+        self.assert_refused(setting("train.stps=3"), "--set train.stps=3", "did you mean train.steps?", ranks=(0, 2, 4))
+        write("my.textproto", "model { layers: 2\n heds: 4 }\n")
+        self.assert_refused(["train", "--config", "./my.textproto", "--out", "run"], "my.textproto:2",
+                            "did you mean model.heads?")
+
+    def test_values_out_of_range(self):
+        self.assert_refused(setting("train.steps=-3"), "train.steps is -3", "1 to 1000000000")
+        self.assert_refused(setting("model.heads=5"), "model.width is 64", "model.heads (5)", ranks=(0,))
+        self.assert_refused(setting("model.dropout=nan"), "model.dropout", ranks=(0,))
+        self.assert_refused(setting("train.batch"), "KEY=VALUE", ranks=(0,))
+
+    def test_more_neighbours_than_sub_keys(self):
+        self.assert_refused(setting("model.memory.0.neighbours=33"), "neighbours is 33", "sub_keys (32)")
+
+    def test_value_width_that_does_not_match(self):
+        self.assert_refused(setting("model.memory.0.value_width=32"), "value_width is 32", "model.width (64)")
+
+    def test_files_that_are_no_configuration(self):
+        os.mkdir("folder.d")
+        write("syntax.textproto", "model {\n")
+        for path in ("./folder.d", "./nosuch.textproto", "./syntax.textproto", "/bin/sh"):
+            self.assert_refused(["train", "--config", path, "--out", "run"], path, ranks=(0,))
+        self.assert_refused(["train", "--config", "debgu", "--out", "run"], "did you mean debug?", ranks=(0,))
+
+    def test_a_model_that_no_machine_holds(self):
+        self.assert_refused(setting("model.memory.0.sub_keys=65536"), "this run needs", "TiB", "--dry-run")
+
+    def test_ranks_that_disagree(self):
+        before = program.snapshot(self.folder)
+        context = [program.PROGRAM] + DEBUG + ["--out", "run"]
+        for other, difference in [(["--set", "train.steps=9"], "--set"), (["--dry-run"], "--dry-run")]:
+            with self.subTest(other=other):
+                job = Job([], contexts=[context, context + other])
+                self.check_refusal(job, ["rank 1 on", "another command line than rank 0", difference])
+        self.check_refusal(Job([], contexts=[context, [program.PROGRAM, "inspect", "debug"]]), ["another command line"])
+        self.assertEqual(program.snapshot(self.folder), before)
+
+    def test_ranks_that_read_different_files(self):
+        for name, steps in (("a", 3), ("b", 4)):
+            os.mkdir(name)
+            text = self.run_well(*DEBUG, "--print-config", "--set", f"train.steps={steps}").out
+            write(f"{name}/my.textproto", text)
+        before = program.snapshot(self.folder)
+        line = f"cd $0 && exec {program.PROGRAM} train --config ./my.textproto --out ../run"
+        job = Job([], contexts=[["sh", "-c", line, "a"], ["sh", "-c", line, "b"]])
+        self.check_refusal(job, ["another configuration than rank 0", '"steps: 4" instead of "steps: 3"'])
+        self.assertEqual(program.snapshot(self.folder), before)
+
+
+class Corpus(program.Test):
+    def setUp(self):
+        super().setUp()
+        write("text", TEXT)
+
+    def tokenize(self, out, kind):
+        self.run_well("tokenize", "--input", "text", "--out", out, "--set", f"tokenizer.kind={kind}", "--set",
+                      "tokenizer.vocabulary=512", "--set", "data.validation_share=0.1")
+
+    def test_tokenize(self):
+        write("empty", "")
+        with open("cut.gz", "wb") as file:
+            file.write(gzip.compress(os.urandom(9000))[:5000])
+        for path, words in [("empty", "the corpus is empty"), ("nosuch", "nosuch"), ("/proc", "/proc"),
+                            ("cut.gz", "truncated")]:
+            self.assert_refused(["tokenize", "--input", path, "--out", "tokens"], words, ranks=(0,))
+        command = ["tokenize", "--input", "text", "--out"]
+        self.assert_refused(command + ["text/tokens"], "text/tokens", "cannot be written", ranks=(0,))
+        self.assert_refused(command + ["/proc/tokens"], "/proc/tokens", "cannot be written", ranks=(0,))
+        self.assert_refused(command + ["text"], "already exists", ranks=(0,))
+        self.assert_refused(command + ["tokens", "--tokenizer", "nosuch"], "nosuch", ranks=(0,))
+        self.assert_refused(command + ["tokens", "--set", "tokenizer.vocabulary=3"], "512 to", ranks=(0,))
+        self.assert_refused(command + ["tokens"], "without mpirun", ranks=(2,))
+        write("many", "".join(map(chr, range(0x4E00, 0x5600))))
+        self.assert_refused(["tokenize", "--input", "many", "--out", "tokens", "--set", "tokenizer.vocabulary=512"],
+                            "tokenizer.vocabulary", "character_coverage", ranks=(0,))
+
+    def train_on(self, folder):
+        return DEBUG + ["--set", "data.source=FOLDER", "--set", f"data.train={folder}", "--out", "run"]
+
+    def test_token_files(self):
+        self.tokenize("bytes", "BYTE")
+        self.tokenize("pieces", "BPE")
+
+        def altered(name, alter):
+            shutil.copytree("bytes", name)
+            alter(f"{name}/train-00000.tok")
+
+        altered("other", lambda path: shutil.copy("pieces/train-00000.tok", path))
+        altered("truncated", lambda path: os.truncate(path, 5001))
+        altered("header", lambda path: flip_a_bit(path, 41))
+        altered("flipped", lambda path: flip_a_bit(path, 4001))
+        altered("absent", os.remove)
+        altered("unnamed", lambda path: os.remove(os.path.join(os.path.dirname(path), "tokenizer.json")))
+        for folder, words in [("other", "written with tokenizer"), ("truncated", "truncated"), ("header", "damaged"),
+                              ("flipped", "checksum"), ("absent", "no train tokens"), ("unnamed", "tokenizer.json"),
+                              ("nosuch", "nosuch")]:
+            self.assert_refused(self.train_on(folder), folder, words)
+        self.assert_refused(self.train_on("bytes") + ["--set", "model.context=100000"], "smaller context", ranks=(0,))
+        self.assert_refused(self.train_on(""), "data.train", "pkmesh tokenize", ranks=(0,))
+        self.train("good", "train.steps=1")
+        self.assert_refused(["eval", "--checkpoint", "good", "--data", "pieces"], "written with tokenizer")
+        os.truncate("bytes/valid-00000.tok", 200)
+        self.assert_refused(["eval", "--checkpoint", "good", "--data", "bytes"], "bytes/valid", "truncated")
+
+    def test_a_context_longer_than_the_built_in_text(self):
+        self.assert_refused(setting("model.context=100000", out="not/yet/there"), "smaller context")
+
+
+class Checkpoints(program.Test):
+    def setUp(self):
+        super().setUp()
+        self.train("whole", "train.steps=4", "train.checkpoint_every=2")
+        shutil.copytree("whole", "run")
+        self.newest = "run/checkpoints/step_00000004"
+
+    def assert_damage_is_seen(self, *words):
+        self.assert_refused(DEBUG + ["--resume", "auto", "--set", "train.steps=6", "--out", "run"], *words, ranks=(2,))
+        self.assert_refused(DEBUG + ["--resume", self.newest, "--set", "train.steps=6", "--out", "new"], *words,
+                            ranks=(0,))
+        for command in (["eval"], ["generate", "--prompt", "a"]):
+            self.assert_refused(command + ["--checkpoint", "run"], *words, ranks=(0,))
+        # The user's way out: the checkpoint before.
+        self.run_well(*DEBUG, "--resume", "run/checkpoints/step_00000002", "--out", "run", "--set", "train.steps=4")
+        self.assertEqual(program.losses("run"), program.losses("whole"))
+
+    def test_a_flipped_bit_in_dense_parameters(self):
+        flip_a_bit(f"{self.newest}/dense.safetensors", 99999)
+        self.assert_damage_is_seen("dense.safetensors", "checksum")
+
+    def test_a_flipped_bit_in_rows(self):
+        flip_a_bit(f"{self.newest}/table-layer1-00000-of-00001.safetensors", 99999)
+        self.assert_damage_is_seen("table-layer1", "checksum")
+
+    def test_a_truncated_file(self):
+        os.truncate(f"{self.newest}/dense.safetensors", 999)
+        self.assert_damage_is_seen("dense.safetensors", "999 bytes")
+
+    def test_a_missing_file(self):
+        os.remove(f"{self.newest}/dense.safetensors")
+        self.assert_damage_is_seen("dense.safetensors", "missing")
+
+    def test_a_flipped_bit_in_the_manifest(self):
+        flip_a_bit(f"{self.newest}/manifest.textproto", 50)
+        self.assert_damage_is_seen("manifest.textproto", "altered")
+
+    def test_a_missing_manifest(self):
+        os.remove(f"{self.newest}/manifest.textproto")
+        self.assert_damage_is_seen("not a whole checkpoint", "manifest.textproto")
+
+    def test_another_model(self):
+        for override, words in [("model.width=32", "tokens.weight"), ("model.memory.0.sub_keys=16", "memory"),
+                                ("model.layers=3", "no tensor"), ("model.memory=[]", "tensor"),
+                                ("values.second_moment=ROW_WISE", "moments")]:
+            self.assert_refused(setting(override) + ["--resume", "auto"], "step_00000004", words, ranks=(0,))
+        self.assert_refused(setting("model.width=32", out="new") + ["--resume", "run"], "tokens.weight", ranks=(2,))
+
+    def test_resume_from_nothing(self):
+        self.assert_refused(DEBUG + ["--resume", "nosuch", "--out", "new"], "nosuch", "no whole checkpoint")
+
+
+class Folders(program.Test):
+    def test_unwritable(self):
+        write("file", "x")
+        for out in ("file/run", "/proc/run", "/dev/null/run"):
+            self.assert_refused(DEBUG + ["--out", out], out, "cannot be written")
+
+    def test_taken(self):
+        os.mkdir("mine")
+        write("mine/thesis.tex", "x")
+        self.assert_refused(DEBUG + ["--out", "mine"], "mine", "is no run")
+        self.assert_refused(DEBUG + ["--out", "mine", "--resume", "auto"], "mine", "is no run", ranks=(0,))
+        self.train("run", "train.steps=1")
+        self.assert_refused(DEBUG + ["--out", "run"], "holds a run already", "--resume auto")
+
+    def mount(self, options):
+        os.mkdir("mounted")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", "mounted"], capture_output=True,
+                              text=True, check=False)
+        if done.returncode != 0:
+            self.skipTest(f"NOT TESTED, for this machine does not let us mount: {done.stderr.strip()}")
+        self.addCleanup(subprocess.run, ["umount", f"{self.folder}/mounted"], check=True)
+
+    def test_a_read_only_disk(self):
+        self.mount("ro")
+        self.assert_refused(DEBUG + ["--out", "mounted/run"], "mounted/run", "Read-only")
+
+    def test_a_full_disk(self):
+        self.mount("size=3m")  # room for one checkpoint, and not for two
+        for ranks in (0, 2):
+            job = Job(DEBUG + ["--set", "train.keep_checkpoints=0", "--out", "mounted/run"], ranks)
+            self.check_refusal(job, ["step_00000020", "No space left", "free some space"])
+            self.assertEqual(os.listdir("mounted/run/checkpoints"), ["step_00000010"])
+            self.run_well("eval", "--checkpoint", "mounted/run")
+            shutil.rmtree("mounted/run")
+
+
+if __name__ == "__main__":
+    program.main()

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs: any number of ranks computes the same, a stopped or killed run goes on as if it had never stopped."""
+import gzip
+import os
+import shutil
+import signal
+import time
+
+import program
+from program import Job, losses, metrics
+
+
+class SameOnAnyWorld(program.Test):
+    def assert_close(self, folder, expected):
+        """Losses of all steps, and of the last validation, equal to 1e-4."""
+        for name, value in (("loss", lambda line: line["loss"]),
+                            ("validation", lambda line: line.get("validation", {}).get("loss", 1))):
+            for mine, other in zip(metrics(folder), metrics(expected), strict=True):
+                self.assertEqual(mine["step"], other["step"])
+                self.assertLess(abs(value(mine) - value(other)), 1e-4 * abs(value(other)),
+                                f"{name} of step {mine['step']} in {folder}: {value(mine)}, not {value(other)}")
+
+    def test_ranks_and_placements(self):
+        self.train("alone", "train.batch=12")
+        self.assertEqual(len(losses("alone")), 20)
+        self.assertLess(losses("alone")[-1][1], losses("alone")[0][1] - 1)  # it learns
+        for placement in ("BLOCK", "CYCLIC", "HASH"):
+            for ranks in (1, 2, 3, 4):
+                with self.subTest(placement=placement, ranks=ranks):
+                    out = f"{placement}-{ranks}"
+                    self.train(out, "train.batch=12", f"model.memory.0.row_placement={placement}", ranks=ranks)
+                    self.assert_close(out, "alone")
+
+    def test_more_ranks_than_sequences(self):
+        self.train("alone", "train.batch=2", "train.steps=8")
+        self.train("four", "train.batch=2", "train.steps=8", ranks=4)
+        self.assert_close("four", "alone")
+
+    def test_again_is_the_same_to_the_bit(self):
+        for ranks in (0, 3):
+            self.train(f"one-{ranks}", ranks=ranks)
+            self.train(f"two-{ranks}", ranks=ranks)
+            self.assertEqual(losses(f"one-{ranks}"), losses(f"two-{ranks}"))
+
+    def test_saved_on_4_ranks_resumed_on_fewer(self):
+        self.train("whole", ranks=4)
+        self.train("part", "train.steps=10", ranks=4)
+        for ranks in (1, 2, 3):
+            with self.subTest(ranks=ranks):
+                out = f"on-{ranks}"
+                shutil.copytree("part", out)
+                self.train(out, ranks=ranks, options=("--resume", "auto"))
+                self.assert_close(out, "whole")
+
+
+class Interrupted(program.Test):
+    LONG_RUN = ("train.steps=80", "train.log_every=50", "train.memory_every=0", "train.eval_every=0",
+                "train.checkpoint_every=20")
+
+    def setUp(self):
+        super().setUp()
+        self.arguments = ["train", "--config", "debug", "--out", "run"]
+        for override in self.LONG_RUN:
+            self.arguments += ["--set", override]
+
+    def start(self, ranks, steps):
+        """A run that has done `steps` steps and goes on."""
+        job = Job(self.arguments, ranks)
+        while not os.path.exists("run/metrics.jsonl") or len(metrics("run")) < steps:
+            if job.process.poll() is not None:
+                raise AssertionError(f"it ended by itself:\n{job.finish().err}")
+            time.sleep(0.01)
+        return job
+
+    def assert_goes_on(self, ranks):
+        """A resumed run ends with the same losses as one that was never interrupted, bit for bit."""
+        self.run_well(*self.arguments, "--resume", "auto", ranks=ranks)
+        self.train("whole", *self.LONG_RUN, ranks=ranks)
+        self.assertEqual(len(losses("run")), 80)
+        self.assertEqual(losses("run"), losses("whole"))
+
+    def stop_by(self, number, ranks, whom):
+        job = self.start(ranks, steps=5)
+        if whom == "launcher":
+            job.process.send_signal(number)
+        else:
+            job.kill(whom, number)
+        job.finish(timeout=program.SOON)
+        self.assertEqual(job.code, 0, job.err)
+        self.assertIn("stopped by a signal after step", job.err)
+        done = metrics("run")[-1]["step"]
+        self.assertLess(done, 80)
+        self.assertEqual(sorted(os.listdir("run/checkpoints"))[-1], f"step_{done:08}")
+        self.assert_goes_on(ranks)
+
+    def test_sigterm(self):
+        self.stop_by(signal.SIGTERM, 0, "launcher")
+
+    def test_sigterm_to_one_rank(self):
+        self.stop_by(signal.SIGTERM, 2, 1)
+
+    def test_sigusr1_through_mpirun(self):
+        self.stop_by(signal.SIGUSR1, 2, "launcher")
+
+    def test_a_killed_rank(self):
+        job = self.start(ranks=3, steps=45)
+        job.kill(1, signal.SIGKILL)
+        killed = time.monotonic()
+        job.finish(timeout=program.SOON)
+        self.assertNotEqual(job.code, 0)
+        self.assertLess(time.monotonic() - killed, program.SOON)
+        self.assert_goes_on(ranks=3)
+
+    def test_a_step_short(self):
+        self.train("run", "train.steps=7")
+        self.train("run", "train.steps=20", options=("--resume", "auto"))
+        self.train("whole", "train.steps=20")
+        self.assertEqual(losses("run"), losses("whole"))
+        job = self.run_well("train", "--out", "run", "--resume", "auto")
+        self.assertIn("nothing to do: all 20 steps are done", job.err)
+        self.assertEqual(losses("run"), losses("whole"))
+
+
+class Commands(program.Test):
+    def test_help_and_version(self):
+        self.assertRegex(self.run_well("--version").out, r"^\d+\.\d+\.\d+\n$")
+        text = self.run_well("--help").out
+        for command in ("tokenize", "train", "eval", "generate", "inspect", "bench", "config"):
+            self.assertIn(f"  {command} ", text)
+            self.assertIn(f"Usage: pkmesh {command}", self.run_well(command, "--help").out)
+        self.assertIn("default: 4", self.run_well("config", "model.memory.heads").out)
+        self.assertEqual(self.run_well("--help", ranks=2).out, text)  # said once
+
+    def test_plans_without_writing(self):
+        plan = self.run_well("train", "--config", "debug", "--dry-run").out
+        self.assertIn("1024 of 1024 rows", plan)
+        self.assertIn("512 of 1024 rows", self.run_well("train", "--config", "debug", "--dry-run", ranks=2).out)
+        text = self.run_well("train", "--config", "debug", "--print-config", "--set", "train.steps=7").out
+        with open("my.textproto", "w", encoding="utf-8") as file:
+            file.write(text)
+        self.assertEqual(self.run_well("train", "--config", "./my.textproto", "--print-config", ranks=2).out, text)
+        self.assertIn("steps: 7", text)
+        self.assertEqual(os.listdir("."), ["my.textproto"])
+
+    def test_from_text_to_a_sample(self):
+        text = "".join(f"entry {i}: the {i % 13}th kind of \u00e9toile.\n" for i in range(1500))
+        with open("a.txt", "w", encoding="utf-8") as file:
+            file.write(text[:20000])
+        with gzip.open("b.gz", "wt", encoding="utf-8") as file:
+            file.write(text[20000:])
+        self.run_well("tokenize", "--input", "a.txt", "b.gz", "--out", "tokens", "--set", "tokenizer.vocabulary=600",
+                      "--set", "data.validation_share=0.1")
+        with open("a.txt", "rb") as standard_input:
+            self.run_well("tokenize", "--input", "-", "--tokenizer", "tokens", "--out", "more", stdin=standard_input)
+        self.train("run", "data.source=FOLDER", "data.train=tokens", "tokenizer.kind=BPE", "train.steps=10", ranks=2,
+                   options=("--profile",))
+        for made in ("config.textproto", "run.json", "train.log", "metrics.jsonl", "profile.json"):
+            self.assertTrue(os.path.exists(f"run/{made}"), made)
+        self.check_eval()
+        self.check_generate()
+        self.check_inspect()
+
+    def check_eval(self):
+        alone = self.run_well("eval", "--checkpoint", "run").out
+        two = self.run_well("eval", "--checkpoint", "run", ranks=2).out
+        for line in ("perplexity ", "baselines ", "memory ", "KL to uniform"):
+            self.assertIn(line, alone)
+
+        def loss(text):
+            return float(text.split("loss")[1].split()[0])
+
+        self.assertLess(abs(loss(alone) - loss(two)), 2e-4)
+        last = metrics("run")[-1]["validation"]["loss"]
+        whole = loss(self.run_well("eval", "--checkpoint", "run", "--sequences", "12").out)
+        self.assertLess(abs(whole - last), 2e-4)
+        self.run_well("eval", "--checkpoint", "run/checkpoints/step_00000010", "--data", "more")
+
+    def check_generate(self):
+        generate = ["generate", "--checkpoint", "run", "--prompt", "entry 5", "--tokens"]
+        alone = self.run_well(*generate, "20").out
+        self.assertTrue(alone.startswith("entry 5"))
+        self.assertEqual(self.run_well(*generate, "20", ranks=2).out, alone)
+        self.assertNotEqual(self.run_well(*generate, "20", "--seed", "2").out, alone)
+        self.run_well(*generate, "150")  # the context is 64
+        self.run_well("generate", "--checkpoint", "run", "--prompt", "", "--prompt", "entry " * 200, "--tokens", "5")
+
+    def check_inspect(self):
+        self.assertIn("step_00000010", self.run_well("inspect", "run").out)
+        self.assertIn("dense.safetensors", self.run_well("inspect", "run/checkpoints/step_00000010").out)
+        for configuration in ("debug", "run/config.textproto"):
+            self.assertIn("memory per rank (4 ranks)", self.run_well("inspect", configuration).out)
+
+
+if __name__ == "__main__":
+    program.main()
