@@ -133,12 +133,11 @@ void RowOptimizer::step(Stream& stream, const RowMatrix& values, const RowGradie
 
 std::vector<StateTensor> RowOptimizer::state() const {
   const auto tensor = [&](const char* name, const RowMatrix& data) {
-    return std::visit([&](const auto& m) -> StateTensor { return {table_ + "." + name, m}; }, data);
+    return std::visit([&](const auto& m) -> StateTensor { return {name, m}; }, data);
   };
   const RowState state = views();
-  std::vector<StateTensor> result = {tensor("first_moments", state.first), tensor("second_moments", state.second)};
-  if (options_.correction == Correction::kOwnSteps)
-    result.push_back({table_ + ".steps", state.steps.reshape(rows_, 1)});
+  std::vector<StateTensor> result = {tensor("m", state.first), tensor("v", state.second)};
+  if (options_.correction == Correction::kOwnSteps) result.push_back({"steps", state.steps.reshape(rows_, 1)});
   return result;
 }
 

@@ -96,7 +96,7 @@ class RowOptimizer {
   void step(Stream& stream, const RowMatrix& values, const RowGradients& gradients, double scale, double lr,
             int64_t step);
 
-  // "<table>.first_moments", "<table>.second_moments", and with kOwnSteps "<table>.steps".
+  // "m" and "v", the first and second moments, and with kOwnSteps "steps".
   std::vector<StateTensor> state() const;
 
   // Bytes of state (values not included).

@@ -348,9 +348,9 @@ TEST(RowAdam, NamesAndSizesItsState) {
                            .bf16_moments = true};
   const auto state = whole_table(5, 8, options).state();
   ASSERT_EQ(state.size(), 3U);
-  EXPECT_EQ(state[0].name, "table.first_moments");
-  EXPECT_EQ(state[1].name, "table.second_moments");
-  EXPECT_EQ(state[2].name, "table.steps");
+  EXPECT_EQ(state[0].name, "m");
+  EXPECT_EQ(state[1].name, "v");
+  EXPECT_EQ(state[2].name, "steps");
   EXPECT_EQ(std::get<Matrix<bf16>>(state[0].data).shape(), (std::array<int64_t, 2>{5, 8}));
   EXPECT_EQ(std::get<Matrix<float>>(state[1].data).shape(), (std::array<int64_t, 2>{5, 1}));
   EXPECT_EQ(RowOptimizer::bytes_per_row(options, 8), 2 * 8 + 4 + 4);

@@ -135,9 +135,9 @@ TEST_F(TrainStep, EqualsTorchInEveryTensor) {
   expect_dense(adam.second_moments(), ".second_moments", kGradients, /*floor=*/1e-8);
   golden::expect_close(kTable + ".after", all_rows(table_), file_.floats(kTable + ".after"), kTolerance);
   const auto state = row_optimizer.state();
-  for (size_t i = 0; i < 2; ++i)
-    golden::expect_close(state[i].name, std::get<Matrix<float>>(state[i].data).flat(), file_.floats(state[i].name),
-                         kGradients);
+  for (const auto& [tensor, name] :
+       {std::pair(state[0], kTable + ".first_moments"), {state[1], kTable + ".second_moments"}})
+    golden::expect_close(name, std::get<Matrix<float>>(tensor.data).flat(), file_.floats(name), kGradients);
   for (const auto& entry : parameters_.state_entries())
     golden::expect_close(entry.name, part(parameters_.states(), entry), file_.floats(entry.name + ".after"),
                          kTolerance);
