@@ -49,7 +49,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(APPEND PKMESH_FLAGS $<$<COMPILE_LANGUAGE:CXX>:-march=${PKMESH_MARCH}>)
 endif()
 if(PKMESH_SANITIZE)
-  list(APPEND PKMESH_FLAGS -fsanitize=${PKMESH_SANITIZE} -fno-omit-frame-pointer)
+  list(APPEND PKMESH_FLAGS -fsanitize=${PKMESH_SANITIZE} -fno-sanitize-recover=all
+    -fno-omit-frame-pointer)
   list(APPEND PKMESH_LINK_FLAGS -fsanitize=${PKMESH_SANITIZE})
 endif()
 

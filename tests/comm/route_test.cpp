@@ -149,8 +149,8 @@ TEST(Route, DeliversEverySelectionInGlobalTokenOrder) {
           const Asked asked(world.rank(), slots, per_token);
           Arena arena;
           Stream stream;
-          const Route route = plan_route(stream, arena, world, placement, {"layers.2.memory", 4, slots}, asked.row_view(per_token),
-                                         asked.weight_view(per_token));
+          const Route route = plan_route(stream, arena, world, placement, {"layers.2.memory", 4, slots},
+                                         asked.row_view(per_token), asked.weight_view(per_token));
           expect_route(route, placement, world.rank(), ranks, slots, per_token);
           expect_asker_side(route, asked, placement, per_token);
         });
