@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "runtime/host_device.h"
+
 namespace pkmesh {
 
 enum class PlacementKind { kBlock, kCyclic, kHash };
@@ -29,7 +31,7 @@ class Placement {
   int ranks() const { return static_cast<int>(ranks_); }
   int64_t local_rows(int owner) const;
 
-  RowAddress locate(int32_t row) const {
+  PKM_HOST_DEVICE RowAddress locate(int32_t row) const {
     auto i = static_cast<uint32_t>(row);
     if (ranks_ == 1) return {0, row};
     if (kind_ == PlacementKind::kBlock) {
@@ -43,11 +45,11 @@ class Placement {
   int32_t global(int owner, int32_t local) const;
 
  private:
-  static RowAddress divide(uint32_t i, uint32_t by) {
+  PKM_HOST_DEVICE static RowAddress divide(uint32_t i, uint32_t by) {
     return {static_cast<int32_t>(i / by), static_cast<int32_t>(i % by)};
   }
   // A bijection on [0, 2^bits), walked until it ends inside [0, rows): fewer than two rounds on average.
-  uint32_t permute(uint32_t i) const {
+  PKM_HOST_DEVICE uint32_t permute(uint32_t i) const {
     do {
       i ^= i >> shift_;
       i = (i * kMultiplier) & mask_;
