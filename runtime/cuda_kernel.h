@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 
 #include "runtime/cuda_check.h"
 #include "runtime/cuda_stream.h"
@@ -32,6 +33,13 @@ void for_each(Stream& stream, int64_t count, const Body& body) {
   const int64_t blocks = std::min<int64_t>(ceil_divide(count, kThreads), 65536);
   for_each_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, native(stream)>>>(count, body);
   PKM_CUDA(cudaGetLastError());
+}
+
+// Ends the kernel unless 0 <= index < count: the next CUDA call then throws. The CPU's PKM_CHECK, on the device.
+__device__ inline void check_index(const char* what, int64_t index, int64_t count) {
+  if (index >= 0 && index < count) return;
+  printf("%s: %lld is outside [0, %lld)\n", what, static_cast<long long>(index), static_cast<long long>(count));
+  __trap();
 }
 
 // The sum (maximum) over `kLanes` neighbouring lanes, in each of them: 32 for a warp, 16 for half of one. All lanes of

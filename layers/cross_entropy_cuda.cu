@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Chunks of logits by cuBLAS; one block per row finds maximum and sum in one pass, and turns the row into its gradient
+// in a second one.
+#include <cfloat>
+
+#include "layers/cross_entropy.h"
+#include "layers/gemm.h"
+#include "runtime/cuda_kernel.h"
+
+namespace pkmesh::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+
+struct Softmax {
+  float top;   // the row's maximum
+  double sum;  // of exp(logit - top)
+};
+
+// The same in each thread of the block.
+__device__ Softmax softmax_of(const float* logits, int64_t vocabulary) {
+  float top = -FLT_MAX;  // finite, so that a logit of -inf adds zero and not NaN
+  float sum = 0.0F;      // relative to this thread's maximum
+  for (int64_t j = threadIdx.x; j < vocabulary; j += kThreads) {
+    const float logit = logits[j];
+    if (logit > top) {
+      sum = sum * expf(top - logit) + 1.0F;
+      top = logit;
+    } else {
+      sum += expf(logit - top);  // NaN stays NaN
+    }
+  }
+  const float block_top = block_max<kThreads>(top);
+  return {block_top, block_sum<kThreads>(static_cast<double>(sum * expf(top - block_top)))};
+}
+
+// One block per row. With kTrain the logits become gradient_scale * (softmax - one_hot(target)).
+template <bool kTrain>
+__global__ void row_kernel(const int32_t* targets, int64_t vocabulary, float gradient_scale, float* logits,
+                           float* losses) {
+  float* row = logits + blockIdx.x * vocabulary;
+  const int32_t target = targets[blockIdx.x];
+  if (target == kIgnoredTarget) {
+    if (kTrain)
+      for (int64_t j = threadIdx.x; j < vocabulary; j += kThreads) row[j] = 0.0F;
+    if (threadIdx.x == 0) losses[blockIdx.x] = 0.0F;
+    return;
+  }
+  check_index("cross_entropy: target", target, vocabulary);
+  const float logit = row[target];
+  const Softmax softmax = softmax_of(row, vocabulary);  // all threads have read their logit when it returns
+  if (threadIdx.x == 0)
+    losses[blockIdx.x] = static_cast<float>(log(softmax.sum) + (static_cast<double>(softmax.top) - logit));
+  if (!kTrain) return;
+  const auto factor = static_cast<float>(gradient_scale / softmax.sum);
+  for (int64_t j = threadIdx.x; j < vocabulary; j += kThreads)
+    row[j] = expf(row[j] - softmax.top) * factor - (j == target ? gradient_scale : 0.0F);
+}
+
+// Calls body(first, last, logits) for chunks of tokens, after queueing their logits (last - first, V).
+template <class Body>
+void for_each_chunk(Stream& stream, Matrix<const float> x, Matrix<const float> embedding, Matrix<float> scratch,
+                    const Body& body) {
+  for (int64_t first = 0; first < x.size(0); first += scratch.size(0)) {
+    const int64_t last = std::min(first + scratch.size(0), x.size(0));
+    const Matrix<float> logits = scratch.rows(0, last - first);
+    cuda::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, x.rows(first, last), embedding, 0.0F, logits);
+    body(first, last, logits);
+  }
+}
+
+}  // namespace
+
+void cross_entropy_forward(Stream& stream, Matrix<const float> x, Matrix<const float> embedding,
+                           Vector<const int32_t> targets, Matrix<float> scratch, Vector<float> losses) {
+  for_each_chunk(stream, x, embedding, scratch, [&](int64_t first, int64_t last, Matrix<float> logits) {
+    row_kernel<false><<<static_cast<unsigned>(last - first), kThreads, 0, native(stream)>>>(
+        targets.data() + first, embedding.size(0), 0.0F, logits.data(), losses.data() + first);
+    PKM_CUDA(cudaGetLastError());
+  });
+}
+
+void cross_entropy_train(Stream& stream, Matrix<const float> x, Matrix<const float> embedding,
+                         Vector<const int32_t> targets, float gradient_scale, Matrix<float> scratch,
+                         Vector<float> losses, Matrix<float> dx, Matrix<float> dembedding) {
+  for_each_chunk(stream, x, embedding, scratch, [&](int64_t first, int64_t last, Matrix<float> logits) {
+    row_kernel<true><<<static_cast<unsigned>(last - first), kThreads, 0, native(stream)>>>(
+        targets.data() + first, embedding.size(0), gradient_scale, logits.data(), losses.data() + first);
+    PKM_CUDA(cudaGetLastError());
+    cuda::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, logits, embedding, 0.0F, dx.rows(first, last));
+    cuda::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, logits, x.rows(first, last), 1.0F, dembedding);
+  });
+}
+
+}  // namespace pkmesh::cuda
