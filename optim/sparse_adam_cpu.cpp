@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "layers/memory/row_kernels.h"
 #include "optim/sparse_adam.h"
 #include "optim/squares.h"
 #include "runtime/parallel.h"
@@ -36,35 +37,14 @@ Workspace& workspace(int64_t width) {
 }
 
 // gradient (width) = the row's contributions, added in their order.
-void sum_contributions(const RowGradients& gradients, int64_t u, float* __restrict gradient) {
+void sum_contributions(const RowGradients& gradients, int64_t u, float* gradient) {
+  const int64_t first = gradients.offsets[u];
   const int64_t width = gradients.d_output.size(1);
-  const auto source = [&](int64_t c) { return gradients.d_output.data() + gradients.sources[c] * width; };
-  const int64_t end = gradients.offsets[u + 1];
-  int64_t c = gradients.offsets[u];
-  std::fill(gradient, gradient + width, 0.0F);
-  for (; c + 4 <= end; c += 4) {  // a hot row has thousands: the sum stays in a register for four of them
-    const float* __restrict const d0 = source(c);
-    const float* __restrict const d1 = source(c + 1);
-    const float* __restrict const d2 = source(c + 2);
-    const float* __restrict const d3 = source(c + 3);
-    const float w0 = gradients.weights[c];
-    const float w1 = gradients.weights[c + 1];
-    const float w2 = gradients.weights[c + 2];
-    const float w3 = gradients.weights[c + 3];
-    for (int64_t i = 0; i < width; ++i) {
-      float sum = gradient[i];
-      sum += w0 * d0[i];
-      sum += w1 * d1[i];
-      sum += w2 * d2[i];
-      sum += w3 * d3[i];
-      gradient[i] = sum;
-    }
-  }
-  for (; c < end; ++c) {
-    const float* __restrict const d = source(c);
-    const float w = gradients.weights[c];
-    for (int64_t i = 0; i < width; ++i) gradient[i] += w * d[i];
-  }
+  const auto contribution = [&](int64_t c) {
+    return WeightedRow<float>{gradients.d_output.data() + gradients.sources[first + c] * width,
+                              gradients.weights[first + c]};
+  };
+  weighted_sum(gradients.offsets[u + 1] - first, width, contribution, gradient);
 }
 
 // Calls body(u) for every touched row, in parallel. Pieces are cut by work, not by rows: usage is skewed.
