@@ -40,7 +40,7 @@ std::vector<std::string> list_named(const std::string& folder) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
-    if (const auto step = step_of(name)) found.emplace_back(*step, folder + "/" + name);
+    if (const auto step = step_of(name)) found.emplace_back(*step, fmt::format("{}/{}", folder, name));
   }
   std::sort(found.begin(), found.end());
   std::vector<std::string> paths;

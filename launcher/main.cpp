@@ -58,7 +58,9 @@ void add_train(CLI::App& app, TrainArguments& options, Action& action) {
   auto* command = app.add_subcommand("train", "Train a model; under mpirun, on all its ranks");
   add_config_options(*command, options.source, false);
   command->add_option("--out", options.out, "Run folder; must not exist unless --resume is given");
-  command->add_option("--resume", options.resume, "Go on from the newest checkpoint of --out (auto), or from this one");
+  command->add_option(
+      "--resume", options.resume,
+      "Go on from the newest checkpoint of --out (auto), or from this one; --config may then be left out");
   command->add_flag("--profile", options.profile, "End with a table of what communication cost, and write a trace");
   command->add_flag("--dry-run", options.dry_run, "Print the memory plan per rank and stop");
   command->add_flag("--print-config", options.print_config, "Print the complete configuration and stop");
