@@ -97,7 +97,9 @@ int64_t proc_bytes(std::string_view text, std::string_view key) {
 
 ProcessMemory process_memory() {
   const std::string status = slurp("/proc/self/status");
-  return {proc_bytes(status, "VmRSS"), proc_bytes(status, "VmHWM"), proc_bytes(slurp("/proc/meminfo"), "MemTotal")};
+  const std::string machine = slurp("/proc/meminfo");
+  return {proc_bytes(status, "VmRSS"), proc_bytes(status, "VmHWM"), proc_bytes(machine, "MemTotal"),
+          proc_bytes(machine, "MemAvailable")};
 }
 
 }  // namespace pkmesh

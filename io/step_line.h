@@ -48,6 +48,7 @@ struct ProcessMemory {
   int64_t resident = 0;
   int64_t peak = 0;  // most that was resident so far
   int64_t machine_total = 0;
+  int64_t machine_available = 0;  // without swapping
 };
 ProcessMemory process_memory();
 // The number of kibibytes behind "key:" in the style of /proc/self/status, in bytes; zero if it is not there.
