@@ -49,8 +49,10 @@ struct GenerateArguments {
 };
 
 struct BenchArguments {
-  std::string name;  // ops, exchange or step
-  ConfigSource source;
+  std::string name;     // ops, exchange or step
+  ConfigSource source;  // config "": the benchmark's own
+  int repeats = 0;      // 0: the benchmark's own
+  std::string json;     // file for the figures; empty: none
 };
 
 int tokenize_command(Communicator& world, const TokenizeArguments& options);

@@ -107,6 +107,8 @@ void add_others(CLI::App& app, Options& options, Action& action) {
   bench->add_option("name", options.bench.name, "ops, exchange or step")
       ->required()
       ->check(CLI::IsMember({"ops", "exchange", "step"}));
+  bench->add_option("--repeats", options.bench.repeats, "Repetitions of each measurement")->check(CLI::Range(1, 10000));
+  bench->add_option("--json", options.bench.json, "File to which the figures are written");
   add_config_options(*bench, options.bench.source, false);
   bench->callback([&] { action = [&](Communicator& world) { return bench_command(world, options.bench); }; });
 

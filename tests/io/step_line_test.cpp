@@ -64,6 +64,8 @@ TEST(ProcessMemory, ReadsWhatTheKernelSays) {
   EXPECT_GT(before.resident, 0);
   EXPECT_GE(before.peak, before.resident);
   EXPECT_GT(before.machine_total, before.peak);
+  EXPECT_GT(before.machine_available, 0);
+  EXPECT_LT(before.machine_available, before.machine_total);
   constexpr size_t kMore = size_t{64} << 20;
   const std::vector<char> more(kMore, 1);
   EXPECT_GE(process_memory().resident, before.resident + static_cast<int64_t>(kMore) / 2) << more[7];

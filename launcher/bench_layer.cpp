@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launcher/bench_layer.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "optim/clipping.h"
+
+namespace pkmesh {
+namespace {
+
+int64_t distinct(std::vector<int32_t> values) {
+  std::ranges::sort(values);
+  return std::unique(values.begin(), values.end()) - values.begin();
+}
+
+// The first memory of the model; rows are made for it alone, whatever other layers share them.
+MemorySite first_site(const config::Config& config) {
+  const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
+  if (shape.memories.empty())
+    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
+  return shape.memories.front();
+}
+
+Adam make_adam(Device device, Parameters& parameters, const AdamOptions& options) {
+  parameters.allocate(device, 1);
+  return Adam(device, parameters.count(), options);
+}
+
+}  // namespace
+
+LayerBench::LayerBench(const config::Config& config, Communicator& world, Device device)
+    : world_(world),
+      site_(first_site(config)),
+      row_options_(row_options(config)),
+      tokens_(int64_t{config.train().batch()} * config.model().context()),
+      stream_(device),
+      arena_(device),
+      table_(site_.table, world, device, 1),
+      layer_(parameters_, "memory", site_.shape, table_),
+      rows_(device, site_.table.name, table_.placement(), world.rank(), site_.table.width, row_options_, 1),
+      adam_(make_adam(device, parameters_, dense_options(config))),
+      inputs_(device, kInputs * tokens_ * site_.shape.width),
+      output_gradient_(device, tokens_ * site_.shape.width),
+      input_gradient_(device, tokens_ * site_.shape.width) {
+  const Random random(1, "bench", world.rank());
+  random.normals(0, inputs_.count(), 1.0F, inputs_.data());
+  const auto scale = 1.0F / std::sqrt(static_cast<float>(output_gradient_.count()));
+  Random(2, "bench", world.rank()).normals(0, output_gradient_.count(), scale, output_gradient_.data());
+}
+
+StepContext LayerBench::context() {
+  StepContext context{stream_, arena_, world_};
+  context.draw = step_;
+  return context;
+}
+
+Matrix<const float> LayerBench::input() const {
+  const int64_t width = site_.shape.width;
+  return Matrix<const float>(inputs_.data() + step_ % kInputs * tokens_ * width, tokens_, width);
+}
+
+Matrix<const float> LayerBench::output_gradient() const {
+  return Matrix<const float>(output_gradient_.data(), tokens_, site_.shape.width);
+}
+
+void LayerBench::forward() {
+  ++step_;
+  arena_.reset();
+  StepContext step = context();
+  layer_.forward(step, input());
+}
+
+void LayerBench::backward() {
+  StepContext step = context();
+  table_.forget_pending();
+  layer_.backward(step, output_gradient(), Matrix<float>(input_gradient_.data(), tokens_, site_.shape.width));
+}
+
+void LayerBench::update() {
+  GateShare share;
+  share.dense_squares = sum_of_squares(parameters_.gradients());
+  share.values_squares = rows_.gradient_squares(stream_, table_.row_gradients(stream_));
+  share.tokens = static_cast<double>(tokens_);
+  const Gate gate = decide(world_, share);
+  PKM_CHECK(gate.open(), "a gradient of the benchmark is not finite");
+  constexpr double kRate = 1e-4;
+  adam_.step(stream_, parameters_.values(), parameters_.gradients(), 1.0, kRate, step_);
+  rows_.step(stream_, table_.rows(), table_.row_gradients(stream_), 1.0, kRate, step_);
+  std::ranges::fill(parameters_.gradients(), 0.0F);
+}
+
+LookupShape LayerBench::lookup() const {
+  LookupShape shape = lookup_shape(site_, row_options_, tokens_);
+  shape.distinct_rows = static_cast<double>(distinct_rows(layer_.slots()));
+  shape.distinct_sub_keys = mean_distinct_sub_keys(layer_.slots(), shape.heads, shape.sub_keys);
+  return shape;
+}
+
+LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats) {
+  std::array<std::vector<double>, 4> samples;
+  for (int64_t i = -LayerBench::kInputs; i < repeats; ++i) {
+    world.barrier();
+    const double forward = milliseconds([&] { bench.forward(); });
+    const double backward = milliseconds([&] { bench.backward(); });
+    const double update = milliseconds([&] { bench.update(); });
+    const std::array<double, 4> times = {forward, backward, update, forward + backward + update};
+    for (size_t j = 0; j < times.size(); ++j) {
+      const double sample = slowest(world, times[j]);
+      if (i >= 0) samples[j].push_back(sample);
+    }
+  }
+  return {spread_of(samples[0]), spread_of(samples[1]), spread_of(samples[2]), spread_of(samples[3])};
+}
+
+int64_t distinct_rows(Matrix<const int32_t> slots) {
+  return distinct({slots.begin(), slots.end()});
+}
+
+double mean_distinct_sub_keys(Matrix<const int32_t> slots, int64_t heads, int64_t sub_keys) {
+  const int64_t neighbours = slots.size(1) / heads;
+  int64_t total = 0;
+  for (int64_t begin = 0; begin < slots.count(); begin += neighbours) {
+    std::vector<int32_t> first;
+    std::vector<int32_t> second;
+    for (int64_t i = begin; i < begin + neighbours; ++i) {
+      first.push_back(slots.data()[i] / static_cast<int32_t>(sub_keys));
+      second.push_back(slots.data()[i] % static_cast<int32_t>(sub_keys));
+    }
+    total += distinct(std::move(first)) + distinct(std::move(second));
+  }
+  const int64_t lists = slots.size(0) * heads * 2;
+  return lists == 0 ? 0 : static_cast<double>(total) / static_cast<double>(lists);
+}
+
+}  // namespace pkmesh

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launcher/bench_machine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "io/batches.h"
+#include "launcher/bench_measure.h"
+#include "layers/gemm.h"
+#include "runtime/buffer.h"
+#include "runtime/parallel.h"
+
+namespace pkmesh {
+namespace {
+
+constexpr int64_t kSmallestCopy = int64_t{1} << 20;
+
+double per_second(double amount, const Spread& milliseconds) {
+  return amount / (milliseconds.min * 1e-3);
+}
+
+// Half of `bytes` to the other half, by the C library or by a plain loop: neither is the faster one at every size.
+double copy_rate_of(int64_t bytes, int repeats) {
+  const int64_t words = bytes / 16;
+  const Buffer<uint64_t> source({}, words);
+  const Buffer<uint64_t> target({}, words);
+  std::ranges::fill(source.span(), uint64_t{1});
+  const auto in_pieces = [&](const auto& copy) {
+    return measure(repeats, [&] {
+      parallel_for(0, words, 512, [&](int64_t begin, int64_t end) {
+        copy(source.data() + begin, target.data() + begin, end - begin);
+      });
+    });
+  };
+  const Spread library = in_pieces([](const uint64_t* from, uint64_t* to, int64_t count) {
+    std::memcpy(to, from, static_cast<size_t>(count) * sizeof(uint64_t));
+  });
+  const Spread loop = in_pieces([](const uint64_t* from, uint64_t* __restrict to, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i] + 1;  // as a bare copy it would become the library's
+  });
+  return per_second(16 * static_cast<double>(words), library.min < loop.min ? library : loop);
+}
+
+// Rows of 8-byte words: sums of integers vectorise in any order, so that only memory counts.
+class Rows {
+ public:
+  explicit Rows(const CeilingSizes& sizes)
+      : words_(std::max<int64_t>(1, sizes.row_bytes / 8)),
+        rows_(std::clamp<int64_t>(sizes.table_bytes / (8 * words_), 4, std::max<int64_t>(4, sizes.table_rows))),
+        memory_({}, rows_ * words_) {
+    parallel_for(0, memory_.count(), 4096, [&](int64_t begin, int64_t end) {
+      std::fill(memory_.data() + begin, memory_.data() + end, uint64_t{1});
+    });
+    const Permutation shuffled(rows_, 1, 0);
+    order_.resize(static_cast<size_t>(std::min(sizes.reads, rows_) / 4 * 4));
+    for (size_t i = 0; i < order_.size(); ++i) order_[i] = shuffled(static_cast<int64_t>(i));
+  }
+
+  double bytes() const { return static_cast<double>(order_.size()) * static_cast<double>(words_) * 8; }
+
+  uint64_t read() {
+    uint64_t total = 0;
+    in_fours([&](int64_t begin, int64_t end) {
+      uint64_t sum = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        const uint64_t *a = row(4 * i), *b = row(4 * i + 1), *c = row(4 * i + 2), *d = row(4 * i + 3);
+        for (int64_t j = 0; j < words_; ++j) sum += (a[j] + b[j]) + (c[j] + d[j]);
+      }
+      __atomic_fetch_add(&total, sum, __ATOMIC_RELAXED);
+    });
+    return total;
+  }
+
+  void rewrite() {
+    in_fours([&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        uint64_t* __restrict a = row(4 * i), * __restrict b = row(4 * i + 1);
+        uint64_t* __restrict c = row(4 * i + 2), * __restrict d = row(4 * i + 3);
+        for (int64_t j = 0; j < words_; ++j) ++a[j], ++b[j], ++c[j], ++d[j];
+      }
+    });
+  }
+
+ private:
+  uint64_t* row(int64_t i) const { return memory_.data() + order_[static_cast<size_t>(i)] * words_; }
+  template <class Body>  // four rows at once: the misses of one hide behind those of the others
+  void in_fours(const Body& body) const {
+    parallel_for(0, std::ssize(order_) / 4, 16, body);
+  }
+
+  int64_t words_;
+  int64_t rows_;
+  Buffer<uint64_t> memory_;
+  std::vector<int64_t> order_;
+};
+
+double product_rate(Stream& stream, int64_t side, int repeats) {
+  const Buffer<float> a({}, side * side);
+  const Buffer<float> b({}, side * side);
+  const Buffer<float> c({}, side * side);
+  std::ranges::fill(a.span(), 0.5F);
+  std::ranges::fill(b.span(), 0.25F);
+  const auto square = [&](const Buffer<float>& buffer) { return Matrix<float>(buffer.data(), side, side); };
+  const Spread spread = measure(repeats, [&] {
+    gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, Matrix<const float>(square(a)), Matrix<const float>(square(b)),
+         0.0F, square(c));
+  });
+  return per_second(2 * std::pow(static_cast<double>(side), 3), spread);
+}
+
+}  // namespace
+
+double Ceilings::copy_rate(double bytes) const {
+  PKM_CHECK(!copies.empty(), "copying was not measured");
+  const auto above = std::ranges::find_if(copies, [&](const Copy& copy) { return copy.bytes >= bytes; });
+  if (above == copies.begin()) return copies.front().bytes_per_s;
+  if (above == copies.end()) return copies.back().bytes_per_s;
+  const Copy& low = *(above - 1);
+  const double share = std::log(bytes / low.bytes) / std::log(above->bytes / low.bytes);
+  return low.bytes_per_s + share * (above->bytes_per_s - low.bytes_per_s);
+}
+
+double Ceilings::floor_ms(const Cost& cost) const {
+  double moving = cost.streamed / copy_rate(cost.streamed);
+  if (cost.rows_read > 0) moving += cost.rows_read / rows_read;
+  if (cost.rows_updated > 0) moving += cost.rows_updated / rows_updated;
+  return 1e3 * std::max(moving, cost.flops / flops);
+}
+
+double Ceilings::floor_ms(const std::vector<Cost>& phases) const {
+  double total = 0;
+  for (const Cost& phase : phases) total += floor_ms(phase);
+  return total;
+}
+
+Ceilings measure_ceilings(Stream& stream, const CeilingSizes& sizes, int repeats) {
+  Ceilings ceilings;
+  for (int64_t bytes = std::min(kSmallestCopy, sizes.copy_bytes); bytes < sizes.copy_bytes; bytes *= 4)
+    ceilings.copies.push_back({static_cast<double>(bytes), copy_rate_of(bytes, repeats)});
+  ceilings.copies.push_back({static_cast<double>(sizes.copy_bytes), copy_rate_of(sizes.copy_bytes, repeats)});
+  Rows rows(sizes);
+  volatile uint64_t sink = 0;  // what is read must be used
+  ceilings.rows_read = per_second(rows.bytes(), measure(repeats, [&] { sink = rows.read(); }));
+  ceilings.rows_updated = per_second(2 * rows.bytes(), measure(repeats, [&] { rows.rewrite(); }));
+  ceilings.flops = product_rate(stream, sizes.product, repeats);
+  return ceilings;
+}
+
+std::string to_text(const Ceilings& ceilings, const CeilingSizes& sizes) {
+  std::string text = fmt::format("ceilings of this machine, {} thread{}\n", threads(), threads() == 1 ? "" : "s");
+  text += "  copy, read + written       ";
+  for (const auto& copy : ceilings.copies)
+    text += fmt::format("{}{}: {:.1f}", &copy == ceilings.copies.data() ? "" : ", ", size_text(copy.bytes),
+                        copy.bytes_per_s / 1e9);
+  text += " GB/s\n";
+  const auto table = static_cast<double>(std::min(sizes.table_bytes, sizes.table_rows * sizes.row_bytes));
+  text += fmt::format("  random rows of {:<10}  read {:.1f} GB/s, rewritten {:.1f} GB/s (read + written), table {}\n",
+                      size_text(static_cast<double>(sizes.row_bytes)), ceilings.rows_read / 1e9,
+                      ceilings.rows_updated / 1e9, size_text(table));
+  return text + fmt::format("  matrix product, {0} x {0}   {1:.0f} GFLOP/s", sizes.product, ceilings.flops / 1e9);
+}
+
+nlohmann::json to_json(const Ceilings& ceilings) {
+  nlohmann::json copies = nlohmann::json::array();
+  for (const auto& copy : ceilings.copies) copies.push_back({{"bytes", copy.bytes}, {"bytes_per_s", copy.bytes_per_s}});
+  return {{"threads", threads()},
+          {"copy", copies},
+          {"rows_read_bytes_per_s", ceilings.rows_read},
+          {"rows_updated_bytes_per_s", ceilings.rows_updated},
+          {"flops_per_s", ceilings.flops}};
+}
+
+}  // namespace pkmesh
