@@ -16,7 +16,7 @@ function(pkmesh_ops)
 endfunction()
 
 # pkmesh_test(name SOURCES a_test.cpp ... [RANKS 1 2 3 4] [LABELS slow])
-# One GoogleTest program. With RANKS it runs under mpirun once per rank count; a test that gets fewer ranks fails.
+# One GoogleTest program. With the label cuda it is reported as skipped, not as passed, where there is no GPU. With RANKS it runs under mpirun once per rank count; a test that gets fewer ranks fails.
 function(pkmesh_test name)
   cmake_parse_arguments(TEST "" "" "SOURCES;RANKS;LABELS" ${ARGN})
   add_executable(${name} ${TEST_SOURCES})
@@ -25,6 +25,9 @@ function(pkmesh_test name)
     target_link_libraries(${name} PRIVATE GTest::gtest_main)
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES TIMEOUT 1200 LABELS "${TEST_LABELS}" ENVIRONMENT "${PKMESH_TEST_ENV}")
+    if("cuda" IN_LIST TEST_LABELS)
+      set_tests_properties(${name} PROPERTIES SKIP_REGULAR_EXPRESSION "SKIPPED")
+    endif()
   endif()
   foreach(ranks IN LISTS TEST_RANKS)
     add_test(NAME ${name}.${ranks} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} $<TARGET_FILE:${name}>)

@@ -45,3 +45,6 @@ build() {
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe OMPI_MCA_mpi_yield_when_idle=1
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
+
+# Worktrees and clones share what the compiler cache knows.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
