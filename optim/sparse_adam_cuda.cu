@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// A block per row that was read: it sums the row's gradient into shared memory (hot rows' chunks were summed by other
+// blocks before) and updates value and moments at once. Rows that were not read are not touched.
+//
+// Random bits are the CPU's: a word of Philox serves columns i and i + half a row, so a thread takes four columns of
+// either half and needs one block of four words for each tensor that is rounded.
+#include <cmath>
+
+#include "layers/memory/row_sums_cuda.h"
+#include "optim/sparse_adam.h"
+#include "runtime/cuda_scratch.h"
+
+namespace pkmesh::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int64_t kMostWidth = 12000;  // a row's gradient in the 48 KiB that every device lends
+
+int64_t half_of(int64_t width) {
+  return (width + 7) / 8 * 4;
+}
+
+// From which Coefficients follow.
+struct Schedule {
+  double beta1;
+  double beta2;
+  double eps;
+  double lr;
+  bool eps_after_correction;
+};
+
+struct Coefficients {
+  float one_minus_beta1;
+  float beta2;
+  float one_minus_beta2;
+  float rate;
+  float eps;
+};
+
+PKM_HOST_DEVICE Coefficients coefficients(const Schedule& schedule, double t) {
+  const double root2 = sqrt(1.0 - pow(schedule.beta2, t));
+  const double correction1 = 1.0 - pow(schedule.beta1, t);
+  return {.one_minus_beta1 = static_cast<float>(1.0 - schedule.beta1),
+          .beta2 = static_cast<float>(schedule.beta2),
+          .one_minus_beta2 = static_cast<float>(1.0 - schedule.beta2),
+          .rate = static_cast<float>(schedule.lr * root2 / correction1),
+          .eps = static_cast<float>(schedule.eps_after_correction ? schedule.eps * root2 : schedule.eps)};
+}
+
+struct Update {
+  Schedule schedule;
+  Coefficients global;
+  float scale;
+  Random value_rounding;
+  Random first_rounding;
+  Random second_rounding;
+  const int32_t* rows;
+  const int32_t* global_rows;
+  uint32_t* steps;  // null unless rows count their own
+  int64_t half;     // columns; a multiple of 4
+  bool whole;       // rows of values and moments are aligned to four elements
+  RowSums sums;
+};
+
+// Four columns of one half of a row, the bits for their rounding, and how many of them there are.
+struct Place {
+  int64_t column;
+  int64_t width;
+  bool whole;
+  int half;  // which: 0 takes the low 16 bits of a word, 1 the high
+};
+
+template <class T>
+__device__ std::array<uint32_t, 4> words_for(const Random& random, const int32_t* global_rows, int64_t half,
+                                             int64_t column) {
+  if constexpr (std::is_same_v<T, bf16>)
+    return random.block(
+        (static_cast<uint64_t>(global_rows[blockIdx.x]) * static_cast<uint64_t>(half) + static_cast<uint64_t>(column)) /
+        4);
+  else
+    return {};
+}
+
+__device__ void store_four(const Pack<4>& x, const std::array<uint32_t, 4>&, const Place& at, float* row) {
+  if (at.whole) return store_pack(x, row + at.column);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (at.column + i < at.width) row[at.column + i] = x.at[i];
+}
+
+__device__ void store_four(const Pack<4>& x, const std::array<uint32_t, 4>& words, const Place& at, bf16* row) {
+  bf16 rounded[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) rounded[i] = bf16::stochastic(x.at[i], words[i] >> (16 * at.half));
+  if (at.whole) {
+    *reinterpret_cast<ushort4*>(row + at.column) =
+        make_ushort4(rounded[0].bits, rounded[1].bits, rounded[2].bits, rounded[3].bits);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (at.column + i < at.width) row[at.column + i] = rounded[i];
+}
+
+// gradient (padded width) in shared memory = the row's, scaled. Returns this thread's share of the sum of its squares.
+__device__ double sum_gradient(const RowSums& sums, int64_t u, float scale, float* gradient) {
+  double squares = 0;
+  for (int64_t column = static_cast<int64_t>(threadIdx.x) * 4; column < sums.width; column += kThreads * 4) {
+    Pack<4> sum = sum_row(sums, u, column);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum.at[i] *= scale;
+      squares += static_cast<double>(sum.at[i]) * sum.at[i];
+    }
+    store_pack(sum, gradient + column);
+  }
+  return squares;
+}
+
+// The row's coefficients: the run's, or by the row's own counter, which one thread moves. All threads must call it.
+__device__ Coefficients row_coefficients(const Update& update, int32_t row) {
+  if (update.steps == nullptr) return update.global;
+  __shared__ Coefficients shared;
+  if (threadIdx.x == 0) shared = coefficients(update.schedule, static_cast<double>(++update.steps[row]));
+  __syncthreads();
+  return shared;
+}
+
+// kRowWise: `second` holds one number per row, else one per element.
+template <bool kRowWise, class Value, class First, class Second>
+__global__ void __launch_bounds__(kThreads)
+    update_kernel(Update update, Value* values, First* firsts, Second* seconds) {
+  extern __shared__ float4 shared_memory[];
+  auto* const gradient = reinterpret_cast<float*>(shared_memory);
+  const int64_t width = update.sums.width;
+  const int32_t row = update.rows[blockIdx.x];
+  Value* const value = values + row * width;
+  First* const first = firsts + row * width;
+  Second* const second = seconds + row * (kRowWise ? 1 : width);
+
+  const double my_squares = sum_gradient(update.sums, blockIdx.x, update.scale, gradient);
+  const Coefficients c = row_coefficients(update, row);
+  float row_rate = 0;
+  if constexpr (kRowWise) {
+    const auto mean = static_cast<float>(block_sum<kThreads>(my_squares) / static_cast<double>(width));
+    const float moment = c.beta2 * *second + c.one_minus_beta2 * mean;
+    row_rate = c.rate / (sqrtf(moment) + c.eps);
+    __syncthreads();  // all have read it
+    if (threadIdx.x == 0) *second = moment;
+  }
+  __syncthreads();  // the gradient is complete
+
+  for (int64_t j = static_cast<int64_t>(threadIdx.x) * 4; j < update.half; j += kThreads * 4) {
+    const auto value_words = words_for<Value>(update.value_rounding, update.global_rows, update.half, j);
+    const auto first_words = words_for<First>(update.first_rounding, update.global_rows, update.half, j);
+    std::array<uint32_t, 4> second_words{};
+    if constexpr (!kRowWise)
+      second_words = words_for<Second>(update.second_rounding, update.global_rows, update.half, j);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t column = half * update.half + j;
+      if (column >= width) break;
+      const Place at = {column, width, update.whole, half};
+      const Pack<4> g = load_pack<4>(gradient + column);
+      Pack<4> x = load_four(value, column, width, update.whole);
+      Pack<4> m = load_four(first, column, width, update.whole);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) m.at[i] += (g.at[i] - m.at[i]) * c.one_minus_beta1;
+      if constexpr (kRowWise) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x.at[i] -= row_rate * m.at[i];
+      } else {
+        Pack<4> v = load_four(second, column, width, update.whole);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          v.at[i] = c.beta2 * v.at[i] + c.one_minus_beta2 * g.at[i] * g.at[i];
+          x.at[i] -= c.rate * m.at[i] / (sqrtf(v.at[i]) + c.eps);
+        }
+        store_four(v, second_words, at, second);
+      }
+      store_four(m, first_words, at, first);
+      store_four(x, value_words, at, value);
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) squares_kernel(RowSums sums, double* squares) {
+  double mine = 0;
+  for (int64_t column = static_cast<int64_t>(threadIdx.x) * 4; column < sums.width; column += kThreads * 4) {
+    const Pack<4> sum = sum_row(sums, blockIdx.x, column);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) mine += static_cast<double>(sum.at[i]) * sum.at[i];
+  }
+  const double total = block_sum<kThreads>(mine);
+  if (threadIdx.x == 0) squares[blockIdx.x] = total;
+}
+
+// With the hot rows' chunks summed.
+RowSums make_sums(Stream& stream, const RowGradients& gradients) {
+  const int64_t width = gradients.d_output.size(1);
+  const int64_t contributions = gradients.weights.count();
+  auto* const chunks = scratch<float>(stream, chunk_floats(contributions, width));
+  const RowSums sums = {.offsets = gradients.offsets.data(),
+                        .weights = gradients.weights.data(),
+                        .sources = gradients.sources.data(),
+                        .vectors = gradients.d_output.data(),
+                        .width = width,
+                        .whole = rows_aligned(gradients.d_output.data(), width, 16),
+                        .chunks = chunks};
+  sum_chunks(stream, sums, gradients.rows.count(), contributions, chunks);
+  return sums;
+}
+
+template <class T>
+bool fours_aligned(Matrix<T> rows) {
+  return rows_aligned(rows.data(), rows.size(1), 4 * static_cast<int64_t>(sizeof(T)));
+}
+
+template <bool kRowWise, class Value, class First, class Second>
+void launch_update(Stream& stream, Update update, Matrix<Value> values, Matrix<First> firsts, Matrix<Second> seconds,
+                   int64_t touched) {
+  update.whole = fours_aligned(values) && fours_aligned(firsts) && (kRowWise || fours_aligned(seconds));
+  const auto shared = static_cast<size_t>(update.sums.padded_width()) * sizeof(float);
+  update_kernel<kRowWise><<<static_cast<unsigned>(touched), kThreads, shared, native(stream)>>>(
+      update, values.data(), firsts.data(), seconds.data());
+  PKM_CUDA(cudaGetLastError());
+}
+
+}  // namespace
+
+void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+                 const RowGradients& gradients) {
+  const RowAdamOptions& options = update.options;
+  const int64_t width = gradients.d_output.size(1);
+  PKM_CHECK(width <= kMostWidth, "rows of width {}: the CUDA kernel holds {} in shared memory", width, kMostWidth);
+  if (width == 0) return;
+  const bool own_steps = options.correction == RowAdamOptions::Correction::kOwnSteps;
+  const Schedule schedule = {.beta1 = options.beta1,
+                             .beta2 = options.beta2,
+                             .eps = options.eps,
+                             .lr = update.lr,
+                             .eps_after_correction = options.update == RowAdamOptions::Update::kAll};
+  const Update arguments = {.schedule = schedule,
+                            .global = coefficients(schedule, static_cast<double>(update.step)),
+                            .scale = update.scale,
+                            .value_rounding = update.value_rounding,
+                            .first_rounding = update.first_rounding,
+                            .second_rounding = update.second_rounding,
+                            .rows = gradients.rows.data(),
+                            .global_rows = update.global_rows.data(),
+                            .steps = own_steps ? state.steps.data() : nullptr,
+                            .half = half_of(width),
+                            .whole = false,  // launch_update() knows
+                            .sums = make_sums(stream, gradients)};
+  const int64_t touched = gradients.rows.count();
+  const bool row_wise = options.second_moment == RowAdamOptions::SecondMoment::kRowWise;
+  std::visit(
+      [&](const auto& value, const auto& first) {
+        if (row_wise) {
+          launch_update<true>(stream, arguments, value, first, std::get<Matrix<float>>(state.second), touched);
+        } else {  // both moments are of one type
+          launch_update<false>(stream, arguments, value, first, std::get<std::decay_t<decltype(first)>>(state.second),
+                               touched);
+        }
+      },
+      values, state.first);
+}
+
+void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> squares) {
+  const RowSums sums = make_sums(stream, gradients);
+  squares_kernel<<<static_cast<unsigned>(gradients.rows.count()), kThreads, 0, native(stream)>>>(sums, squares.data());
+  PKM_CUDA(cudaGetLastError());
+}
+
+}  // namespace pkmesh::cuda
