@@ -52,6 +52,8 @@ template <class Body>
 void for_touched_rows(const RowGradients& gradients, const Body& body) {
   constexpr int64_t kRowWork = 4;  // the row itself costs about as much as four contributions
   const int64_t touched = gradients.rows.count();
+  PKM_CHECK(gradients.offsets[touched] == gradients.weights.count(), "the last offset is {}, of {} contributions",
+            gradients.offsets[touched], gradients.weights.count());
   const auto work_before = [&](int64_t u) { return gradients.offsets[u] + kRowWork * u; };
   const auto first_with = [&](int64_t work) {  // the first row with at least this much before it
     int64_t low = 0;
