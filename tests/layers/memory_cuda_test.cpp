@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+// The memory layer's CUDA kernels against the CPU's. Where inputs are small integers every sum is exact in any order,
+// and results must be equal; elsewhere they agree to the tolerance beside the test.
+#include <numeric>
+
+#include "comm/route.h"
+#include "layers/memory/batch_norm.h"
+#include "layers/memory/pooled.h"
+#include "layers/memory/row_gradients.h"
+#include "layers/memory/select.h"
+#include "layers/memory/value_table.h"
+#include "runtime/random.h"
+#include "tests/reference/placed.h"
+
+namespace pkmesh {
+namespace {
+
+using reference::equal_bytes;
+using reference::expect_close;
+using reference::GpuTest;
+using reference::Placed;
+
+class Draw {
+ public:
+  explicit Draw(std::string_view name) : random_(21, name) {}
+  uint32_t below(int64_t bound) { return random_.bits(at_++) % static_cast<uint32_t>(bound); }
+  template <class T = float>
+  std::vector<T> integers(int64_t count, int bound) {  // in [-bound, bound]
+    std::vector<T> values;
+    for (int64_t i = 0; i < count; ++i)
+      values.push_back(T(static_cast<float>(static_cast<int>(below(2 * bound + 1)) - bound)));
+    return values;
+  }
+  std::vector<float> normals(int64_t count) {
+    std::vector<float> values;
+    for (int64_t i = 0; i < count; ++i) values.push_back(random_.normal(at_++));
+    return values;
+  }
+
+ private:
+  Random random_;
+  uint64_t at_ = 0;
+};
+
+// Pairs of 0 to 40 selections, of which a third reads row 0.
+struct Reads {
+  Reads(Draw& draw, int64_t pairs, int64_t rows) : offsets{0} {
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      for (uint32_t i = pair % 3 == 0 ? draw.below(5) : draw.below(41); i > 0; --i)
+        selections.push_back({static_cast<int32_t>(draw.below(draw.below(3) == 0 ? 1 : rows)),
+                              0.25F * static_cast<float>(draw.below(9))});
+      offsets.push_back(static_cast<int32_t>(selections.size()));
+    }
+  }
+  std::vector<Selection> selections;
+  std::vector<int32_t> offsets;
+};
+
+using MemoryCuda = GpuTest;
+
+struct PooledResult {
+  std::vector<float> partials, dweights, combined, copied, scattered;
+  bool same_bits(const PooledResult& other) const {
+    return equal_bytes(partials, other.partials) && equal_bytes(dweights, other.dweights) &&
+           equal_bytes(combined, other.combined) && equal_bytes(copied, other.copied) &&
+           equal_bytes(scattered, other.scattered);
+  }
+};
+
+template <class T>
+PooledResult pooled(Stream& stream, int64_t pairs, int64_t width, int64_t lead) {
+  Draw draw("pooled");
+  constexpr int64_t kRows = 37;
+  const Reads reads(draw, pairs, kRows);
+  const auto count = std::ssize(reads.selections);
+  const Placed<T> rows(stream, draw.integers<T>(kRows * width, 8), lead);
+  const Placed<Selection> selections(stream, reads.selections);
+  const Placed<int32_t> offsets(stream, reads.offsets);
+  const Placed<float> gradients(stream, draw.integers(pairs * width, 4), lead);
+  const Placed<float> partials(stream, pairs * width, lead);
+  const Placed<float> dweights(stream, count, lead);
+  pooled_gather(stream, rows.view(kRows, width), selections.view(), offsets.view(), partials.view(pairs, width));
+  weight_gradients(stream, rows.view(kRows, width), selections.view(), offsets.view(), gradients.view(pairs, width),
+                   dweights.view());
+  // Tokens own one pair, then two, then none, and so on.
+  std::vector<int32_t> token_offsets = {0};
+  while (token_offsets.back() < pairs)
+    token_offsets.push_back(
+        static_cast<int32_t>(std::min<int64_t>(pairs, token_offsets.back() + std::ssize(token_offsets) % 3)));
+  const auto tokens = std::ssize(token_offsets) - 1;
+  std::vector<int32_t> order(static_cast<size_t>(std::max<int64_t>(pairs, count)));
+  std::iota(order.rbegin(), order.rend(), 0);
+  const Placed<int32_t> reversed_pairs(stream, {order.end() - pairs, order.end()});
+  const Placed<int32_t> reversed(stream, {order.end() - count, order.end()});
+  const Placed<int32_t> token_starts(stream, token_offsets);
+  const Placed<float> combined(stream, tokens * width, lead);
+  combine_partials(stream, gradients.view(pairs, width), token_starts.view(), reversed_pairs.view(),
+                   combined.view(tokens, width));
+  const Placed<float> copied(stream, pairs * width, lead);
+  copy_rows(stream, gradients.view(pairs, width), reversed_pairs.view(), copied.view(pairs, width));
+  const Placed<float> scattered(stream, count);
+  scatter_scalars(stream, dweights.view(), reversed.view(), scattered.view());
+  return {partials.values(), dweights.values(), combined.values(), copied.values(), scattered.values()};
+}
+
+TEST_F(MemoryCuda, PooledOpsAreExactOverIntegers) {
+  for (const int64_t pairs : {0, 1, 70})
+    for (const int64_t width : {1, 6, 8, 64, 252, 1024, 2056})
+      for (const int64_t lead : {Placed<float>::kAligned, Placed<float>::kOdd})
+        for (const bool half : {false, true}) {
+          SCOPED_TRACE(fmt::format("pairs {} width {} lead {} bf16 {}", pairs, width, lead, half));
+          const auto [expected, actual] = on_both([&](Stream& stream) {
+            return half ? pooled<bf16>(stream, pairs, width, lead) : pooled<float>(stream, pairs, width, lead);
+          });
+          EXPECT_EQ(actual.partials, expected.partials);
+          EXPECT_EQ(actual.dweights, expected.dweights);
+          EXPECT_EQ(actual.combined, expected.combined);
+          EXPECT_EQ(actual.copied, expected.copied);
+          EXPECT_EQ(actual.scattered, expected.scattered);
+        }
+}
+
+struct SortResult {
+  std::vector<int32_t> rows, sources;
+  std::vector<int64_t> offsets;
+  std::vector<float> weights;
+  bool operator==(const SortResult&) const = default;
+  bool same_bits(const SortResult& other) const { return *this == other; }
+};
+
+TEST_F(MemoryCuda, RowsAreSortedAsOnTheCpu) {
+  for (const int64_t local_rows : {1, 2, 300, 5'000'000})
+    for (const int64_t pairs : {0, 1, 2000}) {
+      SCOPED_TRACE(fmt::format("{} rows, {} pairs", local_rows, pairs));
+      const auto [expected, actual] = on_both([&](Stream& stream) {
+        Draw draw("sort by row");
+        const Reads first(draw, pairs, local_rows);
+        const Reads second(draw, pairs / 2, local_rows);
+        const Placed<Selection> a(stream, first.selections);
+        const Placed<Selection> b(stream, second.selections);
+        const Placed<int32_t> a_offsets(stream, first.offsets);
+        const Placed<int32_t> b_offsets(stream, second.offsets);
+        const std::vector<GradientPiece> pieces = {{a.view(), a_offsets.view(), 0},
+                                                   {b.view(), b_offsets.view(), pairs}};
+        const Placed<float> d_output(stream, pairs + pairs / 2);
+        Arena arena(stream.device());
+        const RowGradients sorted = sort_by_row(stream, arena, pieces, d_output.view(pairs + pairs / 2, 1), local_rows);
+        const auto host = [&]<class T>(Vector<const T> vector) {
+          std::vector<T> values(static_cast<size_t>(vector.count()));
+          copy(stream, vector.flat(), std::span(values));
+          stream.synchronize();
+          return values;
+        };
+        return SortResult{host(sorted.rows), host(sorted.sources), host(sorted.offsets), host(sorted.weights)};
+      });
+      EXPECT_EQ(actual, expected);
+    }
+}
+
+struct OwnerResult {
+  std::vector<int32_t> order, pair_token, token_offsets, token_pairs, locals;
+  std::vector<float> weights;
+  std::vector<uint16_t> pair_lengths;
+  std::vector<int64_t> selection_counts, pair_counts;
+  bool operator==(const OwnerResult&) const = default;
+  bool same_bits(const OwnerResult& other) const { return *this == other; }
+};
+
+OwnerResult owners(Stream& stream, const Placement& placement, int64_t tokens, int64_t per_token) {
+  Draw draw("sort by owner");
+  const int64_t count = tokens * per_token;
+  const int64_t ranks = placement.ranks();
+  const int64_t most = std::min(tokens * ranks, count);
+  std::vector<int32_t> drawn;
+  for (int64_t i = 0; i < count; ++i)
+    drawn.push_back(static_cast<int32_t>(draw.below(i % 4 == 0 ? 1 : placement.rows())));
+  const Placed<int32_t> rows(stream, drawn);
+  const Placed<float> weights(stream, draw.normals(count));
+  const Placed<RowAddress> addresses(stream, count);
+  const Placed<Selection> selections(stream, count);
+  const Placed<int32_t> order(stream, count);
+  const Placed<uint16_t> pair_lengths(stream, most);
+  const Placed<int32_t> pair_token(stream, most);
+  const Placed<int32_t> token_offsets(stream, tokens + 1);
+  const Placed<int32_t> token_pairs(stream, most);
+  const Placed<int64_t> selection_counts(stream, ranks);
+  const Placed<int64_t> pair_counts(stream, ranks);
+  const OwnerOrder out = {addresses.view(),    selections.view(),       order.view(),
+                          pair_lengths.view(), pair_token.view(),       token_offsets.view(),
+                          token_pairs.view(),  selection_counts.view(), pair_counts.view()};
+  PKM_DISPATCH(stream, sort_by_owner, placement, rows.view(tokens, per_token), weights.view(tokens, per_token), out);
+  const auto counts = pair_counts.values();
+  const int64_t pairs = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  OwnerResult result = {.order = order.values(),
+                        .pair_token = pair_token.values(pairs),
+                        .token_offsets = token_offsets.values(),
+                        .token_pairs = token_pairs.values(pairs),
+                        .locals = {},
+                        .weights = {},
+                        .pair_lengths = pair_lengths.values(pairs),
+                        .selection_counts = selection_counts.values(),
+                        .pair_counts = counts};
+  for (const Selection& selection : selections.values()) {
+    result.locals.push_back(selection.row);
+    result.weights.push_back(selection.weight);
+  }
+  return result;
+}
+
+TEST_F(MemoryCuda, SelectionsAreSortedByOwnerAsOnTheCpu) {
+  for (const PlacementKind kind : {PlacementKind::kBlock, PlacementKind::kCyclic, PlacementKind::kHash})
+    for (const int ranks : {2, 3, 40})
+      for (const int64_t tokens : {0, 1, 131})
+        for (const int64_t per_token : {1, 6, 32, 70}) {
+          SCOPED_TRACE(fmt::format("{} ranks, {} tokens of {}", ranks, tokens, per_token));
+          const auto [expected, actual] =
+              on_both([&](Stream& stream) { return owners(stream, Placement(kind, 1009, ranks), tokens, per_token); });
+          EXPECT_EQ(actual, expected);
+        }
+}
+
+struct UsageResult {
+  std::vector<uint32_t> counts;
+  std::vector<float> weights;
+  bool operator==(const UsageResult&) const = default;
+  bool same_bits(const UsageResult& other) const { return *this == other; }
+};
+
+TEST_F(MemoryCuda, UsageIsCountedExactly) {
+  for (const int64_t rows : {1, 7, 100'000})
+    for (const int64_t pairs : {0, 1, 900}) {
+      const auto [expected, actual] = on_both([&](Stream& stream) {
+        Draw draw("usage");
+        const Placed<Selection> selections(stream, Reads(draw, pairs, rows).selections);
+        const Placed<uint32_t> counts(stream, std::vector<uint32_t>(static_cast<size_t>(rows), 3));
+        const Placed<float> weights(stream, std::vector<float>(static_cast<size_t>(rows), 0.5F));
+        PKM_DISPATCH(stream, count_usage, selections.view(), counts.view(), weights.view());
+        return UsageResult{counts.values(), weights.values()};
+      });
+      EXPECT_EQ(actual, expected) << rows << " rows, " << pairs << " pairs";
+    }
+}
+
+struct SelectShape {
+  int64_t tokens, heads, width, n, k;  // width of both halves
+};
+
+struct SelectInputs {
+  SelectInputs(SelectShape s, int levels) : shape(s) {  // levels 0: normals
+    Draw draw("select");
+    const auto numbers = [&](int64_t count) { return levels > 0 ? draw.integers(count, levels) : draw.normals(count); };
+    queries = numbers(s.tokens * s.heads * s.width);
+    keys = numbers(s.heads * s.n * s.width);
+    dweights = draw.normals(s.tokens * s.heads * s.k);
+  }
+  SelectShape shape;
+  std::vector<float> queries, keys, dweights;
+};
+
+struct SelectResult {
+  std::vector<int32_t> slots;
+  std::vector<float> weights, dqueries, dkeys;
+  bool same_bits(const SelectResult& other) const {
+    return slots == other.slots && equal_bytes(weights, other.weights) && equal_bytes(dqueries, other.dqueries) &&
+           equal_bytes(dkeys, other.dkeys);
+  }
+};
+
+SelectResult select(Stream& stream, const SelectInputs& inputs) {
+  const auto [tokens, heads, width, n, k] = inputs.shape;
+  const Placed<float> queries(stream, inputs.queries);
+  const Placed<float> keys(stream, inputs.keys);
+  const Placed<float> dweights(stream, inputs.dweights);
+  const Placed<int32_t> slots(stream, tokens * heads * k);
+  const Placed<float> weights(stream, tokens * heads * k);
+  const Placed<SubKeyGradient> scratch(stream, tokens * heads * 2 * k);
+  const Placed<float> dqueries(stream, std::ssize(inputs.queries));
+  const Placed<float> dkeys(stream, std::vector<float>(inputs.keys.size(), 0.5F));
+  const auto query_view = queries.view(tokens, heads, width);
+  const auto key_view = keys.view(heads, 2, n, width / 2);
+  select_forward(stream, query_view, key_view, slots.view(tokens, heads * k), weights.view(tokens, heads * k));
+  select_backward(stream, query_view, key_view, slots.view(tokens, heads * k), weights.view(tokens, heads * k),
+                  dweights.view(tokens, heads * k), scratch.view(tokens, heads, 2, k),
+                  dqueries.view(tokens, heads, width), dkeys.view(heads, 2, n, width / 2));
+  return {slots.values(), weights.values(), dqueries.values(), dkeys.values()};
+}
+
+// Integers, so that scores are exact and ties abound: both devices must select the same slots. Several token blocks,
+// sub-keys that thousands of tokens share, k = n, widths that are not aligned.
+TEST_F(MemoryCuda, SelectionAndItsGradientsEqualTheCpus) {
+  constexpr double kTolerance = 2e-5;
+  const SelectShape shapes[] = {{0, 2, 6, 5, 3},     {1, 1, 2, 1, 1},       {3, 1, 4, 7, 1},     {5, 2, 6, 5, 5},
+                                {129, 3, 10, 37, 8}, {17, 2, 16, 100, 32},  {9, 1, 300, 67, 33}, {4, 2, 8, 150, 128},
+                                {2, 1, 8, 600, 512}, {2200, 2, 8, 1000, 4}, {1500, 1, 64, 6, 3}};
+  for (const SelectShape& shape : shapes)
+    for (const int levels : {1, 2, 9}) {
+      SCOPED_TRACE(fmt::format("tokens {} heads {} width {} n {} k {} levels {}", shape.tokens, shape.heads,
+                               shape.width, shape.n, shape.k, levels));
+      const SelectInputs inputs(shape, levels);
+      const auto [expected, actual] = on_both([&](Stream& stream) { return select(stream, inputs); });
+      EXPECT_EQ(actual.slots, expected.slots);
+      expect_close("weights", actual.weights, expected.weights, kTolerance);
+      // A sub-key's gradient is a sum over up to all tokens.
+      const double terms = std::sqrt(static_cast<double>(std::max<int64_t>(shape.tokens, 1)));
+      expect_close("dqueries", actual.dqueries, expected.dqueries, kTolerance * levels);
+      expect_close("dkeys", actual.dkeys, expected.dkeys, kTolerance * levels * terms);
+    }
+}
+
+TEST_F(MemoryCuda, NotANumberReachesTheWeights) {
+  SelectInputs inputs({4, 1, 4, 200, 8}, 0);
+  inputs.queries[5] = std::nanf("");                           // token 1: all scores of one half
+  inputs.keys[150 * 2] = std::nanf("");                        // one sub-key, for every token
+  inputs.queries[8] = std::numeric_limits<float>::infinity();  // token 2: infinities of both signs
+  const auto [expected, actual] = on_both([&](Stream& stream) { return select(stream, inputs); });
+  for (size_t i = 0; i < actual.weights.size(); ++i) {
+    EXPECT_TRUE(std::isnan(actual.weights[i])) << i;
+    EXPECT_GE(actual.slots[i], 0);
+    EXPECT_LT(actual.slots[i], 200 * 200);
+  }
+}
+
+struct NormResult {
+  std::vector<double> sums, squares, backward_sums;
+  std::vector<float> mean, variance, running_mean, running_variance, normal, y, dweight, dbias, dx;
+  bool same_bits(const NormResult& other) const {
+    return equal_bytes(sums, other.sums) && equal_bytes(squares, other.squares) &&
+           equal_bytes(backward_sums, other.backward_sums) && equal_bytes(y, other.y) && equal_bytes(dx, other.dx) &&
+           equal_bytes(running_variance, other.running_variance) && equal_bytes(dweight, other.dweight);
+  }
+};
+
+NormResult norm(Stream& stream, int64_t tokens, int64_t width, bool padded) {
+  constexpr float kEpsilon = 1e-5F;
+  Draw draw("batch norm");
+  std::vector<uint8_t> flags;
+  for (int64_t t = 0; padded && t < tokens; ++t) flags.push_back(draw.below(4) != 0 ? 1 : 0);
+  const Placed<uint8_t> valid(stream, flags);
+  const Placed<float> x(stream, draw.normals(tokens * width));   // becomes y
+  const Placed<float> dy(stream, draw.normals(tokens * width));  // becomes dx
+  const Placed<float> weight(stream, draw.normals(width));
+  const Placed<float> bias(stream, draw.normals(width));
+  const Placed<double> sums(stream, width + 1), squares(stream, width), backward_sums(stream, 2 * width);
+  const Placed<float> mean(stream, width), variance(stream, width), normal(stream, tokens * width);
+  const Placed<float> running_mean(stream, draw.normals(width)), running_variance(stream, draw.normals(width));
+  const Placed<float> dweight(stream, draw.normals(width)), dbias(stream, draw.normals(width));
+  const auto x_view = x.view(tokens, width);
+  const auto dy_view = dy.view(tokens, width);
+  const auto normal_view = normal.view(tokens, width);
+  batch_norm_sums(stream, x_view, valid.view(), sums.view());
+  batch_norm_squares(stream, x_view, valid.view(), sums.view(), squares.view());
+  batch_norm_statistics(stream, sums.view(), squares.view(), 0.1F, mean.view(), variance.view(), running_mean.view(),
+                        running_variance.view());
+  batch_norm_normalise(stream, x_view, mean.view(), variance.view(), kEpsilon, weight.view(), bias.view(), normal_view,
+                       x_view);
+  batch_norm_backward_sums(stream, normal_view, valid.view(), dy_view, backward_sums.view(2, width), dweight.view(),
+                           dbias.view());
+  batch_norm_backward_apply(stream, normal_view, valid.view(), dy_view, sums.view(), backward_sums.view(2, width),
+                            variance.view(), kEpsilon, weight.view(), dy_view);
+  return {sums.values(),
+          squares.values(),
+          backward_sums.values(),
+          mean.values(),
+          variance.values(),
+          running_mean.values(),
+          running_variance.values(),
+          normal.values(),
+          x.values(),
+          dweight.values(),
+          dbias.values(),
+          dy.values()};
+}
+
+TEST_F(MemoryCuda, BatchNormEqualsTheCpus) {
+  constexpr double kTolerance = 1e-5;
+  constexpr double kDoubleTolerance = 1e-10;  // `normal`, from which the last sums are made, is in fp32
+  for (const int64_t tokens : {0, 1, 2, 65, 5000})
+    for (const int64_t width : {1, 7, 129})
+      for (const bool padded : {false, true}) {
+        SCOPED_TRACE(fmt::format("{} tokens of {}, padded {}", tokens, width, padded));
+        const auto [expected, actual] = on_both([&](Stream& stream) { return norm(stream, tokens, width, padded); });
+        expect_close("sums", actual.sums, expected.sums, kDoubleTolerance);
+        expect_close("squares", actual.squares, expected.squares, kDoubleTolerance);
+        expect_close("backward sums", actual.backward_sums, expected.backward_sums, kTolerance);
+        expect_close("mean", actual.mean, expected.mean, kTolerance);
+        expect_close("variance", actual.variance, expected.variance, kTolerance);
+        expect_close("running mean", actual.running_mean, expected.running_mean, kTolerance);
+        expect_close("running variance", actual.running_variance, expected.running_variance, kTolerance);
+        expect_close("y", actual.y, expected.y, kTolerance);
+        expect_close("dweight", actual.dweight, expected.dweight, kTolerance);
+        expect_close("dbias", actual.dbias, expected.dbias, kTolerance);
+        // One or two tokens have next to no variance, and 1 / its root multiplies every rounding.
+        if (tokens == 0 || tokens > 2) expect_close("dx", actual.dx, expected.dx, kTolerance);
+      }
+}
+
+}  // namespace
+}  // namespace pkmesh
