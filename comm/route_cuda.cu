@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A counting sort over cells (owner, token): what each cell holds, a scan over all cells, and every selection goes
 // where its cell begins plus its number in the cell. A cell packs selections (high half) and pairs (low half) into one
-// number, so that one scan places both. A token is one warp's business, so no cell is counted by two.
+// number, so that one scan places both. A token is one warp's business, so no cell is counted by two. Scratch: 16 bytes
+// per cell.
 #include <cub/device/device_scan.cuh>
 
 #include "comm/route.h"

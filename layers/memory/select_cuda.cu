@@ -196,7 +196,7 @@ void score(Stream& stream, View<const float, 3> queries, View<const float, 4> ke
 // A warp per (token, head): the gradients of its k scores, summed per sub-key in the order of the sub-keys' first
 // slots; the lists in `scratch`, and the same as records (row = which sub-key, source = which query) for the keys'
 // gradient. Records that are none have row `sub_keys`, behind all others.
-__global__ void __launch_bounds__(kMostWarps* kWarp)
+__global__ void __launch_bounds__(kMostWarps* kWarp, 8)
     group_kernel(const int32_t* slots, const float* weights, const float* dweights, int64_t units, int heads, int n,
                  int k, SubKeyGradient* scratch, int32_t* rows, Origin* origins) {
   extern __shared__ float shared[];
