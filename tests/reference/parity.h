@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Parity of devices: each op runs on the CPU and on a CUDA device with the same inputs, and the outputs are compared.
+// Without a device these tests are skipped, by name; with PKMESH_REQUIRE_GPU=1 in the environment they fail instead.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <string_view>
+
+#include "runtime/buffer.h"
+#include "tests/reference/tensor.h"
+
+namespace pkmesh::reference {
+
+class ParityTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (device_count(DeviceKind::kCuda) == 0) {
+      const char* required = std::getenv("PKMESH_REQUIRE_GPU");
+      if (required != nullptr && std::string_view(required) == "1")
+        FAIL() << "PKMESH_REQUIRE_GPU=1, and there is no CUDA device";
+      GTEST_SKIP() << "there is no CUDA device";
+    }
+    cuda_ = std::make_unique<Stream>(Device{DeviceKind::kCuda, 0});
+  }
+
+  // One of the two devices: on.stream, and on(tensor, sizes...) for the tensor's view there.
+  struct Side {
+    Stream& stream;
+    template <class T, class... Sizes>
+    auto operator()(T& tensor, Sizes... sizes) const {
+      return stream.device().kind == DeviceKind::kCpu ? tensor.host(sizes...) : tensor.device(sizes...);
+    }
+  };
+
+  // body(Side) on the CPU, then on the CUDA device.
+  template <class Body>
+  void on_both(const Body& body) {
+    body(Side{cpu_});
+    body(Side{*cuda_});
+    cuda_->synchronize();
+  }
+
+  Stream& cuda() { return *cuda_; }
+
+ private:
+  Stream cpu_;
+  std::unique_ptr<Stream> cuda_;
+};
+
+// The same numbers in two memories, with sentinels around them in both (an odd number: misaligned for vectors).
+template <class T = float>
+class Twin {
+ public:
+  // An output: garbage until an op writes it.
+  Twin(Stream& cuda, int64_t count) : cuda_(cuda), host_(count), memory_(cuda.device(), count + 2 * kGuard) { send(); }
+  Twin(Stream& cuda, const Numbers& numbers)
+      : cuda_(cuda), host_(numbers), memory_(cuda.device(), std::ssize(numbers) + 2 * kGuard) {
+    send();
+  }
+
+  template <class... Sizes>
+  auto host(Sizes... sizes) {
+    return host_.view(sizes...);
+  }
+  template <class... Sizes>
+  View<T, sizeof...(Sizes)> device(Sizes... sizes) {
+    const auto view = View<T, sizeof...(Sizes)>(memory_.data() + kGuard, sizes...);
+    EXPECT_EQ(view.count(), host_.view().count());
+    return view;
+  }
+
+  std::vector<T> device_values() {
+    const std::vector<T> all = receive();
+    return {all.begin() + kGuard, all.end() - kGuard};
+  }
+
+  // |device - host| <= tolerance * max(1, |host|), element by element; 0 asks for the same bits (or two NaNs).
+  void expect_parity(std::string_view what, double tolerance) {
+    const std::vector<T> all = receive();
+    for (int64_t i = 0; i < kGuard; ++i) {
+      EXPECT_EQ(all[static_cast<size_t>(i)], sentinel()) << what << ": written " << kGuard - i << " before it";
+      EXPECT_EQ(all[all.size() - 1 - static_cast<size_t>(i)], sentinel()) << what << ": written behind its end";
+    }
+    const std::vector<T> expected = host_.values();
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const auto value = static_cast<double>(all[kGuard + i]);
+      const auto on_host = static_cast<double>(expected[i]);
+      if (std::isnan(value) && std::isnan(on_host)) continue;
+      ASSERT_TRUE(std::abs(value - on_host) <= tolerance * std::max(1.0, std::abs(on_host)))
+          << what << "[" << i << "] is " << value << " on the device, " << on_host << " on the CPU";
+    }
+  }
+
+ private:
+  static constexpr size_t kGuard = 19;
+  static T sentinel() { return static_cast<T>(-123456789); }
+
+  void send() {
+    std::vector<T> all(static_cast<size_t>(memory_.count()), sentinel());
+    const std::vector<T> values = host_.values();
+    std::copy(values.begin(), values.end(), all.begin() + kGuard);
+    copy(cuda_, all, memory_.span());
+    cuda_.synchronize();
+  }
+  std::vector<T> receive() {
+    std::vector<T> all(static_cast<size_t>(memory_.count()));
+    copy(cuda_, memory_.span(), std::span(all));
+    cuda_.synchronize();
+    return all;
+  }
+
+  Stream& cuda_;
+  Tensor<T> host_;
+  Buffer<T> memory_;
+};
+
+}  // namespace pkmesh::reference
