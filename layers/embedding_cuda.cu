@@ -7,6 +7,7 @@
 
 #include "layers/embedding.h"
 #include "runtime/cuda_kernel.h"
+#include "runtime/cuda_scratch.h"
 
 namespace pkmesh::cuda {
 namespace {
@@ -60,17 +61,17 @@ void add_rows(Stream& stream, Vector<const int32_t> rows, Matrix<const float> dy
   size_t sort_bytes = 0;
   PKM_CUDA(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, keys, no_keys, no_order, no_order, items, 0, bits,
                                            native(stream)));
-  // Scratch: the sort's own, then three arrays of `count`.
-  const int64_t sort_space = ceil_divide(static_cast<int64_t>(sort_bytes), 256) * 256;
-  std::byte* memory = scratch_bytes(stream, sort_space + 3 * count * static_cast<int64_t>(sizeof(int32_t)));
-  auto* const tokens = reinterpret_cast<int32_t*>(memory + sort_space);
-  int32_t* const order = tokens + count;
-  auto* const sorted = reinterpret_cast<uint32_t*>(order + count);
-  for_each(stream, count, Count{tokens});
-  PKM_CUDA(
-      cub::DeviceRadixSort::SortPairs(memory, sort_bytes, keys, sorted, tokens, order, items, 0, bits, native(stream)));
+  ScratchPlan plan;
+  const auto sort_memory = plan.add<std::byte>(static_cast<int64_t>(sort_bytes));
+  const auto numbers = plan.add<int32_t>(count);
+  const auto order = plan.add<int32_t>(count);
+  const auto sorted = plan.add<uint32_t>(count);
+  std::byte* const memory = plan.take(stream);
+  for_each(stream, count, Count{numbers.in(memory)});
+  PKM_CUDA(cub::DeviceRadixSort::SortPairs(sort_memory.in(memory), sort_bytes, keys, sorted.in(memory),
+                                           numbers.in(memory), order.in(memory), items, 0, bits, native(stream)));
   add_runs_kernel<<<static_cast<unsigned>(count), kThreads, 0, native(stream)>>>(
-      sorted, order, count, dy.data(), table.size(1), table.size(0), table.data());
+      sorted.in(memory), order.in(memory), count, dy.data(), table.size(1), table.size(0), table.data());
   PKM_CUDA(cudaGetLastError());
 }
 
