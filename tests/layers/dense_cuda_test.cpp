@@ -36,7 +36,7 @@ Numbers indices(std::string_view name, int64_t count, int64_t below) {
 
 TEST_F(DenseCuda, CopyGoesThereAndBack) {
   const Numbers numbers = normals("copy", 1001);
-  Twin<> tensor(cuda(), numbers);
+  Twin<> tensor(gpu(), numbers);
   tensor.expect_parity("copy", 0);
 }
 
@@ -46,10 +46,10 @@ TEST_F(DenseCuda, Gemm) {
     for (int flips = 0; flips < 4; ++flips) {
       const auto transpose_a = (flips & 1) != 0 ? Transpose::kYes : Transpose::kNo;
       const auto transpose_b = (flips & 2) != 0 ? Transpose::kYes : Transpose::kNo;
-      Twin<> a(cuda(), normals("a", m * k));
-      Twin<> b(cuda(), normals("b", k * n));
-      Twin<> added(cuda(), normals("c", m * n));
-      Twin<> written(cuda(), m * n);  // from NaN
+      Twin<> a(gpu(), normals("a", m * k));
+      Twin<> b(gpu(), normals("b", k * n));
+      Twin<> added(gpu(), normals("c", m * n));
+      Twin<> written(gpu(), m * n);  // from NaN
       on_both([&](const Side& on) {
         const Matrix<const float> left = transpose_a == Transpose::kYes ? on(a, k, m) : on(a, m, k);
         const Matrix<const float> right = transpose_b == Transpose::kYes ? on(b, n, k) : on(b, k, n);
@@ -63,9 +63,9 @@ TEST_F(DenseCuda, Gemm) {
 }
 
 TEST_F(DenseCuda, GemmOfSlices) {
-  Twin<> a(cuda(), normals("a", 4 * 10));
-  Twin<> b(cuda(), normals("b", 3 * 2));
-  Twin<> c(cuda(), normals("c", 4 * 5));
+  Twin<> a(gpu(), normals("a", 4 * 10));
+  Twin<> b(gpu(), normals("b", 3 * 2));
+  Twin<> c(gpu(), normals("c", 4 * 5));
   on_both([&](const Side& on) {
     const Matrix<const float> left = on(a, 4, 10);
     gemm(on.stream, Transpose::kNo, Transpose::kNo, 1.0F, columns_of(left, 6, 9), on(b, 3, 2), 0.5F,
@@ -79,15 +79,15 @@ TEST_F(DenseCuda, GemmOfSlices) {
 TEST_F(DenseCuda, Linear) {
   for (const auto& [tokens, width] : kSizes) {
     const int64_t outputs = 2 * width + 1;
-    Twin<> x(cuda(), normals("x", tokens * width));
-    Twin<> weight(cuda(), normals("weight", outputs * width));
-    Twin<> bias(cuda(), normals("bias", outputs));
-    Twin<> dy(cuda(), normals("dy", tokens * outputs));
-    Twin<> y(cuda(), tokens * outputs);
-    Twin<> plain(cuda(), tokens * outputs);
-    Twin<> dx(cuda(), tokens * width);
-    Twin<> dweight(cuda(), normals("dweight", outputs * width));
-    Twin<> dbias(cuda(), normals("dbias", outputs));
+    Twin<> x(gpu(), normals("x", tokens * width));
+    Twin<> weight(gpu(), normals("weight", outputs * width));
+    Twin<> bias(gpu(), normals("bias", outputs));
+    Twin<> dy(gpu(), normals("dy", tokens * outputs));
+    Twin<> y(gpu(), tokens * outputs);
+    Twin<> plain(gpu(), tokens * outputs);
+    Twin<> dx(gpu(), tokens * width);
+    Twin<> dweight(gpu(), normals("dweight", outputs * width));
+    Twin<> dbias(gpu(), normals("dbias", outputs));
     on_both([&](const Side& on) {
       const auto in = on(x, tokens, width);
       linear_forward(on.stream, in, on(weight, outputs, width), on(bias, outputs), on(y, tokens, outputs));
@@ -105,10 +105,10 @@ TEST_F(DenseCuda, Linear) {
 
 TEST_F(DenseCuda, ColumnSumsOverManyChunks) {
   constexpr int64_t kTokens = 9000;  // more than 64 chunks of 128
-  Twin<> x(cuda(), Numbers(static_cast<size_t>(kTokens), 1.0));
-  Twin<> weight(cuda(), normals("weight", 3));
-  Twin<> dy(cuda(), normals("dy", kTokens * 3));
-  Twin<> dbias(cuda(), normals("dbias", 3));
+  Twin<> x(gpu(), Numbers(static_cast<size_t>(kTokens), 1.0));
+  Twin<> weight(gpu(), normals("weight", 3));
+  Twin<> dy(gpu(), normals("dy", kTokens * 3));
+  Twin<> dbias(gpu(), normals("dbias", 3));
   on_both([&](const Side& on) {
     linear_backward(on.stream, on(x, kTokens, 1), on(weight, 3, 1), on(dy, kTokens, 3), {}, {}, on(dbias, 3));
   });
@@ -118,14 +118,14 @@ TEST_F(DenseCuda, ColumnSumsOverManyChunks) {
 TEST_F(DenseCuda, GeluAndSiluGate) {
   for (const auto& [tokens, width] : kSizes) {
     const int64_t count = tokens * width;
-    Twin<> x(cuda(), normals("x", count, 3.0));
-    Twin<> gate(cuda(), normals("gate", count, 3.0));
-    Twin<> dy(cuda(), normals("dy", count));
-    Twin<> gelu(cuda(), count);
-    Twin<> gelu_dx(cuda(), count);
-    Twin<> gated(cuda(), count);
-    Twin<> gated_dy(cuda(), count);
-    Twin<> dgate(cuda(), count);
+    Twin<> x(gpu(), normals("x", count, 3.0));
+    Twin<> gate(gpu(), normals("gate", count, 3.0));
+    Twin<> dy(gpu(), normals("dy", count));
+    Twin<> gelu(gpu(), count);
+    Twin<> gelu_dx(gpu(), count);
+    Twin<> gated(gpu(), count);
+    Twin<> gated_dy(gpu(), count);
+    Twin<> dgate(gpu(), count);
     on_both([&](const Side& on) {
       const auto view = [&](Twin<>& tensor) { return on(tensor, tokens, width); };
       gelu_forward(on.stream, view(x), view(gelu));
@@ -146,19 +146,19 @@ TEST_F(DenseCuda, GeluAndSiluGate) {
 TEST_F(DenseCuda, LayerNorm) {
   for (const auto& [tokens, width] : kSizes) {
     const int64_t count = tokens * width;
-    Twin<> a(cuda(), normals("a", count, 2.0));
-    Twin<> b(cuda(), normals("b", count));
-    Twin<> gamma(cuda(), normals("gamma", width));
-    Twin<> beta(cuda(), normals("beta", width));
-    Twin<> dy(cuda(), normals("dy", count));
-    Twin<> y(cuda(), count);
-    Twin<> residual_y(cuda(), count);
-    Twin<> sum(cuda(), count);
-    Twin<> mean(cuda(), tokens);
-    Twin<> rstd(cuda(), tokens);
-    Twin<> dx(cuda(), count);
-    Twin<> dgamma(cuda(), normals("dgamma", width));
-    Twin<> dbeta(cuda(), normals("dbeta", width));
+    Twin<> a(gpu(), normals("a", count, 2.0));
+    Twin<> b(gpu(), normals("b", count));
+    Twin<> gamma(gpu(), normals("gamma", width));
+    Twin<> beta(gpu(), normals("beta", width));
+    Twin<> dy(gpu(), normals("dy", count));
+    Twin<> y(gpu(), count);
+    Twin<> residual_y(gpu(), count);
+    Twin<> sum(gpu(), count);
+    Twin<> mean(gpu(), tokens);
+    Twin<> rstd(gpu(), tokens);
+    Twin<> dx(gpu(), count);
+    Twin<> dgamma(gpu(), normals("dgamma", width));
+    Twin<> dbeta(gpu(), normals("dbeta", width));
     on_both([&](const Side& on) {
       const auto view = [&](Twin<>& tensor) { return on(tensor, tokens, width); };
       const auto means = on(mean, tokens);
@@ -189,14 +189,14 @@ TEST_F(DenseCuda, EmbeddingAddsInTheOrderOfTheTokens) {
   constexpr int64_t kContext = 13;
   for (const int64_t vocabulary : {1, 2, 64, 1000})  // repeats, and rows that nobody reads
     for (const auto& [tokens, width] : kSizes) {
-      Twin<int32_t> token(cuda(), indices("tokens", tokens, vocabulary));
-      Twin<int32_t> position(cuda(), indices("positions", tokens, kContext));
-      Twin<> table(cuda(), normals("table", vocabulary * width));
-      Twin<> positions(cuda(), normals("position table", kContext * width));
-      Twin<> y(cuda(), tokens * width);
-      Twin<> dy(cuda(), normals("dy", tokens * width));
-      Twin<> dtable(cuda(), normals("dtable", vocabulary * width));
-      Twin<> dpositions(cuda(), normals("dpositions", kContext * width));
+      Twin<int32_t> token(gpu(), indices("tokens", tokens, vocabulary));
+      Twin<int32_t> position(gpu(), indices("positions", tokens, kContext));
+      Twin<> table(gpu(), normals("table", vocabulary * width));
+      Twin<> positions(gpu(), normals("position table", kContext * width));
+      Twin<> y(gpu(), tokens * width);
+      Twin<> dy(gpu(), normals("dy", tokens * width));
+      Twin<> dtable(gpu(), normals("dtable", vocabulary * width));
+      Twin<> dpositions(gpu(), normals("dpositions", kContext * width));
       on_both([&](const Side& on) {
         embedding_forward(on.stream, on(token, tokens), on(position, tokens), on(table, vocabulary, width),
                           on(positions, kContext, width), on(y, tokens, width));
@@ -214,10 +214,10 @@ TEST_F(DenseCuda, DropoutDrawsTheSameMask) {
     for (const int64_t first_index : {int64_t{0}, int64_t{5}, int64_t{1} << 33})
       for (const auto& [tokens, width] : kSizes) {
         const Dropout mask = {Random(3, "mask", 17), probability, first_index};
-        Twin<> x(cuda(), normals("x", tokens * width));
-        Twin<> residual(cuda(), normals("residual", tokens * width));
-        Twin<> y(cuda(), tokens * width);
-        Twin<> sum(cuda(), tokens * width);
+        Twin<> x(gpu(), normals("x", tokens * width));
+        Twin<> residual(gpu(), normals("residual", tokens * width));
+        Twin<> y(gpu(), tokens * width);
+        Twin<> sum(gpu(), tokens * width);
         on_both([&](const Side& on) {
           const auto view = [&](Twin<>& tensor) { return on(tensor, tokens, width); };
           dropout(on.stream, view(x), mask, view(y));
@@ -252,11 +252,11 @@ TEST_F(DenseCuda, AttentionForwardAndBackward) {
     const int64_t tokens = shape.tokens();
     const int64_t width = c.heads * c.head_width;
     const Dropout mask = {Random(3, "attention"), c.dropout, 5};
-    Twin<> qkv(cuda(), normals("qkv", tokens * 3 * width, 1.5));
-    Twin<> doutput(cuda(), normals("doutput", tokens * width));
-    Twin<> output(cuda(), tokens * width);
-    Twin<> logsumexp(cuda(), c.heads * tokens);
-    Twin<> dqkv(cuda(), tokens * 3 * width);
+    Twin<> qkv(gpu(), normals("qkv", tokens * 3 * width, 1.5));
+    Twin<> doutput(gpu(), normals("doutput", tokens * width));
+    Twin<> output(gpu(), tokens * width);
+    Twin<> logsumexp(gpu(), c.heads * tokens);
+    Twin<> dqkv(gpu(), tokens * 3 * width);
     on_both([&](const Side& on) {
       attention_forward(on.stream, shape, on(qkv, tokens, 3 * width), mask, on(output, tokens, width),
                         on(logsumexp, c.heads, tokens));
@@ -270,11 +270,11 @@ TEST_F(DenseCuda, AttentionForwardAndBackward) {
 }
 
 TEST_F(DenseCuda, AttentionRefusesHeadsThatDoNotFit) {
-  Twin<> qkv(cuda(), Numbers(3 * 257, 0.0));
-  Twin<> output(cuda(), 257);
-  Twin<> logsumexp(cuda(), 1);
+  Twin<> qkv(gpu(), Numbers(3 * 257, 0.0));
+  Twin<> output(gpu(), 257);
+  Twin<> logsumexp(gpu(), 1);
   EXPECT_THROW(
-      attention_forward(cuda(), {1, 1, 1}, qkv.device(1, 3 * 257), {}, output.device(1, 257), logsumexp.device(1, 1)),
+      attention_forward(gpu(), {1, 1, 1}, qkv.device(1, 3 * 257), {}, output.device(1, 257), logsumexp.device(1, 1)),
       UserError);
 }
 
@@ -284,14 +284,14 @@ TEST_F(DenseCuda, AttentionDecodeAndFillCache) {
            {1, 1, 1, 1, 0}, {2, 5, 3, 3, 0}, {3, 33, 2, 64, 0}, {2, 39, 1, 100, 0}, {1, 7, 2, 256, 0}}) {
     const int64_t width = heads * head_width;
     const int64_t cached = sequences * kCapacity * width;
-    Twin<> prompt(cuda(), normals("prompt", sequences * context * 3 * width));
-    Twin<> qkv(cuda(), normals("qkv", sequences * 3 * width));
-    Twin<> keys(cuda(), Numbers(static_cast<size_t>(cached), 0.0));
-    Twin<> values(cuda(), Numbers(static_cast<size_t>(cached), 0.0));
-    Twin<> output(cuda(), sequences * width);
+    Twin<> prompt(gpu(), normals("prompt", sequences * context * 3 * width));
+    Twin<> qkv(gpu(), normals("qkv", sequences * 3 * width));
+    Twin<> keys(gpu(), Numbers(static_cast<size_t>(cached), 0.0));
+    Twin<> values(gpu(), Numbers(static_cast<size_t>(cached), 0.0));
+    Twin<> output(gpu(), sequences * width);
     Numbers places;
     for (int64_t s = 0; s < sequences; ++s) places.push_back(static_cast<double>(std::max<int64_t>(0, context - s)));
-    Twin<int32_t> positions(cuda(), places);
+    Twin<int32_t> positions(gpu(), places);
     on_both([&](const Side& on) {
       attention_fill_cache(on.stream, on(prompt, sequences * context, 3 * width), on(keys, sequences, kCapacity, width),
                            on(values, sequences, kCapacity, width));
@@ -311,14 +311,14 @@ TEST_F(DenseCuda, CrossEntropy) {
     constexpr int64_t kWidth = 9;
     Numbers targets = indices("targets", tokens, vocabulary);
     for (size_t t = 3; t < targets.size(); t += 5) targets[t] = kIgnoredTarget;
-    Twin<int32_t> target(cuda(), targets);
-    Twin<> x(cuda(), normals("x", tokens * kWidth));
-    Twin<> embedding(cuda(), normals("embedding", vocabulary * kWidth));
-    Twin<> scratch(cuda(), chunk * vocabulary);
-    Twin<> losses(cuda(), tokens);
-    Twin<> trained(cuda(), tokens);
-    Twin<> dx(cuda(), tokens * kWidth);
-    Twin<> dembedding(cuda(), normals("dembedding", vocabulary * kWidth));
+    Twin<int32_t> target(gpu(), targets);
+    Twin<> x(gpu(), normals("x", tokens * kWidth));
+    Twin<> embedding(gpu(), normals("embedding", vocabulary * kWidth));
+    Twin<> scratch(gpu(), chunk * vocabulary);
+    Twin<> losses(gpu(), tokens);
+    Twin<> trained(gpu(), tokens);
+    Twin<> dx(gpu(), tokens * kWidth);
+    Twin<> dembedding(gpu(), normals("dembedding", vocabulary * kWidth));
     on_both([&](const Side& on) {
       const auto in = on(x, tokens, kWidth);
       const auto table = on(embedding, vocabulary, kWidth);
@@ -336,12 +336,12 @@ TEST_F(DenseCuda, CrossEntropy) {
 
 TEST_F(DenseCuda, Elementwise) {
   for (const int64_t count : {0, 1, 31, 4097, 70001}) {
-    Twin<> a(cuda(), normals("a", count));
-    Twin<> b(cuda(), normals("b", count));
-    Twin<> filled(cuda(), count);
-    Twin<> sum(cuda(), count);
-    Twin<double> total(cuda(), Numbers{2.5});
-    Twin<double> squares(cuda(), Numbers{-1.5});
+    Twin<> a(gpu(), normals("a", count));
+    Twin<> b(gpu(), normals("b", count));
+    Twin<> filled(gpu(), count);
+    Twin<> sum(gpu(), count);
+    Twin<double> total(gpu(), Numbers{2.5});
+    Twin<double> squares(gpu(), Numbers{-1.5});
     on_both([&](const Side& on) {
       add(on.stream, on(a, count), on(b, count), on(sum, count));
       add_sum(on.stream, on(a, count), on(total, 1));
@@ -364,20 +364,20 @@ TEST_F(DenseCuda, ResultsRepeatBitForBit) {
   const AttentionShape shape = {7, 100, 3};
   std::vector<std::vector<float>> runs;
   for (int run = 0; run < 2; ++run) {
-    Twin<> x(cuda(), normals("x", kTokens * kWidth));
-    Twin<> qkv(cuda(), normals("qkv", kTokens * 3 * kWidth));
-    Twin<> weight(cuda(), normals("weight", 3 * kWidth * kWidth));
-    Twin<> logsumexp(cuda(), shape.heads * kTokens);
-    Twin<> output(cuda(), kTokens * kWidth);
-    Twin<> dqkv(cuda(), kTokens * 3 * kWidth);
-    Twin<> dweight(cuda(), Numbers(3 * kWidth * kWidth, 0.0));
-    Twin<> dbias(cuda(), Numbers(3 * kWidth, 0.0));
-    attention_forward(cuda(), shape, qkv.device(kTokens, 3 * kWidth), {}, output.device(kTokens, kWidth),
+    Twin<> x(gpu(), normals("x", kTokens * kWidth));
+    Twin<> qkv(gpu(), normals("qkv", kTokens * 3 * kWidth));
+    Twin<> weight(gpu(), normals("weight", 3 * kWidth * kWidth));
+    Twin<> logsumexp(gpu(), shape.heads * kTokens);
+    Twin<> output(gpu(), kTokens * kWidth);
+    Twin<> dqkv(gpu(), kTokens * 3 * kWidth);
+    Twin<> dweight(gpu(), Numbers(3 * kWidth * kWidth, 0.0));
+    Twin<> dbias(gpu(), Numbers(3 * kWidth, 0.0));
+    attention_forward(gpu(), shape, qkv.device(kTokens, 3 * kWidth), {}, output.device(kTokens, kWidth),
                       logsumexp.device(shape.heads, kTokens));
-    attention_backward(cuda(), shape, qkv.device(kTokens, 3 * kWidth), output.device(kTokens, kWidth),
+    attention_backward(gpu(), shape, qkv.device(kTokens, 3 * kWidth), output.device(kTokens, kWidth),
                        logsumexp.device(shape.heads, kTokens), x.device(kTokens, kWidth), {},
                        dqkv.device(kTokens, 3 * kWidth));
-    linear_backward(cuda(), x.device(kTokens, kWidth), weight.device(3 * kWidth, kWidth),
+    linear_backward(gpu(), x.device(kTokens, kWidth), weight.device(3 * kWidth, kWidth),
                     dqkv.device(kTokens, 3 * kWidth), {}, dweight.device(3 * kWidth, kWidth), dbias.device(3 * kWidth));
     std::vector<float> all = dqkv.device_values();
     for (Twin<>* part : {&dweight, &dbias}) {

@@ -1,29 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Parity of devices: each op runs on the CPU and on a CUDA device with the same inputs, and the outputs are compared.
-// Without a device these tests are skipped, by name; with PKMESH_REQUIRE_GPU=1 in the environment they fail instead.
+// Parity of ops with many views: one body runs each op on both devices, over tensors that have a twin on the GPU.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
 #include <string_view>
 
 #include "runtime/buffer.h"
+#include "tests/reference/placed.h"
 #include "tests/reference/tensor.h"
 
 namespace pkmesh::reference {
 
-class ParityTest : public testing::Test {
+class ParityTest : public GpuTest {
  protected:
-  void SetUp() override {
-    if (device_count(DeviceKind::kCuda) == 0) {
-      const char* required = std::getenv("PKMESH_REQUIRE_GPU");
-      if (required != nullptr && std::string_view(required) == "1")
-        FAIL() << "PKMESH_REQUIRE_GPU=1, and there is no CUDA device";
-      GTEST_SKIP() << "there is no CUDA device";
-    }
-    cuda_ = std::make_unique<Stream>(Device{DeviceKind::kCuda, 0});
-  }
-
   // One of the two devices: on.stream, and on(tensor, sizes...) for the tensor's view there.
   struct Side {
     Stream& stream;
@@ -33,19 +21,13 @@ class ParityTest : public testing::Test {
     }
   };
 
-  // body(Side) on the CPU, then on the CUDA device.
+  // body(Side) on the CPU, then on the GPU.
   template <class Body>
   void on_both(const Body& body) {
-    body(Side{cpu_});
-    body(Side{*cuda_});
-    cuda_->synchronize();
+    body(Side{cpu()});
+    body(Side{gpu()});
+    gpu().synchronize();
   }
-
-  Stream& cuda() { return *cuda_; }
-
- private:
-  Stream cpu_;
-  std::unique_ptr<Stream> cuda_;
 };
 
 // The same numbers in two memories, with sentinels around them in both (an odd number: misaligned for vectors).
@@ -53,9 +35,9 @@ template <class T = float>
 class Twin {
  public:
   // An output: garbage until an op writes it.
-  Twin(Stream& cuda, int64_t count) : cuda_(cuda), host_(count), memory_(cuda.device(), count + 2 * kGuard) { send(); }
-  Twin(Stream& cuda, const Numbers& numbers)
-      : cuda_(cuda), host_(numbers), memory_(cuda.device(), std::ssize(numbers) + 2 * kGuard) {
+  Twin(Stream& gpu, int64_t count) : gpu_(gpu), host_(count), memory_(gpu.device(), count + 2 * kGuard) { send(); }
+  Twin(Stream& gpu, const Numbers& numbers)
+      : gpu_(gpu), host_(numbers), memory_(gpu.device(), std::ssize(numbers) + 2 * kGuard) {
     send();
   }
 
@@ -75,7 +57,7 @@ class Twin {
     return {all.begin() + kGuard, all.end() - kGuard};
   }
 
-  // |device - host| <= tolerance * max(1, |host|), element by element; 0 asks for the same bits (or two NaNs).
+  // |device - host| <= tolerance * max(1, |host|), element by element; 0 asks for equal numbers (or two NaNs).
   void expect_parity(std::string_view what, double tolerance) {
     const std::vector<T> all = receive();
     for (int64_t i = 0; i < kGuard; ++i) {
@@ -100,17 +82,17 @@ class Twin {
     std::vector<T> all(static_cast<size_t>(memory_.count()), sentinel());
     const std::vector<T> values = host_.values();
     std::copy(values.begin(), values.end(), all.begin() + kGuard);
-    copy(cuda_, all, memory_.span());
-    cuda_.synchronize();
+    copy(gpu_, all, memory_.span());
+    gpu_.synchronize();
   }
   std::vector<T> receive() {
     std::vector<T> all(static_cast<size_t>(memory_.count()));
-    copy(cuda_, memory_.span(), std::span(all));
-    cuda_.synchronize();
+    copy(gpu_, memory_.span(), std::span(all));
+    gpu_.synchronize();
     return all;
   }
 
-  Stream& cuda_;
+  Stream& gpu_;
   Tensor<T> host_;
   Buffer<T> memory_;
 };

@@ -37,6 +37,9 @@ class GpuTest : public testing::Test {
     return std::pair(std::move(expected), std::move(actual));
   }
 
+  Stream& cpu() { return cpu_; }
+  Stream& gpu() { return *gpu_; }
+
  private:
   Stream cpu_;
   std::optional<Stream> gpu_;
