@@ -17,7 +17,7 @@ class Tensor {
   // Outputs begin as NaN (in floats), so that an element that was forgotten is found.
   explicit Tensor(int64_t count, T value = garbage())
       : memory_(static_cast<size_t>(count + 2 * kGuard), sentinel()), count_(count) {
-    for (T& element : view()) element = value;
+    std::fill_n(data(), count, value);
   }
   Tensor(const Numbers& numbers) : Tensor(static_cast<int64_t>(numbers.size())) {
     std::transform(numbers.begin(), numbers.end(), data(), [](double number) { return static_cast<T>(number); });
