@@ -131,7 +131,7 @@ void seal_files(Communicator& world, const std::string& folder, std::vector<Chec
   std::vector<int64_t> sums(files.size() * 2);
   agree(world, [&] {
     for (size_t i = static_cast<size_t>(world.rank()); i < files.size(); i += static_cast<size_t>(world.size())) {
-      const std::string path = folder + "/" + files[i].name;
+      std::string path = folder + "/" + files[i].name;
       std::error_code error;
       const auto bytes = fs::file_size(path, error);
       if (error) user_error("{}: cannot be read: {}; save again", path, error.message());
@@ -178,7 +178,7 @@ void write_all(Communicator& world, const std::string& temporary, const Checkpoi
     remove_leftovers(fs::path(temporary).parent_path().string());
     make_folder(temporary);
     replace_text(temporary + "/" + kConfigFile, facts.config_text);
-    for (const auto& [name, text] : facts.attachments) replace_text(temporary + "/" + name, text);
+    for (const auto& [name, text] : facts.attachments) replace_text(fmt::format("{}/{}", temporary, name), text);
     for (const auto& table : manifest.tables) create_range_files(temporary, table);
     write_dense(temporary + "/" + kDenseFile, contents.dense);
   });
@@ -196,7 +196,7 @@ std::string save_checkpoint(Communicator& world, const std::string& folder, cons
                             const CheckpointContents& contents, const SaveOptions& options) {
   const Range range("save checkpoint");
   const std::string name = checkpoint_name(facts.step);
-  const std::string path = folder + "/" + name;
+  std::string path = folder + "/" + name;
   const std::string temporary = fmt::format("{}/.{}{}", folder, name, kTemporarySuffix);
   CheckpointManifest manifest = plan(facts, contents, world.size(), options.file_bytes);
   try {

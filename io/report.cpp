@@ -129,14 +129,16 @@ std::string describe_memories(const std::vector<json>& lines) {
   if (last == lines.rend()) return "";
   Table table;
   table.add({"memory", "used", "kl", "gini", "top-1", "hottest shard"});
-  for (const auto& [layer, health] : (*last)["memory"].items()) {
+  for (const auto& item : (*last)["memory"].items()) {
+    const json& health = item.value();
     if (!health.is_object()) continue;
     const auto percent = [&](const char* key) {
       const auto value = number(health, key);
       return value ? fmt::format("{:.1f}%", *value * 100) : "-";
     };
-    table.add({layer, percent("used"), cell(number(health, "kl"), "{:.2f}"), cell(number(health, "gini"), "{:.3f}"),
-               percent("top1"), cell(number(health, "hottest_shard"), "{:.2f}x")});
+    table.add({item.key(), percent("used"), cell(number(health, "kl"), "{:.2f}"),
+               cell(number(health, "gini"), "{:.3f}"), percent("top1"),
+               cell(number(health, "hottest_shard"), "{:.2f}x")});
   }
   return fmt::format("\n{}  (at step {})\n", table.text(), (*last)["step"].get<int64_t>());
 }
