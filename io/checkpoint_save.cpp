@@ -131,7 +131,7 @@ void seal_files(Communicator& world, const std::string& folder, std::vector<Chec
   std::vector<int64_t> sums(files.size() * 2);
   agree(world, [&] {
     for (size_t i = static_cast<size_t>(world.rank()); i < files.size(); i += static_cast<size_t>(world.size())) {
-      std::string path = folder + "/" + files[i].name;
+      const std::string path = folder + "/" + files[i].name;
       std::error_code error;
       const auto bytes = fs::file_size(path, error);
       if (error) user_error("{}: cannot be read: {}; save again", path, error.message());
