@@ -84,7 +84,7 @@ class Configuration(program.Test):
         self.assert_refused(["train", "--config", "debgu", "--out", "run"], "did you mean debug?", ranks=(0,))
 
     def test_a_model_that_no_machine_holds(self):
-        self.assert_refused(setting("model.memory.0.sub_keys=65536"), "this run needs", "TiB", "--dry-run")
+        self.assert_refused(setting("model.memory.0.sub_keys=46340"), "this run needs", "TiB", "--dry-run")
 
     def test_ranks_that_disagree(self):
         before = program.snapshot(self.folder)
