@@ -211,7 +211,7 @@ class Checkpoints(program.Test):
     def test_another_model(self):
         for override, words in [("model.width=32", "tokens.weight"), ("model.memory.0.sub_keys=16", "memory"),
                                 ("model.layers=3", "no tensor"), ("model.memory=[]", "tensor"),
-                                ("values.second_moment=ROW_WISE", "moments")]:
+                                ("values.second_moment=ROW_WISE", "v is F32")]:
             self.assert_refused(setting(override) + ["--resume", "auto"], "step_00000004", words, ranks=(0,))
         self.assert_refused(setting("model.width=32", out="new") + ["--resume", "run"], "tokens.weight", ranks=(2,))
 
