@@ -114,6 +114,12 @@ Communicator::Call Communicator::describe(Collective collective, Purpose purpose
   return {++calls_, collective, purpose, bytes, crosses ? moved : 0};
 }
 
+void Communicator::check_reachable(const void* memory) const {
+  if (!on_device(memory)) return;
+  PKM_CHECK(takes_device_memory(), "this communicator moves host memory only, and was given a device's");
+  PKM_CHECK(stream_ != nullptr, "device memory in a collective, but no stream is in use");
+}
+
 void Communicator::run(const Call& call, const std::function<void()>& body) {
   Range range(range_name(call.collective, call.purpose));
   const auto begin = Clock::now();
@@ -139,11 +145,13 @@ Pending Communicator::start(const Call& call, const std::function<Pending()>& bo
 }
 
 void Communicator::all_reduce_bytes(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose) {
+  check_reachable(data.data());
   run(describe(Collective::kAllReduce, purpose, bytes_in(data)), [&] { run_all_reduce({data, type, reduction}); });
 }
 
 Pending Communicator::all_reduce_bytes_async(std::span<std::byte> data, ElementType type, Reduction reduction,
                                              Purpose purpose) {
+  check_reachable(data.data());
   return start(describe(Collective::kAllReduce, purpose, bytes_in(data)), [&] {
     return start_all_reduce({data, type, reduction});
   });
@@ -151,6 +159,8 @@ Pending Communicator::all_reduce_bytes_async(std::span<std::byte> data, ElementT
 
 void Communicator::reduce_scatter_bytes(std::span<const std::byte> in, std::span<std::byte> out, ElementType type,
                                         Reduction reduction, Purpose purpose) {
+  check_reachable(in.data());
+  check_reachable(out.data());
   PKM_CHECK(bytes_in(in) == size_ * bytes_in(out), "reduce_scatter: in has {} bytes, out {} on each of {} ranks",
             in.size(), out.size(), size_);
   run(describe(Collective::kReduceScatter, purpose, bytes_in(in)), [&] {
@@ -159,12 +169,16 @@ void Communicator::reduce_scatter_bytes(std::span<const std::byte> in, std::span
 }
 
 void Communicator::all_gather_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose) {
+  check_reachable(in.data());
+  check_reachable(out.data());
   PKM_CHECK(bytes_in(out) == size_ * bytes_in(in), "all_gather: out has {} bytes, in {} on each of {} ranks",
             out.size(), in.size(), size_);
   run(describe(Collective::kAllGather, purpose, bytes_in(out)), [&] { run_all_gather(in, out); });
 }
 
 void Communicator::all_to_all_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose) {
+  check_reachable(in.data());
+  check_reachable(out.data());
   PKM_CHECK(in.size() == out.size() && bytes_in(in) % size_ == 0, "all_to_all: in has {} bytes, out {}, for {} ranks",
             in.size(), out.size(), size_);
   const int64_t block = bytes_in(in) / size_;
@@ -177,6 +191,8 @@ void Communicator::all_to_all_bytes(std::span<const std::byte> in, std::span<std
 }
 
 Pending Communicator::all_to_all_v_bytes_async(const Blocks& blocks, Purpose purpose) {
+  check_reachable(blocks.in.data());
+  check_reachable(blocks.out.data());
   PKM_CHECK(static_cast<int>(blocks.in_counts.size()) == size_ && static_cast<int>(blocks.out_counts.size()) == size_,
             "all_to_all_v: {} in-counts and {} out-counts for {} ranks", blocks.in_counts.size(),
             blocks.out_counts.size(), size_);
@@ -195,6 +211,7 @@ Pending Communicator::all_to_all_v_bytes_async(const Blocks& blocks, Purpose pur
 }
 
 void Communicator::broadcast_bytes(std::span<std::byte> data, int root, Purpose purpose) {
+  check_reachable(data.data());
   PKM_CHECK(0 <= root && root < size_, "broadcast from rank {} of {}", root, size_);
   auto call = describe(Collective::kBroadcast, purpose, bytes_in(data));
   if ((rank_ + 1) % size_ == root) call.crossed = 0;  // the end of the chain

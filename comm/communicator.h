@@ -5,6 +5,9 @@
 //
 // Kinds: Self (a world of one), Thread (ranks are threads of one process; for tests), Mpi (processes).
 //
+// Spans lie in host memory, or, with a kind that takes it, in device memory: then a collective has its place in the
+// order of the stream in use(), and the host does not wait for it. What the host itself reads stays in host memory.
+//
 // The public front checks sizes, opens a Range, keeps the ledger and tells the watchdog where this rank is; a kind only
 // moves bytes (the protected core at the end).
 #pragma once
@@ -21,6 +24,7 @@
 
 #include "comm/ledger.h"
 #include "comm/watchdog.h"
+#include "runtime/device.h"
 
 namespace pkmesh {
 
@@ -90,6 +94,11 @@ class Communicator {
   const Hosts& hosts() const { return hosts_; }
   Ledger& ledger() { return ledger_; }
   const Ledger& ledger() const { return ledger_; }
+
+  // Device spans are read after all work queued on `stream` before the call; what is queued on it after the call, or
+  // after wait() where something is pending, finds the results. Host memory has them when the call, or wait(), returns,
+  // as ever. All spans of one call lie on one side. The stream must outlive the last collective.
+  virtual void use(Stream& stream) { stream_ = &stream; }
 
   // data[i] becomes the reduction of all ranks' data[i]: the same bits on every rank, and the same again in every run
   // with these ranks and counts.
@@ -179,6 +188,8 @@ class Communicator {
   virtual Pending start_all_to_all_v(const Blocks& blocks) = 0;
   virtual void run_broadcast(std::span<std::byte> data, int root) = 0;
   virtual void run_barrier() = 0;
+  virtual bool takes_device_memory() const { return false; }
+  Stream* stream() const { return stream_; }  // null: none is in use
   // The watchdog's thread calls this with its report when this rank waited too long: ends the job.
   virtual void on_hang(const std::string& report) = 0;
   // Where the watchdog finds the ranks whose memory this one can read. Set by the kind's constructor, or its own only.
@@ -199,6 +210,7 @@ class Communicator {
   void broadcast_bytes(std::span<std::byte> data, int root, Purpose purpose);
 
   Call describe(Collective collective, Purpose purpose, int64_t bytes);
+  void check_reachable(const void* memory) const;
   void run(const Call& call, const std::function<void()>& body);
   Pending start(const Call& call, const std::function<Pending()>& body);
 
@@ -206,6 +218,7 @@ class Communicator {
   int size_;
   Hosts hosts_;
   Ledger ledger_;
+  Stream* stream_ = nullptr;
   int64_t calls_ = 0;
   std::string label_;
   StatusBoard board_;

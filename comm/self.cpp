@@ -8,11 +8,12 @@
 #include "runtime/check.h"
 
 namespace pkmesh {
-namespace {
-void copy(std::span<const std::byte> in, std::span<std::byte> out) {
-  if (!in.empty()) std::memcpy(out.data(), in.data(), in.size());
+
+void SelfCommunicator::copy(std::span<const std::byte> in, std::span<std::byte> out) const {
+  if (in.empty()) return;
+  if (on_device(in.data())) return pkmesh::copy(*stream(), in, out);
+  std::memcpy(out.data(), in.data(), in.size());
 }
-}  // namespace
 
 void SelfCommunicator::run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) {
   copy(in, out.data);

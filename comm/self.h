@@ -20,7 +20,11 @@ class SelfCommunicator final : public Communicator {
   Pending start_all_to_all_v(const Blocks& blocks) override;
   void run_broadcast(std::span<std::byte>, int) override {}
   void run_barrier() override {}
+  bool takes_device_memory() const override { return true; }
   void on_hang(const std::string& report) override;
+
+ private:
+  void copy(std::span<const std::byte> in, std::span<std::byte> out) const;
 };
 
 }  // namespace pkmesh

@@ -15,7 +15,7 @@ void* Arena::take_bytes(int64_t bytes) {
     ++current_;
   }
   if (current_ == chunks_.size()) {
-    chunks_.emplace_back(device_, std::max({rounded, kFirstChunk, capacity()}));
+    chunks_.emplace_back(device_, std::max({rounded, kFirstChunk, capacity()}), kind_);
     ++growths_;
   }
   std::byte* memory = chunks_[current_].data() + used_;
@@ -33,7 +33,7 @@ void Arena::release(Mark mark) {
 void Arena::reset() {
   if (chunks_.size() > 1) {  // the peak counts passed chunks whole, so one chunk of that size holds the same step
     chunks_.clear();
-    chunks_.emplace_back(device_, peak_);
+    chunks_.emplace_back(device_, peak_, kind_);
     ++growths_;
   }
   current_ = 0;

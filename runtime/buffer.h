@@ -16,8 +16,8 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Device device, int64_t count)
-      : memory_(allocate(device, count * static_cast<int64_t>(sizeof(T)))), count_(count) {}
+  Buffer(Device device, int64_t count, MemoryKind kind = MemoryKind::kDevice)
+      : memory_(allocate(device, count * static_cast<int64_t>(sizeof(T)), kind)), count_(count) {}
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   Buffer(Buffer&&) noexcept = default;
@@ -36,7 +36,7 @@ class Buffer {
 // Bump allocator for what lives at most one step: activations, exchange buffers, scratch. Contents are undefined.
 class Arena {
  public:
-  explicit Arena(Device device = {}) : device_(device) {}
+  explicit Arena(Device device = {}, MemoryKind kind = MemoryKind::kDevice) : device_(device), kind_(kind) {}
 
   template <class T, class... Sizes>
   View<T, sizeof...(Sizes)> take(Sizes... sizes) {
@@ -64,6 +64,7 @@ class Arena {
   void* take_bytes(int64_t bytes);
 
   Device device_;
+  MemoryKind kind_;
   std::vector<Buffer<std::byte>> chunks_;
   size_t current_ = 0;  // chunk in use
   int64_t used_ = 0;    // bytes used of it

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "runtime/check.h"
+#include "runtime/parallel.h"
 
 namespace pkmesh {
 
@@ -21,14 +22,19 @@ namespace cuda {
 [[gnu::weak]] void synchronize_event(void* event);
 [[gnu::weak]] double milliseconds(void* from, void* to);
 [[gnu::weak]] std::shared_ptr<std::byte> allocate(int index, int64_t bytes);
+[[gnu::weak]] std::shared_ptr<std::byte> allocate_host(int index, int64_t bytes);
+[[gnu::weak]] bool on_device(const void* memory);
 [[gnu::weak]] void copy(void* stream, const void* from, void* to, int64_t bytes);
+[[gnu::weak]] void clear(void* stream, void* memory, int64_t bytes);
 }  // namespace cuda
 
 namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-std::shared_ptr<std::byte> allocate_host(int64_t bytes) {
+thread_local RuntimeCounters t_counters;
+
+std::shared_ptr<std::byte> allocate_plain(int64_t bytes) {
   if (bytes < kHugePage) {
     void* memory = std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
     if (memory == nullptr) user_error("out of memory: {} bytes were not to be had", bytes);
@@ -72,7 +78,9 @@ Stream::Stream(Device device) : device_(device) {
 }
 
 void Stream::synchronize() {
-  if (native_ != nullptr) cuda::synchronize(native_.get());
+  if (native_ == nullptr) return;
+  ++t_counters.synchronizations;
+  cuda::synchronize(native_.get());
 }
 
 Event::Event(Device device) : device_(device) {
@@ -91,7 +99,9 @@ void Event::hold(Stream& stream) {
 }
 
 void Event::synchronize() {
-  if (native_ != nullptr) cuda::synchronize_event(native_.get());
+  if (native_ == nullptr) return;
+  ++t_counters.synchronizations;
+  cuda::synchronize_event(native_.get());
 }
 
 double Event::milliseconds(Event& from, Event& to) {
@@ -101,9 +111,19 @@ double Event::milliseconds(Event& from, Event& to) {
   return std::chrono::duration<double, std::milli>(to.moment_ - from.moment_).count();
 }
 
-std::shared_ptr<std::byte> allocate(Device device, int64_t bytes) {
+std::shared_ptr<std::byte> allocate(Device device, int64_t bytes, MemoryKind kind) {
   PKM_CHECK(bytes >= 0, "allocate {} bytes", bytes);
-  return device.kind == DeviceKind::kCpu ? allocate_host(bytes) : cuda::allocate(device.index, bytes);
+  ++t_counters.allocations;
+  if (device.kind == DeviceKind::kCpu) return allocate_plain(bytes);
+  return kind == MemoryKind::kHost ? cuda::allocate_host(device.index, bytes) : cuda::allocate(device.index, bytes);
+}
+
+bool on_device(const void* memory) {
+  return cuda::on_device != nullptr && cuda::on_device(memory);
+}
+
+const RuntimeCounters& runtime_counters() {
+  return t_counters;
 }
 
 void detail::copy(Stream& stream, const void* from, int64_t from_bytes, void* to, int64_t to_bytes) {
@@ -111,6 +131,14 @@ void detail::copy(Stream& stream, const void* from, int64_t from_bytes, void* to
   if (from_bytes == 0) return;
   if (stream.native() != nullptr) return cuda::copy(stream.native(), from, to, from_bytes);
   std::memcpy(to, from, static_cast<size_t>(from_bytes));
+}
+
+void detail::clear(Stream& stream, void* memory, int64_t bytes) {
+  if (bytes == 0) return;
+  if (stream.native() != nullptr) return cuda::clear(stream.native(), memory, bytes);
+  auto* const begin = static_cast<std::byte*>(memory);
+  parallel_for(0, bytes, int64_t{1} << 20,
+               [=](int64_t from, int64_t to) { std::memset(begin + from, 0, static_cast<size_t>(to - from)); });
 }
 
 }  // namespace pkmesh

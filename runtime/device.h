@@ -61,13 +61,29 @@ class Event {
   Clock::time_point moment_;
 };
 
-// Memory on a device: zeroed, aligned to 64 bytes, on huge pages where the system lends them and size >= 2 MiB.
+enum class MemoryKind {
+  kDevice,  // the device's own; where that is a GPU, the host must not touch it
+  kHost,    // the host's, pinned: copies between it and the device run beside other work. On the CPU the same
+};
+
+// Memory: zeroed, aligned to 64 bytes, on huge pages where the system lends them and size >= 2 MiB.
 // Host pages are touched on first use, so an untouched table costs address space only.
 // Throws UserError if the memory is not to be had, with the size that was asked for.
-std::shared_ptr<std::byte> allocate(Device device, int64_t bytes);
+std::shared_ptr<std::byte> allocate(Device device, int64_t bytes, MemoryKind kind = MemoryKind::kDevice);
+
+// True if the memory is a GPU's. Any address may be asked about.
+bool on_device(const void* memory);
+
+// What this thread has cost so far; a rank has one main thread. Tests hold a steady step to what it may cost.
+struct RuntimeCounters {
+  int64_t allocations = 0;       // of any kind
+  int64_t synchronizations = 0;  // times the host waited for a GPU; on the CPU nobody waits
+};
+const RuntimeCounters& runtime_counters();
 
 namespace detail {
 void copy(Stream& stream, const void* from, int64_t from_bytes, void* to, int64_t to_bytes);
+void clear(Stream& stream, void* memory, int64_t bytes);
 }  // namespace detail
 
 // to = from, in the stream's order; equal counts, no overlap. Either may be on the host or on the stream's device. Host
@@ -77,6 +93,13 @@ requires std::is_trivially_copyable_v<T>
 void copy(Stream& stream, std::span<const std::type_identity_t<T>> from, std::span<T> to) {
   detail::copy(stream, from.data(), static_cast<int64_t>(from.size_bytes()), to.data(),
                static_cast<int64_t>(to.size_bytes()));
+}
+
+// All bytes of memory on the stream's device become 0, in the stream's order.
+template <class T>
+requires std::is_trivially_copyable_v<T>
+void clear(Stream& stream, std::span<T> memory) {
+  detail::clear(stream, memory.data(), static_cast<int64_t>(memory.size_bytes()));
 }
 
 }  // namespace pkmesh

@@ -2,6 +2,7 @@
 // The CUDA side of device.cpp's seam: devices, streams and memory.
 #include <cuda_runtime.h>
 
+#include <cstring>
 #include <memory>
 
 #include "runtime/check.h"
@@ -67,8 +68,33 @@ std::shared_ptr<std::byte> allocate(int index, int64_t bytes) {
   return {static_cast<std::byte*>(memory), [](std::byte* p) { cudaFree(p); }};
 }
 
+std::shared_ptr<std::byte> allocate_host(int index, int64_t bytes) {
+  PKM_CUDA(cudaSetDevice(index));
+  void* memory = nullptr;
+  if (cudaHostAlloc(&memory, static_cast<size_t>(bytes > 0 ? bytes : 1), cudaHostAllocPortable) != cudaSuccess) {
+    cudaGetLastError();
+    user_error("out of memory: {:.2f} GiB of pinned host memory were not to be had; use a smaller batch",
+               static_cast<double>(bytes) / (1 << 30));
+  }
+  std::memset(memory, 0, static_cast<size_t>(bytes));
+  return {static_cast<std::byte*>(memory), [](std::byte* p) { cudaFreeHost(p); }};
+}
+
+bool on_device(const void* memory) {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, memory) != cudaSuccess) {
+    cudaGetLastError();  // no driver, no device memory
+    return false;
+  }
+  return attributes.type == cudaMemoryTypeDevice;
+}
+
 void copy(void* stream, const void* from, void* to, int64_t bytes) {
   PKM_CUDA(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, static_cast<cudaStream_t>(stream)));
+}
+
+void clear(void* stream, void* memory, int64_t bytes) {
+  PKM_CUDA(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace pkmesh::cuda
