@@ -42,7 +42,18 @@ class Placement {
     if (kind_ == PlacementKind::kHash) i = permute(i);
     return {static_cast<int32_t>(i % ranks_), static_cast<int32_t>(i / ranks_)};
   }
-  int32_t global(int owner, int32_t local) const;
+  int32_t global(int owner, int32_t local) const;  // checks
+  // As global(), for rows that the owner has.
+  PKM_HOST_DEVICE int32_t global_row(int owner, int32_t local) const {
+    if (ranks_ == 1) return local;
+    const auto r = static_cast<uint32_t>(owner);
+    const auto l = static_cast<uint32_t>(local);
+    if (kind_ == PlacementKind::kBlock)
+      return static_cast<int32_t>(r < long_owners_ ? r * (block_ + 1) + l
+                                                   : long_rows_ + (r - long_owners_) * block_ + l);
+    const uint32_t i = l * ranks_ + r;
+    return static_cast<int32_t>(kind_ == PlacementKind::kHash ? permute_back(i) : i);
+  }
 
  private:
   PKM_HOST_DEVICE static RowAddress divide(uint32_t i, uint32_t by) {
@@ -57,7 +68,14 @@ class Placement {
     } while (i >= rows_);
     return i;
   }
-  uint32_t permute_back(uint32_t i) const;
+  PKM_HOST_DEVICE uint32_t permute_back(uint32_t i) const {
+    do {
+      i ^= i >> shift_;
+      i = (i * inverse_) & mask_;
+      i ^= i >> shift_;
+    } while (i >= rows_);
+    return i;
+  }
 
   static constexpr uint32_t kMultiplier = 0x9E3779B1;  // odd, near 2^32 / golden ratio (Knuth)
 
@@ -68,7 +86,8 @@ class Placement {
   uint32_t long_owners_;  // owners with one row more
   uint32_t long_rows_;    // rows that these hold
   uint32_t mask_;
-  int shift_;  // at least half the bits, so that i ^= i >> shift_ undoes itself
+  uint32_t inverse_ = 1;  // of the multiplier modulo 2^32
+  int shift_;             // at least half the bits, so that i ^= i >> shift_ undoes itself
 };
 
 }  // namespace pkmesh

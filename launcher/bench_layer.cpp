@@ -81,7 +81,7 @@ void LayerBench::backward() {
 void LayerBench::update() {
   GateShare share;
   share.dense_squares = sum_of_squares(parameters_.gradients());
-  share.values_squares = rows_.gradient_squares(stream_, table_.row_gradients(stream_));
+  rows_.add_squares(stream_, table_.row_gradients(stream_), Vector<double>(&share.values_squares, 1));
   share.tokens = static_cast<double>(tokens_);
   const Gate gate = decide(world_, share);
   PKM_CHECK(gate.open(), "a gradient of the benchmark is not finite");

@@ -170,7 +170,9 @@ void time_rows(LayerBench& bench, const LookupShape& s, PhaseTable& table) {
     sort();
   });
   const RowGradients sorted = sort();
-  table.phase("row gradients: norms", cost::row_norms(s), [&] { bench.rows().gradient_squares(stream, sorted); });
+  double squares = 0;
+  table.phase("row gradients: norms", cost::row_norms(s),
+              [&] { bench.rows().add_squares(stream, sorted, Vector<double>(&squares, 1)); });
   int64_t step = 0;
   table.phase("row gradients + update", cost::row_update(s),
               [&] { bench.rows().step(stream, values.rows(), sorted, 1e-3, 1e-4, ++step); });

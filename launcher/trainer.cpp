@@ -88,7 +88,8 @@ GateShare Trainer::gate_share(double loss_sum) {
       sum_of_squares(gradients.subspan(static_cast<size_t>(mine.begin), static_cast<size_t>(mine.end - mine.begin)));
   for (size_t i = 0; i < row_optimizers_.size(); ++i) {
     ValueTable& table = *model_.transformer().tables()[i];
-    share.values_squares += row_optimizers_[i].gradient_squares(model_.stream(), table.row_gradients(model_.stream()));
+    row_optimizers_[i].add_squares(model_.stream(), table.row_gradients(model_.stream()),
+                                   Vector<double>(&share.values_squares, 1));
   }
   for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro)
     share.tokens += static_cast<double>(batch().share(step_, micro).count() * batches_.context());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "optim/sparse_adam.h"
 
-#include <numeric>
+#include <algorithm>
 
 #include "runtime/range.h"
 
@@ -50,8 +50,6 @@ void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& value
   PKM_CHECK(!row_wise || !in_bf16(state.second), "a row-wise second moment is fp32");
   if (update.options.correction == Correction::kOwnSteps)
     check_shape("update_rows: steps", state.steps, {{"rows", rows}});
-  if (in_bf16(values) || in_bf16(state.first) || in_bf16(state.second))
-    check_shape("update_rows: global rows", update.global_rows, {{"touched rows", gradients.rows.count()}});
   if (gradients.rows.empty()) return;
   PKM_CHECK(gradients.d_output.size(1) == width, "output gradients of width {} for rows of width {}",
             gradients.d_output.size(1), width);
@@ -69,7 +67,8 @@ void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> s
 
 RowOptimizer::RowOptimizer(Device device, std::string table, const Placement& placement, int rank, int64_t width,
                            const RowAdamOptions& options, uint64_t seed)
-    : table_(std::move(table)),
+    : device_(device),
+      table_(std::move(table)),
       placement_(placement),
       rank_(rank),
       rows_(placement.local_rows(rank)),
@@ -90,34 +89,36 @@ RowState RowOptimizer::views() const {
   return {matrix(first_, rows_), matrix(second_, rows_), steps_.view()};
 }
 
-double RowOptimizer::gradient_squares(Stream& stream, const RowGradients& gradients) {
-  squares_.resize(static_cast<size_t>(gradients.rows.count()));
-  row_squares(stream, gradients, Vector<double>(squares_.data(), gradients.rows.count()));
-  return std::accumulate(squares_.begin(), squares_.end(), 0.0);
+void RowOptimizer::add_squares(Stream& stream, const RowGradients& gradients, Vector<double> total) {
+  check_shape("row optimizer: total", total, {{"one", 1}});
+  const int64_t rows = gradients.rows.count();
+  if (rows == 0) return;
+  if (squares_.count() < rows) squares_ = Buffer<double>(device_, std::min(rows_, rows * 3 / 2));
+  const Vector<double> squares = squares_.view().rows(0, rows);
+  row_squares(stream, gradients, squares);
+  PKM_DISPATCH(stream, add_in_order, squares, total);
 }
 
 // The same gradients with every row of the shard listed: the other rows have no contribution, a gradient of zero.
-RowGradients RowOptimizer::all_rows(const RowGradients& gradients) {
-  every_row_.resize(static_cast<size_t>(rows_));
-  std::iota(every_row_.begin(), every_row_.end(), 0);
-  every_offset_.assign(static_cast<size_t>(rows_) + 1, 0);
-  for (int64_t u = 0; u < gradients.rows.count(); ++u)
-    every_offset_[static_cast<size_t>(gradients.rows[u]) + 1] = gradients.offsets[u + 1] - gradients.offsets[u];
-  std::partial_sum(every_offset_.begin(), every_offset_.end(), every_offset_.begin());
+RowGradients RowOptimizer::all_rows(Stream& stream, const RowGradients& gradients) {
+  if (every_offset_.count() == 0) {
+    every_row_ = Buffer<int32_t>(device_, rows_);
+    every_offset_ = Buffer<int64_t>(device_, rows_ + 2);
+  }
+  const EveryRow every = {every_row_.view(), every_offset_.view().rows(0, rows_ + 1),
+                          every_offset_.view().rows(rows_ + 1, rows_ + 2)};
+  PKM_DISPATCH(stream, list_every_row, gradients, every);
   RowGradients all = gradients;
-  all.rows = Vector<const int32_t>(every_row_.data(), rows_);
-  all.offsets = Vector<const int64_t>(every_offset_.data(), rows_ + 1);
+  all.rows = every.rows;
+  all.offsets = every.offsets;
+  all.touched = every.touched;
   return all;
 }
 
 void RowOptimizer::step(Stream& stream, const RowMatrix& values, const RowGradients& gradients, double scale, double lr,
                         int64_t step) {
   check_rows("row optimizer: values", values, rows_, width_);
-  const RowGradients listed = options_.update == Update::kAll ? all_rows(gradients) : gradients;
-  const bool rounds = in_bf16(values) || options_.bf16_moments;
-  global_rows_.resize(rounds ? static_cast<size_t>(listed.rows.count()) : 0);
-  for (size_t u = 0; u < global_rows_.size(); ++u)
-    global_rows_[u] = placement_.global(rank_, listed.rows[static_cast<int64_t>(u)]);
+  const RowGradients listed = options_.update == Update::kAll ? all_rows(stream, gradients) : gradients;
   const RowUpdate update = {.options = options_,
                             .scale = static_cast<float>(scale),
                             .lr = lr,
@@ -125,7 +126,8 @@ void RowOptimizer::step(Stream& stream, const RowMatrix& values, const RowGradie
                             .value_rounding = Random(seed_, table_ + ".rounding", step),
                             .first_rounding = Random(seed_, table_ + ".first_moments.rounding", step),
                             .second_rounding = Random(seed_, table_ + ".second_moments.rounding", step),
-                            .global_rows = Vector<const int32_t>(global_rows_.data(), std::ssize(global_rows_))};
+                            .placement = placement_,
+                            .rank = rank_};
   update_rows(stream, update, values, views(), listed);
 }
 

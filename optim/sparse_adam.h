@@ -62,18 +62,30 @@ struct RowUpdate {
   Random value_rounding;
   Random first_rounding;
   Random second_rounding;
-  Vector<const int32_t> global_rows;  // (touched); empty if nothing is stored in bf16
+  Placement placement;  // of the table's rows, for the keys of what is rounded
+  int rank;             // the owner
+  PKM_HOST_DEVICE int32_t global_row(int32_t local) const { return placement.global_row(rank, local); }
+};
+
+// The arrays of a list of every row of a shard.
+struct EveryRow {
+  Vector<int32_t> rows;     // (rows)
+  Vector<int64_t> offsets;  // (rows + 1)
+  Vector<int64_t> touched;  // (1)
 };
 
 PKM_OP(update_rows, const RowUpdate& update, const RowMatrix& values, const RowState& state,
        const RowGradients& gradients)
 PKM_OP(row_squares, const RowGradients& gradients, Vector<double> squares)
+PKM_OP(add_in_order, Vector<const double> terms, Vector<double> total)
+PKM_OP(list_every_row, const RowGradients& gradients, const EveryRow& out)
 
 // Updates the rows that `gradients` lists.
 void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& values, const RowState& state,
                  const RowGradients& gradients);
 
-// squares[u] = sum over the columns of the squared gradient of row rows[u]. (touched)
+// squares[u] = sum over the columns of the squared gradient of row rows[u], as many as gradients.rows has; those behind
+// the rows that were touched become 0.
 void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> squares);
 
 // A tensor of the optimiser's state, for checkpoints: row i of it belongs to row i of the shard.
@@ -89,8 +101,9 @@ class RowOptimizer {
   RowOptimizer(Device device, std::string table, const Placement& placement, int rank, int64_t width,
                const RowAdamOptions& options, uint64_t seed);
 
-  // Sum over the touched rows of their squared gradients: this rank's share of the clipping norm and of the gate.
-  double gradient_squares(Stream& stream, const RowGradients& gradients);
+  // total[0] (on the stream's device) += sum over the touched rows, in their order, of their squared gradients: this
+  // rank's share of the clipping norm and of the gate.
+  void add_squares(Stream& stream, const RowGradients& gradients, Vector<double> total);
 
   // The t-th update, t >= 1, of values (rows, width) with gradients * scale.
   void step(Stream& stream, const RowMatrix& values, const RowGradients& gradients, double scale, double lr,
@@ -104,8 +117,9 @@ class RowOptimizer {
 
  private:
   RowState views() const;
-  RowGradients all_rows(const RowGradients& gradients);
+  RowGradients all_rows(Stream& stream, const RowGradients& gradients);
 
+  Device device_;
   std::string table_;
   Placement placement_;
   int rank_;
@@ -117,10 +131,9 @@ class RowOptimizer {
   std::variant<Buffer<float>, Buffer<bf16>> second_;
   Buffer<uint32_t> steps_;
   // Scratch; grows to its size in the first steps.
-  std::vector<int32_t> global_rows_;
-  std::vector<int32_t> every_row_;
-  std::vector<int64_t> every_offset_;
-  std::vector<double> squares_;
+  Buffer<int32_t> every_row_;     // (rows), kAll only
+  Buffer<int64_t> every_offset_;  // (rows + 1), and their number
+  Buffer<double> squares_;
 };
 
 }  // namespace pkmesh

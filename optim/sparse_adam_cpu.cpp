@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "layers/memory/row_kernels.h"
@@ -174,11 +176,11 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
     sum_contributions(gradients, u, space.gradient.data());
     for (int64_t i = 0; i < width; ++i) space.gradient[static_cast<size_t>(i)] *= update.scale;
     if constexpr (std::is_same_v<Value, bf16>)
-      fill_bits(update.value_rounding, update.global_rows[u], width, space, space.value_bits.data());
+      fill_bits(update.value_rounding, update.global_row(row), width, space, space.value_bits.data());
     if constexpr (std::is_same_v<First, bf16>)
-      fill_bits(update.first_rounding, update.global_rows[u], width, space, space.first_bits.data());
+      fill_bits(update.first_rounding, update.global_row(row), width, space, space.first_bits.data());
     if constexpr (std::is_same_v<Second, bf16>)
-      fill_bits(update.second_rounding, update.global_rows[u], width, space, space.second_bits.data());
+      fill_bits(update.second_rounding, update.global_row(row), width, space, space.second_bits.data());
     const Coefficients c = own_steps ? coefficients(update, ++steps[row]) : global;
     update_row<kRowWise>(c, width, space, values[row].data(), firsts[row].data(), seconds[row].data());
   });
@@ -209,6 +211,20 @@ void row_squares(Stream&, const RowGradients& gradients, Vector<double> squares)
     sum_contributions(gradients, u, gradient);
     squares[u] = run_of_squares(gradient, width);
   });
+}
+
+void add_in_order(Stream&, Vector<const double> terms, Vector<double> total) {
+  total[0] += std::accumulate(terms.begin(), terms.end(), 0.0);
+}
+
+void list_every_row(Stream&, const RowGradients& gradients, const EveryRow& out) {
+  const int64_t rows = out.rows.count();
+  std::iota(out.rows.begin(), out.rows.end(), 0);
+  std::ranges::fill(out.offsets.flat(), 0);
+  for (int64_t u = 0; u < gradients.rows.count(); ++u)
+    out.offsets[gradients.rows[u] + 1] = gradients.offsets[u + 1] - gradients.offsets[u];
+  std::partial_sum(out.offsets.begin(), out.offsets.end(), out.offsets.begin());
+  out.touched[0] = rows;
 }
 
 }  // namespace pkmesh::cpu

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// A block per row that was read: it sums the row's gradient into shared memory (hot rows' chunks were summed by other
-// blocks before) and updates value and moments at once. Rows that were not read are not touched.
+// A block takes rows that were read, one after the other (how many there are, the device alone knows): it sums the
+// row's gradient into shared memory (hot rows' chunks were summed by other blocks before) and updates value and moments
+// at once. Rows that were not read are not touched.
 //
 // Random bits are the CPU's: a word of Philox serves columns i and i + half a row, so a thread takes four columns of
 // either half and needs one block of four words for each tensor that is rounded.
 #include <cmath>
+#include <cub/device/device_scan.cuh>
 
 #include "layers/memory/row_sums_cuda.h"
 #include "optim/sparse_adam.h"
@@ -15,6 +17,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int64_t kMostWidth = 12000;  // a row's gradient in the 48 KiB that every device lends
+constexpr int64_t kMostBlocks = 16384;
 
 int64_t half_of(int64_t width) {
   return (width + 7) / 8 * 4;
@@ -54,8 +57,10 @@ struct Update {
   Random value_rounding;
   Random first_rounding;
   Random second_rounding;
+  Placement placement;
+  int rank;
+  const int64_t* touched;
   const int32_t* rows;
-  const int32_t* global_rows;
   uint32_t* steps;  // null unless rows count their own
   int64_t half;     // columns; a multiple of 4
   bool whole;       // rows of values and moments are aligned to four elements
@@ -71,12 +76,10 @@ struct Place {
 };
 
 template <class T>
-__device__ std::array<uint32_t, 4> words_for(const Random& random, const int32_t* global_rows, int64_t half,
-                                             int64_t column) {
+__device__ std::array<uint32_t, 4> words_for(const Random& random, int32_t global_row, int64_t half, int64_t column) {
   if constexpr (std::is_same_v<T, bf16>)
     return random.block(
-        (static_cast<uint64_t>(global_rows[blockIdx.x]) * static_cast<uint64_t>(half) + static_cast<uint64_t>(column)) /
-        4);
+        (static_cast<uint64_t>(global_row) * static_cast<uint64_t>(half) + static_cast<uint64_t>(column)) / 4);
   else
     return {};
 }
@@ -126,19 +129,18 @@ __device__ Coefficients row_coefficients(const Update& update, int32_t row) {
   return shared;
 }
 
-// kRowWise: `second` holds one number per row, else one per element.
+// The u-th row that was read. kRowWise: `second` holds one number per row, else one per element.
 template <bool kRowWise, class Value, class First, class Second>
-__global__ void __launch_bounds__(kThreads)
-    update_kernel(Update update, Value* values, First* firsts, Second* seconds) {
-  extern __shared__ float4 shared_memory[];
-  auto* const gradient = reinterpret_cast<float*>(shared_memory);
+__device__ void update_row(const Update& update, int64_t u, float* gradient, Value* values, First* firsts,
+                           Second* seconds) {
   const int64_t width = update.sums.width;
-  const int32_t row = update.rows[blockIdx.x];
+  const int32_t row = update.rows[u];
+  const int32_t global_row = update.placement.global_row(update.rank, row);
   Value* const value = values + row * width;
   First* const first = firsts + row * width;
   Second* const second = seconds + row * (kRowWise ? 1 : width);
 
-  const double my_squares = sum_gradient(update.sums, blockIdx.x, update.scale, gradient);
+  const double my_squares = sum_gradient(update.sums, u, update.scale, gradient);
   const Coefficients c = row_coefficients(update, row);
   float row_rate = 0;
   if constexpr (kRowWise) {
@@ -151,11 +153,10 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();  // the gradient is complete
 
   for (int64_t j = static_cast<int64_t>(threadIdx.x) * 4; j < update.half; j += kThreads * 4) {
-    const auto value_words = words_for<Value>(update.value_rounding, update.global_rows, update.half, j);
-    const auto first_words = words_for<First>(update.first_rounding, update.global_rows, update.half, j);
+    const auto value_words = words_for<Value>(update.value_rounding, global_row, update.half, j);
+    const auto first_words = words_for<First>(update.first_rounding, global_row, update.half, j);
     std::array<uint32_t, 4> second_words{};
-    if constexpr (!kRowWise)
-      second_words = words_for<Second>(update.second_rounding, update.global_rows, update.half, j);
+    if constexpr (!kRowWise) second_words = words_for<Second>(update.second_rounding, global_row, update.half, j);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t column = half * update.half + j;
@@ -184,16 +185,60 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads) squares_kernel(RowSums sums, double* squares) {
-  double mine = 0;
-  for (int64_t column = static_cast<int64_t>(threadIdx.x) * 4; column < sums.width; column += kThreads * 4) {
-    const Pack<4> sum = sum_row(sums, blockIdx.x, column);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) mine += static_cast<double>(sum.at[i]) * sum.at[i];
+template <bool kRowWise, class Value, class First, class Second>
+__global__ void __launch_bounds__(kThreads)
+    update_kernel(Update update, Value* values, First* firsts, Second* seconds) {
+  extern __shared__ float4 shared_memory[];
+  const int64_t touched = *update.touched;
+  for (int64_t u = blockIdx.x; u < touched; u += gridDim.x) {
+    update_row<kRowWise>(update, u, reinterpret_cast<float*>(shared_memory), values, firsts, seconds);
+    __syncthreads();  // nobody reads this row's gradient any more
   }
-  const double total = block_sum<kThreads>(mine);
-  if (threadIdx.x == 0) squares[blockIdx.x] = total;
 }
+
+// squares (most): those behind the rows that were touched are 0.
+__global__ void __launch_bounds__(kThreads)
+    squares_kernel(RowSums sums, const int64_t* touched, int64_t most, double* squares) {
+  const int64_t rows = *touched;
+  for (int64_t u = blockIdx.x; u < most; u += gridDim.x) {
+    double mine = 0;
+    for (int64_t column = static_cast<int64_t>(threadIdx.x) * 4; u < rows && column < sums.width;
+         column += kThreads * 4) {
+      const Pack<4> sum = sum_row(sums, u, column);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) mine += static_cast<double>(sum.at[i]) * sum.at[i];
+    }
+    const double total = block_sum<kThreads>(mine);
+    if (threadIdx.x == 0) squares[u] = total;
+  }
+}
+
+// One block.
+__global__ void __launch_bounds__(kThreads) add_terms_kernel(const double* terms, int64_t count, double* total) {
+  double mine = 0;
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) mine += terms[i];
+  const double sum = block_sum<kThreads>(mine);
+  if (threadIdx.x == 0) *total += sum;
+}
+
+struct NameRow {
+  int32_t* rows;
+  __device__ void operator()(int64_t row) const { rows[row] = static_cast<int32_t>(row); }
+};
+
+// offsets[row + 1] = the contributions of each row that has any.
+struct CountContributions {
+  const int64_t* touched;
+  const int32_t* rows;
+  const int64_t* row_offsets;
+  int64_t every;
+  int64_t* offsets;
+  int64_t* number;
+  __device__ void operator()(int64_t u) const {
+    if (u < *touched) offsets[rows[u] + 1] = row_offsets[u + 1] - row_offsets[u];
+    if (u == 0) *number = every;
+  }
+};
 
 // With the hot rows' chunks summed.
 RowSums make_sums(Stream& stream, const RowGradients& gradients) {
@@ -207,7 +252,7 @@ RowSums make_sums(Stream& stream, const RowGradients& gradients) {
                         .width = width,
                         .whole = rows_aligned(gradients.d_output.data(), width, 16),
                         .chunks = chunks};
-  sum_chunks(stream, sums, gradients.rows.count(), contributions, chunks);
+  sum_chunks(stream, sums, gradients.touched.data(), contributions, chunks);
   return sums;
 }
 
@@ -221,7 +266,7 @@ void launch_update(Stream& stream, Update update, Matrix<Value> values, Matrix<F
                    int64_t touched) {
   update.whole = fours_aligned(values) && fours_aligned(firsts) && (kRowWise || fours_aligned(seconds));
   const auto shared = static_cast<size_t>(update.sums.padded_width()) * sizeof(float);
-  update_kernel<kRowWise><<<static_cast<unsigned>(touched), kThreads, shared, native(stream)>>>(
+  update_kernel<kRowWise><<<static_cast<unsigned>(std::min(touched, kMostBlocks)), kThreads, shared, native(stream)>>>(
       update, values.data(), firsts.data(), seconds.data());
   PKM_CUDA(cudaGetLastError());
 }
@@ -246,8 +291,10 @@ void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& value
                             .value_rounding = update.value_rounding,
                             .first_rounding = update.first_rounding,
                             .second_rounding = update.second_rounding,
+                            .placement = update.placement,
+                            .rank = update.rank,
+                            .touched = gradients.touched.data(),
                             .rows = gradients.rows.data(),
-                            .global_rows = update.global_rows.data(),
                             .steps = own_steps ? state.steps.data() : nullptr,
                             .half = half_of(width),
                             .whole = false,  // launch_update() knows
@@ -268,8 +315,29 @@ void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& value
 
 void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> squares) {
   const RowSums sums = make_sums(stream, gradients);
-  squares_kernel<<<static_cast<unsigned>(gradients.rows.count()), kThreads, 0, native(stream)>>>(sums, squares.data());
+  const auto blocks = static_cast<unsigned>(std::min(squares.count(), kMostBlocks));
+  squares_kernel<<<blocks, kThreads, 0, native(stream)>>>(sums, gradients.touched.data(), squares.count(),
+                                                          squares.data());
   PKM_CUDA(cudaGetLastError());
+}
+
+void add_in_order(Stream& stream, Vector<const double> terms, Vector<double> total) {
+  add_terms_kernel<<<1, kThreads, 0, native(stream)>>>(terms.data(), terms.count(), total.data());
+  PKM_CUDA(cudaGetLastError());
+}
+
+void list_every_row(Stream& stream, const RowGradients& gradients, const EveryRow& out) {
+  const int64_t rows = out.rows.count();
+  int64_t* const offsets = out.offsets.data();
+  for_each(stream, rows, NameRow{out.rows.data()});
+  clear(stream, out.offsets.flat());
+  for_each(stream, std::max<int64_t>(gradients.rows.count(), 1),
+           CountContributions{gradients.touched.data(), gradients.rows.data(), gradients.offsets.data(), rows, offsets,
+                              out.touched.data()});
+  size_t bytes = 0;
+  PKM_CUDA(cub::DeviceScan::InclusiveSum(nullptr, bytes, offsets, offsets, rows + 1));
+  std::byte* const temporary = scratch<std::byte>(stream, static_cast<int64_t>(bytes));
+  PKM_CUDA(cub::DeviceScan::InclusiveSum(temporary, bytes, offsets, offsets, rows + 1, native(stream)));
 }
 
 }  // namespace pkmesh::cuda

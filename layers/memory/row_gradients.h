@@ -23,19 +23,24 @@ struct GradientPiece {
 };
 
 //   gradient of row rows[u] = sum over c in [offsets[u], offsets[u + 1]) of weights[c] * d_output[sources[c]]
+//
+// U, the number of rows, is born on the device. On the CPU rows and offsets have exactly their U and U + 1 elements. On
+// a GPU the host does not wait to learn U: they have as many as there may be at most, and kernels read `touched`.
 struct RowGradients {
   Vector<const int32_t> rows;     // (U) local rows, ascending, each once
   Vector<const int64_t> offsets;  // (U + 1)
   Vector<const float> weights;    // (contributions)
   Vector<const int32_t> sources;  // (contributions)
   Matrix<const float> d_output;   // (sources, dv)
+  Vector<const int64_t> touched;  // (1) U; may be empty on the CPU
 };
 
 // The arrays live in `arena`. At most 2^31 - 1 contributions.
 RowGradients sort_by_row(Stream& stream, Arena& arena, std::span<const GradientPiece> pieces,
                          Matrix<const float> d_output, int64_t local_rows);
 
-// The device's part. Vectors hold what there may be at most; `count` becomes U.
+// The device's part. Vectors hold what there may be at most; touched[0] becomes U, and so does `count` where the device
+// knows it when the call returns: on the CPU.
 struct RowRecord {
   int32_t row;
   float weight;
@@ -46,6 +51,7 @@ struct RowGradientsOut {
   Vector<int64_t> offsets;
   Vector<float> weights;
   Vector<int32_t> sources;
+  Vector<int64_t> touched;
 };
 PKM_OP(sort_by_row, std::span<const GradientPiece> pieces, int64_t local_rows, Vector<RowRecord> records,
        Vector<RowRecord> scratch, const RowGradientsOut& out, int64_t& count)

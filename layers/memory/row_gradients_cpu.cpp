@@ -77,6 +77,7 @@ void sort_by_row(Stream&, std::span<const GradientPiece> pieces, int64_t local_r
     out.offsets[count++] = i;
   }
   out.offsets[count] = records.count();
+  out.touched[0] = count;
 }
 
 }  // namespace pkmesh::cpu

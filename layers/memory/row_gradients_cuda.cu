@@ -69,13 +69,13 @@ struct Unpack {
 struct NameRuns {
   const int32_t* sorted_rows;
   int64_t records;
-  int64_t runs;
+  const int64_t* runs;
   int64_t* offsets;  // (runs + 1), all but the last one known
   int32_t* rows;     // (runs)
   __device__ void operator()(int64_t u) const {
-    if (u < runs)
+    if (u < *runs)
       rows[u] = sorted_rows[offsets[u]];
-    else
+    else if (u == *runs)
       offsets[u] = records;
   }
 };
@@ -83,7 +83,8 @@ struct NameRuns {
 // Block j looks for the full chunk that begins in contributions [j * kChunk, (j + 1) * kChunk). Of the rows that begin
 // no later than there, only the last one can have it: an earlier row ends where this one begins or before, and a full
 // chunk that begins in the span ends behind it.
-__global__ void __launch_bounds__(kThreads) sum_chunks_kernel(RowSums sums, int64_t rows, float* chunks) {
+__global__ void __launch_bounds__(kThreads) sum_chunks_kernel(RowSums sums, const int64_t* touched, float* chunks) {
+  const int64_t rows = *touched;
   const int64_t span = static_cast<int64_t>(blockIdx.x) * kChunk;
   int64_t u = 0;  // offsets[u] < span + kChunk: true of row 0, which begins at 0
   for (int64_t high = rows; high - u > 1;) {
@@ -140,20 +141,20 @@ void find_runs(Stream& stream, const int32_t* sorted_rows, int64_t count, int64_
                                  BeginsRun{sorted_rows}, native(stream)));
 }
 
-void sum_chunks(Stream& stream, const RowSums& sums, int64_t rows, int64_t contributions, float* chunks) {
-  if (rows == 0 || contributions < kChunk || sums.width == 0) return;  // no row has a full chunk
+void sum_chunks(Stream& stream, const RowSums& sums, const int64_t* touched, int64_t contributions, float* chunks) {
+  if (contributions < kChunk || sums.width == 0) return;  // no row has a full chunk
   const int threads = threads_for(ceil_divide(sums.width, 4), kThreads);
   sum_chunks_kernel<<<static_cast<unsigned>(ceil_divide(contributions, kChunk)), threads, 0, native(stream)>>>(
-      sums, rows, chunks);
+      sums, touched, chunks);
   PKM_CUDA(cudaGetLastError());
 }
 
 void sort_by_row(Stream& stream, std::span<const GradientPiece> pieces, int64_t local_rows, Vector<RowRecord> records,
-                 Vector<RowRecord> scratch, const RowGradientsOut& out, int64_t& count) {
+                 Vector<RowRecord> scratch, const RowGradientsOut& out, int64_t&) {
   const int64_t total = records.count();
-  count = 0;
   if (total == 0) {
     PKM_CUDA(cudaMemsetAsync(out.offsets.data(), 0, sizeof(int64_t), native(stream)));
+    PKM_CUDA(cudaMemsetAsync(out.touched.data(), 0, sizeof(int64_t), native(stream)));
     return;
   }
   // A RowRecord's memory holds an origin and a row: the origins first, as they want the alignment.
@@ -165,18 +166,15 @@ void sort_by_row(Stream& stream, std::span<const GradientPiece> pieces, int64_t 
       {origins, spare_origins}};
   ScratchPlan plan;
   const auto temporary = plan.add<std::byte>(std::max(sort_bytes(total), runs_bytes(total)));
-  const auto number = plan.add<int64_t>(1);
   std::byte* const memory = plan.take(stream);
 
   collect(stream, pieces, buffers.rows[0], buffers.origins[0]);
   const int sorted = sort_records(stream, buffers, total, local_rows, temporary.in(memory), temporary.count);
   for_each(stream, total, Unpack{buffers.origins[sorted], out.weights.data(), out.sources.data()});
-  find_runs(stream, buffers.rows[sorted], total, out.offsets.data(), number.in(memory), temporary.in(memory),
+  find_runs(stream, buffers.rows[sorted], total, out.offsets.data(), out.touched.data(), temporary.in(memory),
             temporary.count);
-  PKM_CUDA(cudaMemcpyAsync(&count, number.in(memory), sizeof(count), cudaMemcpyDeviceToHost, native(stream)));
-  stream.synchronize();
-  PKM_CHECK(count >= 1 && count <= out.rows.count(), "{} rows were read, of {} at most", count, out.rows.count());
-  for_each(stream, count + 1, NameRuns{buffers.rows[sorted], total, count, out.offsets.data(), out.rows.data()});
+  for_each(stream, out.rows.count() + 1,
+           NameRuns{buffers.rows[sorted], total, out.touched.data(), out.offsets.data(), out.rows.data()});
 }
 
 }  // namespace pkmesh::cuda

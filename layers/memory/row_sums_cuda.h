@@ -59,8 +59,9 @@ inline int64_t chunk_floats(int64_t contributions, int64_t width) {
   return ceil_divide(contributions, kChunk) * ((width + 3) / 4 * 4);
 }
 
-// Fills sums.chunks, the memory of which is `chunks`. `contributions` may be more than there are.
-void sum_chunks(Stream& stream, const RowSums& sums, int64_t rows, int64_t contributions, float* chunks);
+// Fills sums.chunks, the memory of which is `chunks`, of *touched rows: a number on the device, not 0 where there are
+// contributions.
+void sum_chunks(Stream& stream, const RowSums& sums, const int64_t* touched, int64_t contributions, float* chunks);
 
 // sum += contributions [begin, end), columns [column, column + 4).
 __device__ inline void add_range(const RowSums& sums, int64_t begin, int64_t end, int64_t column, Pack<4>& sum) {

@@ -26,7 +26,6 @@ struct Contributions {
       const int64_t count = counts[row % 13];
       if (count == 0 && !every_row) continue;
       rows.push_back(static_cast<int32_t>(row));
-      global_rows.push_back(static_cast<int32_t>(3 * row + 1));
       for (int64_t c = 0; c < count; ++c) {
         const auto words = random.block(weights.size());
         weights.push_back(0.25F * static_cast<float>(words[0] % 5));
@@ -35,7 +34,7 @@ struct Contributions {
       offsets.push_back(std::ssize(weights));
     }
   }
-  std::vector<int32_t> rows, global_rows, sources;
+  std::vector<int32_t> rows, sources;
   std::vector<int64_t> offsets;
   std::vector<float> weights;
 };
@@ -78,7 +77,7 @@ template <class Value, class Moment>
 Result update(Stream& stream, const Options& options, int64_t width, int64_t lead) {
   const Contributions list(options.update == Options::Update::kAll);
   const Placed<int32_t> rows(stream, list.rows);
-  const Placed<int32_t> global_rows(stream, list.global_rows);
+  const Placed<int64_t> touched(stream, {std::ssize(list.rows)});
   const Placed<int32_t> sources(stream, list.sources);
   const Placed<int64_t> offsets(stream, list.offsets);
   const Placed<float> weights(stream, list.weights);
@@ -87,7 +86,8 @@ Result update(Stream& stream, const Options& options, int64_t width, int64_t lea
                                   .offsets = offsets.view(),
                                   .weights = weights.view(),
                                   .sources = sources.view(),
-                                  .d_output = outputs.view(kSources, width)};
+                                  .d_output = outputs.view(kSources, width),
+                                  .touched = touched.view()};
   const bool row_wise = options.second_moment == Options::SecondMoment::kRowWise;
   const bool own_steps = options.correction == Options::Correction::kOwnSteps;
   const Placed<Value> values(stream, normals<Value>("values", kRows * width, false), lead);
@@ -102,7 +102,8 @@ Result update(Stream& stream, const Options& options, int64_t width, int64_t lea
                                 .value_rounding = Random(1, "values", 5),
                                 .first_rounding = Random(1, "first", 5),
                                 .second_rounding = Random(1, "second", 5),
-                                .global_rows = global_rows.view()};
+                                .placement = Placement(PlacementKind::kHash, 3 * kRows, 3),
+                                .rank = 1};
   RowState state = {.first = first.view(kRows, width), .second = {}, .steps = steps.view()};
   if (row_wise)
     state.second = row_second.view(kRows, 1);
@@ -164,6 +165,35 @@ TEST_F(SparseAdamCuda, RowUpdatesEqualTheCpus) {
                 EXPECT_EQ(actual.steps, expected.steps);
                 EXPECT_EQ(actual.squares, expected.squares);  // of integers: exact
               }
+}
+
+TEST_F(SparseAdamCuda, ListsOfEveryRowAndSumsEqualTheCpus) {
+  struct Lists {
+    std::vector<int32_t> rows;
+    std::vector<int64_t> offsets, touched;
+    std::vector<double> total;
+    bool operator==(const Lists&) const = default;
+    bool same_bits(const Lists& other) const { return *this == other; }
+  };
+  const Contributions list(false);
+  const auto [expected, actual] = on_both([&](Stream& stream) {
+    const Placed<int32_t> rows(stream, list.rows);
+    const Placed<int64_t> offsets(stream, list.offsets);
+    const Placed<int64_t> number(stream, {std::ssize(list.rows)});
+    const RowGradients gradients = {rows.view(), offsets.view(), {}, {}, {}, number.view()};
+    const Placed<int32_t> every_row(stream, kRows);
+    const Placed<int64_t> every_offset(stream, kRows + 1);
+    const Placed<int64_t> touched(stream, 1);
+    const EveryRow every = {every_row.view(), every_offset.view(), touched.view()};
+    PKM_DISPATCH(stream, list_every_row, gradients, every);
+    std::vector<double> terms;
+    for (int i = 0; i < 1000; ++i) terms.push_back(i % 17);
+    const Placed<double> placed_terms(stream, terms);
+    const Placed<double> total(stream, {3.0});
+    PKM_DISPATCH(stream, add_in_order, placed_terms.view(), total.view());
+    return Lists{every_row.values(), every_offset.values(), touched.values(), total.values()};
+  });
+  EXPECT_EQ(actual, expected);
 }
 
 }  // namespace

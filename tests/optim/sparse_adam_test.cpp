@@ -48,7 +48,8 @@ struct Gradients {
             .offsets = Vector<const int64_t>(offsets.data(), std::ssize(offsets)),
             .weights = Vector<const float>(weights.data(), std::ssize(weights)),
             .sources = Vector<const int32_t>(sources.data(), std::ssize(sources)),
-            .d_output = Matrix<const float>(d_output.data(), std::ssize(d_output) / width, width)};
+            .d_output = Matrix<const float>(d_output.data(), std::ssize(d_output) / width, width),
+            .touched = {}};
   }
   // The gradient of every row in [0, count), in double.
   std::vector<double> dense(int64_t count) const {
@@ -333,11 +334,16 @@ TEST(RowAdam, GradientSquaresAreThoseOfTheDenseGradient) {
     for (const double g : gradients.dense(rows)) expected += g * g;
     auto optimizer = whole_table(rows, width, {});
     set_threads(1);
-    const double one = optimizer.gradient_squares(stream, gradients.view());
+    const auto squares = [&](const RowGradients& of) {
+      double total = 0;
+      optimizer.add_squares(stream, of, Vector<double>(&total, 1));
+      return total;
+    };
+    const double one = squares(gradients.view());
     set_threads(3);
-    EXPECT_EQ(optimizer.gradient_squares(stream, gradients.view()), one);
+    EXPECT_EQ(squares(gradients.view()), one);
     EXPECT_NEAR(one, expected, 1e-5 * expected);
-    EXPECT_EQ(optimizer.gradient_squares(stream, Gradients({}, {}, width).view()), 0.0);
+    EXPECT_EQ(squares(Gradients({}, {}, width).view()), 0.0);
   }
   set_threads(before);
 }
