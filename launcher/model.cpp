@@ -17,6 +17,7 @@ Model::Model(const config::Config& config, Communicator& world, Device device, i
       stream_(device),
       arena_(device),
       transformer_(model_shape(config, vocabulary), parameters_, world, device, seed_) {
+  stream_.set_math(math_of(config));
   parameters_.allocate(device, seed_);
 }
 

@@ -120,7 +120,22 @@ ScheduleOptions values_schedule(const config::Config& config) {
   return schedule(config.values(), config.train().steps());
 }
 
+Math math_of(const config::Config& config) {
+  switch (config.train().precision()) {
+    case config::Train::FP32:
+      return Math::kFp32;
+    case config::Train::BF16:
+      return Math::kBf16;
+    case config::Train::FP16:
+      return Math::kFp16;
+  }
+  PKM_CHECK(false, "no precision {}", static_cast<int>(config.train().precision()));
+}
+
 Device choose_device(const config::Config& config, const Communicator& world) {
+  if (config.train().precision() != config::Train::FP32)
+    user_error("train.precision: {} has no matrix products in this program; set it to FP32",
+               config::Train::Precision_Name(config.train().precision()));
   const int gpus = device_count(DeviceKind::kCuda);
   if (config.train().device() == config::Train::CPU || (config.train().device() == config::Train::AUTO && gpus == 0))
     return {};

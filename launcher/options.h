@@ -20,7 +20,8 @@ AdamOptions dense_options(const config::Config& config);
 RowAdamOptions row_options(const config::Config& config);
 ScheduleOptions dense_schedule(const config::Config& config);
 ScheduleOptions values_schedule(const config::Config& config);
-// The device of this rank. UserError if CUDA was asked for and is not to be had.
+// The device of this rank. UserError if CUDA was asked for and is not to be had, or has not the precision.
 Device choose_device(const config::Config& config, const Communicator& world);
+Math math_of(const config::Config& config);
 
 }  // namespace pkmesh

@@ -196,6 +196,7 @@ void backward_block(Stream& stream, const AttentionShape& shape, const Head<cons
 
 void attention_forward(Stream& stream, const AttentionShape& shape, Matrix<const float> qkv, const Dropout& mask,
                        Matrix<float> output, Matrix<float> logsumexp) {
+  const MathScope exact(stream, Math::kFp32);  // blocks this small would not repay the rounding
   parallel_for(0, shape.sequences * shape.heads, 1, [&](int64_t from, int64_t to) {
     for (int64_t pair = from; pair < to; ++pair) {
       const int64_t sequence = pair / shape.heads;
@@ -213,6 +214,7 @@ void attention_forward(Stream& stream, const AttentionShape& shape, Matrix<const
 void attention_backward(Stream& stream, const AttentionShape& shape, Matrix<const float> qkv,
                         Matrix<const float> output, Matrix<const float> logsumexp, Matrix<const float> doutput,
                         const Dropout& mask, Matrix<float> dqkv) {
+  const MathScope exact(stream, Math::kFp32);  // blocks this small would not repay the rounding
   parallel_for(0, shape.sequences * shape.heads, 1, [&](int64_t from, int64_t to) {
     for (int64_t pair = from; pair < to; ++pair) {
       const int64_t sequence = pair / shape.heads;

@@ -29,11 +29,17 @@ std::string to_string(Device device);  // "cpu", "cuda:1"
 bool compiled_with(DeviceKind kind);
 int device_count(DeviceKind kind);
 
+// How matrix products treat their fp32 operands: as they are, or rounded to 16 bits. They add up in fp32.
+enum class Math { kFp32, kBf16, kFp16 };
+
 // In-order queue of work on one device. Move-only; the device's work is complete after synchronize().
 class Stream {
  public:
   explicit Stream(Device device = {});
   Device device() const { return device_; }
+  // What gemm does on this stream; ops that need fp32 say so (MathScope).
+  Math math() const { return math_; }
+  void set_math(Math math) { math_ = math; }
   void* native() const { return native_.get(); }  // cudaStream_t, or null on the CPU
   void synchronize();
   // What the device's kernels keep for as long as the stream lives (runtime/cuda_stream.h); null on the CPU.
@@ -41,8 +47,22 @@ class Stream {
 
  private:
   Device device_;
+  Math math_ = Math::kFp32;
   std::shared_ptr<void> native_;
   std::shared_ptr<void> attachment_;  // dies before the native stream
+};
+
+// Matrix products on the stream are of this kind to the end of the scope.
+class MathScope {
+ public:
+  MathScope(Stream& stream, Math math) : stream_(stream), former_(stream.math()) { stream.set_math(math); }
+  ~MathScope() { stream_.set_math(former_); }
+  MathScope(const MathScope&) = delete;
+  MathScope& operator=(const MathScope&) = delete;
+
+ private:
+  Stream& stream_;
+  Math former_;
 };
 
 // A place in a stream's order, for timing and for making another stream wait. On the CPU it is a moment in time.

@@ -27,6 +27,7 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
                     Matrix<float> weights) {
   check(queries, keys, slots, weights);
   const Range range("select forward");
+  const MathScope exact(stream, Math::kFp32);  // rounded scores would choose other slots
   PKM_DISPATCH(stream, select_forward, queries, keys, slots, weights);
 }
 
@@ -41,6 +42,7 @@ void select_backward(Stream& stream, View<const float, 3> queries, View<const fl
   PKM_CHECK(dqueries.shape() == queries.shape() && dkeys.shape() == keys.shape(),
             "select: a gradient differs in shape from what it is the gradient of");
   const Range range("select backward");
+  const MathScope exact(stream, Math::kFp32);
   PKM_DISPATCH(stream, select_backward, queries, keys, slots, weights, dweights, scratch, dqueries, dkeys);
 }
 

@@ -28,6 +28,18 @@ TEST(Device, EventsKeepTime) {
   EXPECT_GE(Event::milliseconds(before, after), 3.0);
 }
 
+TEST(Device, MathScopesNest) {
+  Stream stream;
+  EXPECT_EQ(stream.math(), Math::kFp32);
+  stream.set_math(Math::kBf16);
+  {
+    const MathScope exact(stream, Math::kFp32);
+    const MathScope half(stream, Math::kFp16);
+    EXPECT_EQ(stream.math(), Math::kFp16);
+  }
+  EXPECT_EQ(stream.math(), Math::kBf16);
+}
+
 TEST(Device, DispatchRunsOnTheStreamsDevice) {
   Stream stream;
   int seen = 0;
