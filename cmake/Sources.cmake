@@ -5,20 +5,22 @@ function(pkmesh_sources)
   target_sources(pkmesh_objects PRIVATE ${ARGN})
 endfunction()
 
-# pkmesh_ops(gelu linear ...)  adds x.cpp and x_cpu.cpp of each op, and x_cuda.cu where it exists and CUDA is on.
+# pkmesh_ops(gelu linear ...)  adds x.cpp and x_cpu.cpp of each op, the latter once per level of instructions, and
+# x_cuda.cu where it exists and CUDA is on.
 function(pkmesh_ops)
   foreach(op IN LISTS ARGN)
     pkmesh_sources(${op}.cpp ${op}_cpu.cpp)
+    target_sources(pkmesh_avx512 PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/${op}_cpu.cpp)
     if(PKMESH_CUDA AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${op}_cuda.cu)
       pkmesh_sources(${op}_cuda.cu)
     endif()
   endforeach()
 endfunction()
 
-# pkmesh_test(name SOURCES a_test.cpp ... [RANKS 1 2 3 4] [LABELS slow])
-# One GoogleTest program. With the label cuda it is reported as skipped, not as passed, where there is no GPU. With RANKS it runs under mpirun once per rank count; a test that gets fewer ranks fails.
+# pkmesh_test(name SOURCES a_test.cpp ... [RANKS 1 2 3 4] [LABELS slow] [EACH_CPU])
+# One GoogleTest program. With EACH_CPU it also runs, as name.avx2, with the kernels for CPUs without AVX-512. With the label cuda it is reported as skipped, not as passed, where there is no GPU. With RANKS it runs under mpirun once per rank count; a test that gets fewer ranks fails.
 function(pkmesh_test name)
-  cmake_parse_arguments(TEST "" "" "SOURCES;RANKS;LABELS" ${ARGN})
+  cmake_parse_arguments(TEST "EACH_CPU" "" "SOURCES;RANKS;LABELS" ${ARGN})
   add_executable(${name} ${TEST_SOURCES})
   target_link_libraries(${name} PRIVATE pkmesh_objects GTest::gtest)
   if(NOT TEST_RANKS)
@@ -28,6 +30,11 @@ function(pkmesh_test name)
     if("cuda" IN_LIST TEST_LABELS)
       set_tests_properties(${name} PROPERTIES SKIP_REGULAR_EXPRESSION "SKIPPED")
     endif()
+  endif()
+  if(TEST_EACH_CPU)
+    add_test(NAME ${name}.avx2 COMMAND ${name})
+    set_tests_properties(${name}.avx2 PROPERTIES TIMEOUT 1200 LABELS "${TEST_LABELS}"
+      ENVIRONMENT "PKMESH_CPU=avx2;${PKMESH_TEST_ENV}")
   endif()
   foreach(ranks IN LISTS TEST_RANKS)
     add_test(NAME ${name}.${ranks} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} $<TARGET_FILE:${name}>)

@@ -7,7 +7,7 @@
 #include "comm/route.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kMinimumChunk = 64;  // tokens
@@ -98,4 +98,4 @@ void sort_by_owner(Stream&, const Placement& placement, Matrix<const int32_t> ro
   for_chunks([&](int64_t begin, int64_t end, ChunkState* state) { place_chunk(weights, begin, end, state, out); });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

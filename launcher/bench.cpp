@@ -12,6 +12,7 @@
 #include "io/file.h"
 #include "io/run_folder.h"
 #include "launcher/commands.h"
+#include "runtime/cpu.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh {
@@ -64,6 +65,7 @@ void write_figures(const std::string& path, const std::string& name, const confi
   figures["hosts"] = world.hosts().names;
   figures["ranks"] = world.size();
   figures["threads"] = threads();
+  figures["cpu"] = to_string(cpu_level());
   figures["config"] = to_text(config);
   replace_text(path, figures.dump(2) + "\n");
 }

@@ -11,6 +11,7 @@
 #include "launcher/bench_measure.h"
 #include "layers/gemm.h"
 #include "runtime/buffer.h"
+#include "runtime/cpu.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh {
@@ -150,7 +151,8 @@ Ceilings measure_ceilings(Stream& stream, const CeilingSizes& sizes, int repeats
 }
 
 std::string to_text(const Ceilings& ceilings, const CeilingSizes& sizes) {
-  std::string text = fmt::format("ceilings of this machine, {} thread{}\n", threads(), threads() == 1 ? "" : "s");
+  std::string text = fmt::format("ceilings of this machine, {} thread{}, {}\n", threads(), threads() == 1 ? "" : "s",
+                                 to_string(cpu_level()));
   text += "  copy, read + written       ";
   for (const auto& copy : ceilings.copies)
     text += fmt::format("{}{}: {:.1f}", &copy == ceilings.copies.data() ? "" : ", ", size_text(copy.bytes),

@@ -17,6 +17,7 @@
 #include "io/config_schema.h"
 #include "io/run_folder.h"
 #include "launcher/commands.h"
+#include "runtime/cpu.h"
 #include "runtime/log.h"
 
 namespace pkmesh {
@@ -157,6 +158,9 @@ int run(Communicator& world, int argc, char** argv) {
   });
   // Options decide which collectives follow, so they must be the same before the first is acted on.
   agree_on(world, "command line", fmt::format("{}", fmt::join(arguments, "\n")));
+  // What is replicated is computed on every rank, and must be the same bits on all.
+  agree(world, [] { cpu_level(); });
+  agree_on(world, "PKMESH_CPU", to_string(cpu_level()));
   Options options;
   options.train.command.assign(argv, argv + argc);
   Action action;

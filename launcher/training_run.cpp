@@ -13,6 +13,7 @@
 #include "io/step_line.h"
 #include "io/tokenize.h"
 #include "launcher/memory_plan.h"
+#include "runtime/cpu.h"
 #include "runtime/log.h"
 #include "runtime/parallel.h"
 
@@ -145,11 +146,11 @@ void TrainingRun::describe() {
   if (world_.rank() != 0) return;
   const TransformerShape& shape = trainer_->model().transformer().shape();
   const config::Train& plan = config_.train();
-  log_info("pkmesh {} {}| {} rank{} on {} host{} ({}), {} thread{} each, {}", program_version(),
+  log_info("pkmesh {} {}| {} rank{} on {} host{} ({}), {} thread{} each, {} ({})", program_version(),
            program_commit().empty() ? "" : program_commit().substr(0, 10) + " ", world_.size(),
            world_.size() == 1 ? "" : "s", world_.hosts().count(), world_.hosts().count() == 1 ? "" : "s",
            fmt::join(world_.hosts().names, ", "), threads(), threads() == 1 ? "" : "s",
-           to_string(trainer_->model().stream().device()));
+           to_string(trainer_->model().stream().device()), to_string(cpu_level()));
   log_info("model   {} blocks, width {}, {} heads, context {}, vocabulary {}", shape.layers, shape.block.width,
            shape.block.heads, shape.context, shape.vocabulary);
   for (const MemorySite& site : shape.memories)

@@ -12,7 +12,7 @@
 #include "layers/vector_math.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kQueries = 64;
@@ -102,8 +102,8 @@ void forward_block(Stream& stream, const AttentionShape& shape, const Head<const
   for (int64_t key = 0; key < last; key += kKeys) {
     const int64_t keys = std::min(kKeys, last - key);
     const MatrixSlice<float> block(scores, last - first, keys, keys);
-    cpu::gemm(stream, Transpose::kNo, Transpose::kYes, score_scale(head.width), head.part(0, first, last),
-              head.part(1, key, key + keys), 0.0F, block);
+    PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kYes, score_scale(head.width), head.part(0, first, last),
+                  head.part(1, key, key + keys), 0.0F, block);
     for (int64_t query = first; query < last; ++query) {
       float* row = scores + (query - first) * keys;
       const int64_t seen = std::min(keys, query + 1 - key);
@@ -114,8 +114,8 @@ void forward_block(Stream& stream, const AttentionShape& shape, const Head<const
         multiply_row(row, factors, seen);
       }
     }
-    cpu::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, block, head.part(2, key, key + keys), key > 0 ? 1.0F : 0.0F,
-              output);
+    PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, block, head.part(2, key, key + keys),
+                  key > 0 ? 1.0F : 0.0F, output);
   }
   for (int64_t i = 0; i < last - first; ++i) {
     scale_row(output.data + i * output.stride, head.width, 1.0F / softmax[i].sum);
@@ -173,9 +173,10 @@ void backward_block(Stream& stream, const AttentionShape& shape, const Head<cons
     const int64_t keys = std::min(kKeys, last - key);
     const MatrixSlice<float> block(scores, last - first, keys, keys);
     const MatrixSlice<float> dblock(dweights, last - first, keys, keys);
-    cpu::gemm(stream, Transpose::kNo, Transpose::kYes, scale, head.part(0, first, last), head.part(1, key, key + keys),
-              0.0F, block);
-    cpu::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, in.doutput, head.part(2, key, key + keys), 0.0F, dblock);
+    PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kYes, scale, head.part(0, first, last),
+                  head.part(1, key, key + keys), 0.0F, block);
+    PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, in.doutput, head.part(2, key, key + keys), 0.0F,
+                  dblock);
     for (int64_t query = first; query < last; ++query) {
       const int64_t i = query - first;
       const int64_t seen = std::min(keys, query + 1 - key);
@@ -183,12 +184,12 @@ void backward_block(Stream& stream, const AttentionShape& shape, const Head<cons
       backward_row(scores + i * keys, dweights + i * keys, seen, keys, in.logsumexp[i], output_dots[i],
                    mask.probability > 0.0F ? factors : nullptr);
     }
-    cpu::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, block, in.doutput, 1.0F,
-              gradient.part(2, key, key + keys));
-    cpu::gemm(stream, Transpose::kNo, Transpose::kNo, scale, dblock, head.part(1, key, key + keys),
-              key > 0 ? 1.0F : 0.0F, gradient.part(0, first, last));
-    cpu::gemm(stream, Transpose::kYes, Transpose::kNo, scale, dblock, head.part(0, first, last), 1.0F,
-              gradient.part(1, key, key + keys));
+    PKM_CPU::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, block, in.doutput, 1.0F,
+                  gradient.part(2, key, key + keys));
+    PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kNo, scale, dblock, head.part(1, key, key + keys),
+                  key > 0 ? 1.0F : 0.0F, gradient.part(0, first, last));
+    PKM_CPU::gemm(stream, Transpose::kYes, Transpose::kNo, scale, dblock, head.part(0, first, last), 1.0F,
+                  gradient.part(1, key, key + keys));
   }
 }
 
@@ -234,4 +235,4 @@ void attention_backward(Stream& stream, const AttentionShape& shape, Matrix<cons
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -8,7 +8,7 @@
 #include "layers/vector_math.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 void copy_key_and_value(const float* qkv, int64_t width, float* key, float* value) {
@@ -77,4 +77,4 @@ void attention_decode(Stream&, int64_t heads, Matrix<const float> qkv, Vector<co
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -7,7 +7,7 @@
 #include "layers/vector_math.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kStrip = 2048;  // exponentials summed in float before their sum goes into a double
@@ -86,7 +86,7 @@ void for_each_chunk(Stream& stream, Matrix<const float> x, Matrix<const float> e
   for (int64_t first = 0; first < x.size(0); first += scratch.size(0)) {
     const int64_t last = std::min(first + scratch.size(0), x.size(0));
     const Matrix<float> logits = scratch.rows(0, last - first);
-    cpu::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, x.rows(first, last), embedding, 0.0F, logits);
+    PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, x.rows(first, last), embedding, 0.0F, logits);
     body(first, last, logits);
   }
 }
@@ -114,9 +114,9 @@ void cross_entropy_train(Stream& stream, Matrix<const float> x, Matrix<const flo
       for (int64_t t = from; t < to; ++t)
         losses[t] = train_row(logits[t - first].data(), vocabulary, targets[t], gradient_scale);
     });
-    cpu::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, logits, embedding, 0.0F, dx.rows(first, last));
-    cpu::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, logits, x.rows(first, last), 1.0F, dembedding);
+    PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, logits, embedding, 0.0F, dx.rows(first, last));
+    PKM_CPU::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, logits, x.rows(first, last), 1.0F, dembedding);
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -32,9 +32,9 @@ void dropout(Stream& stream, Matrix<const float> x, const Dropout& mask, Matrix<
 void dropout_add(Stream& stream, Matrix<const float> x, const Dropout& mask, Matrix<const float> residual,
                  Matrix<float> y);
 
-namespace cpu {
+namespace PKM_CPU {
 // For kernels that apply a mask themselves: factors[j] = 0 or 1 / (1 - p) for elements first + j of the mask.
 void dropout_factors(const Dropout& mask, int64_t first, int64_t count, float* factors);
-}  // namespace cpu
+}  // namespace PKM_CPU
 
 }  // namespace pkmesh

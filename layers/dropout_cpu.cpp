@@ -4,7 +4,7 @@
 #include "layers/dropout.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kGrain = 4096;  // elements worth a thread
@@ -66,4 +66,4 @@ void dropout_add(Stream&, Matrix<const float> x, const Dropout& mask, Matrix<con
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -5,7 +5,7 @@
 #include "layers/elementwise.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kGrain = 16384;  // elements worth a thread
@@ -73,4 +73,4 @@ void add_sum_of_squares(Stream&, Vector<const float> x, Vector<double> total) {
   add_blocks(x, total[0], [](double value) { return value * value; });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

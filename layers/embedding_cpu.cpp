@@ -2,7 +2,7 @@
 #include "layers/embedding.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 void check_inside(const char* what, Vector<const int32_t> rows, int64_t count) {
@@ -55,4 +55,4 @@ void embedding_backward(Stream&, Vector<const int32_t> tokens, Vector<const int3
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

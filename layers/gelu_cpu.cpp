@@ -3,7 +3,7 @@
 #include "layers/vector_math.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 constexpr int64_t kGrain = 8192;  // elements worth a thread
 }
@@ -30,4 +30,4 @@ void gelu_backward(Stream&, Matrix<const float> x, Matrix<const float> dy, Matri
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -6,7 +6,7 @@
 
 #include "layers/gemm.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 // BLAS counts in its own integer type, 32 bits wide in Debian's packages.
@@ -31,4 +31,4 @@ void gemm(Stream&, Transpose transpose_a, Transpose transpose_b, float alpha, Ma
               std::max<blasint>(1, narrow(b.stride)), beta, c.data, narrow(c.stride));
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -6,7 +6,7 @@
 #include "layers/layer_norm.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kGrain = 8192;  // elements worth a thread
@@ -118,4 +118,4 @@ void layer_norm_backward(Stream&, Matrix<const float> x, Vector<const float> gam
   }
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

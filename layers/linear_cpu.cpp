@@ -5,7 +5,7 @@
 #include "layers/linear.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kStrip = 128;       // columns summed at a time: their totals stay in registers and L1
@@ -42,14 +42,14 @@ void linear_forward(Stream& stream, Matrix<const float> x, Matrix<const float> w
     parallel_for(0, y.size(0), 1 + 16384 / bias.count(), [&](int64_t from, int64_t to) {
       for (int64_t t = from; t < to; ++t) std::copy(bias.begin(), bias.end(), y[t].begin());
     });
-  cpu::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, x, weight, bias.empty() ? 0.0F : 1.0F, y);
+  PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, x, weight, bias.empty() ? 0.0F : 1.0F, y);
 }
 
 void linear_backward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Matrix<const float> dy,
                      Matrix<float> dx, Matrix<float> dweight, Vector<float> dbias) {
-  if (!dx.empty()) cpu::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, dy, weight, 0.0F, dx);
-  if (!dweight.empty()) cpu::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, dy, x, 1.0F, dweight);
+  if (!dx.empty()) PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, dy, weight, 0.0F, dx);
+  if (!dweight.empty()) PKM_CPU::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, dy, x, 1.0F, dweight);
   if (!dbias.empty()) add_column_sums(dy, dbias);
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -3,7 +3,7 @@
 #include "layers/vector_math.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 constexpr int64_t kGrain = 8192;  // elements worth a thread
 }
@@ -38,4 +38,4 @@ void silu_gate_backward(Stream&, Matrix<const float> y, Matrix<const float> gate
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -7,7 +7,9 @@
 #include <bit>
 #include <cstdint>
 
-namespace pkmesh::cpu {
+#include "runtime/cpu.h"
+
+namespace pkmesh::PKM_CPU {
 
 // e^x, relative error < 2e-7 on [-87.3, 88]; 0 below (also for -inf); above it stays at e^88 = 1.65e38.
 [[gnu::always_inline]] inline float fast_exp(float x) {
@@ -62,4 +64,4 @@ struct Normal {
   return {e * 0.398942280F, x < 0.0F ? tail : rest};
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -4,7 +4,7 @@
 #include "optim/adam.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 
 // 16 bytes read and 12 written per element: bound by memory, so the loop only has to vectorise.
 void adam_update(Stream&, const AdamCoefficients& coefficients, Vector<float> values, Vector<const float> gradients,
@@ -27,4 +27,4 @@ void adam_update(Stream&, const AdamCoefficients& coefficients, Vector<float> va
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

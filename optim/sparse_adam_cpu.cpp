@@ -9,7 +9,7 @@
 #include "optim/squares.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 // A thread's workspace: a row's gradient and its random bits stay in its nearest cache.
@@ -41,12 +41,28 @@ Workspace& workspace(int64_t width) {
 // gradient (width) = the row's contributions, added in their order.
 void sum_contributions(const RowGradients& gradients, int64_t u, float* gradient) {
   const int64_t first = gradients.offsets[u];
+  const int64_t count = gradients.offsets[u + 1] - first;
   const int64_t width = gradients.d_output.size(1);
   const auto contribution = [&](int64_t c) {
     return WeightedRow<float>{gradients.d_output.data() + gradients.sources[first + c] * width,
                               gradients.weights[first + c]};
   };
-  weighted_sum(gradients.offsets[u + 1] - first, width, contribution, gradient);
+  weighted_sum<false>(count, count, width, contribution, gradient);
+}
+
+// A row's gradient: factor times data (width). Of a single contribution nothing is to be summed: it is read where it
+// is.
+struct ScaledGradient {
+  const float* data;
+  float factor;
+};
+
+ScaledGradient gradient_of(const RowGradients& gradients, int64_t u, float* workspace) {
+  const int64_t first = gradients.offsets[u];
+  if (gradients.offsets[u + 1] - first == 1)
+    return {gradients.d_output[gradients.sources[first]].data(), gradients.weights[first]};
+  sum_contributions(gradients, u, workspace);
+  return {workspace, 1.0F};
 }
 
 // Calls body(u) for every touched row, in parallel. Pieces are cut by work, not by rows: usage is skewed.
@@ -101,12 +117,6 @@ void store(float x, uint16_t bits, bf16& out) {
   out = bf16::stochastic(x, bits);
 }
 
-template <class T>
-void prefetch_row(const T* row, int64_t width) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(row + i, 1);
-}
-
 struct Coefficients {
   float one_minus_beta1;
   float beta2;
@@ -127,23 +137,30 @@ Coefficients coefficients(const RowUpdate& update, int64_t t) {
           .eps = static_cast<float>(after ? options.eps * root2 : options.eps)};
 }
 
-// One row. kRowWise: `second` is one number, else (width).
+// A row with its moments. `second` is one number if the second moment is row-wise, else (width).
+template <class Value, class First, class Second>
+struct Row {
+  Value* value;
+  First* first;
+  Second* second;
+};
+
+// `count` columns of a row.
 template <bool kRowWise, class Value, class First, class Second>
-void update_row(const Coefficients& c, int64_t width, const Workspace& space, Value* __restrict value,
-                First* __restrict first, Second* __restrict second) {
-  const float* __restrict const gradient = space.gradient.data();
-  const uint16_t* __restrict const value_bits = space.value_bits.data();
-  const uint16_t* __restrict const first_bits = space.first_bits.data();
-  const uint16_t* __restrict const second_bits = space.second_bits.data();
-  float row_rate = 0;
-  if constexpr (kRowWise) {
-    const auto mean = static_cast<float>(run_of_squares(gradient, width) / static_cast<double>(width));
-    *second = c.beta2 * *second + c.one_minus_beta2 * mean;
-    row_rate = c.rate / (std::sqrt(*second) + c.eps);
-  }
+[[gnu::always_inline]] inline void update_columns(const Coefficients& c, float row_rate, const ScaledGradient& gradient,
+                                                  const Workspace& space, const Row<Value, First, Second>& row,
+                                                  int64_t begin, int64_t count) {
+  const float* __restrict const from = gradient.data + begin;
+  const uint16_t* __restrict const value_bits = space.value_bits.data() + begin;
+  const uint16_t* __restrict const first_bits = space.first_bits.data() + begin;
+  const uint16_t* __restrict const second_bits = space.second_bits.data() + begin;
+  Value* __restrict const value = row.value + begin;
+  First* __restrict const first = row.first + begin;
+  Second* __restrict const second = kRowWise ? row.second : row.second + begin;
+  const float factor = gradient.factor;
 #pragma omp simd
-  for (int64_t i = 0; i < width; ++i) {
-    const float g = gradient[i];
+  for (int64_t i = 0; i < count; ++i) {
+    const float g = factor * from[i];
     const float m = load(first[i]);
     const float new_m = m + (g - m) * c.one_minus_beta1;
     store(new_m, first_bits[i], first[i]);
@@ -157,24 +174,49 @@ void update_row(const Coefficients& c, int64_t width, const Workspace& space, Va
   }
 }
 
+template <class T>
+[[gnu::always_inline]] inline void prefetch_to_write(const T* begin, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(begin + i, 1);
+}
+
+// One row, a strip at a time; the same strip of the next row is fetched meanwhile.
+template <bool kRowWise, class Value, class First, class Second>
+void update_row(const Coefficients& c, int64_t width, const ScaledGradient& gradient, const Workspace& space,
+                const Row<Value, First, Second>& row, const Row<Value, First, Second>& next) {
+  constexpr int64_t kStrip = 64;
+  float row_rate = 0;
+  if constexpr (kRowWise) {
+    const double squares = run_of_squares(gradient.data, width) * gradient.factor * gradient.factor;
+    *row.second = c.beta2 * *row.second + c.one_minus_beta2 * static_cast<float>(squares / static_cast<double>(width));
+    row_rate = c.rate / (std::sqrt(*row.second) + c.eps);
+  }
+  int64_t begin = 0;
+  for (; begin + kStrip <= width; begin += kStrip) {
+    prefetch_to_write(next.value + begin, kStrip);
+    prefetch_to_write(next.first + begin, kStrip);
+    if constexpr (!kRowWise) prefetch_to_write(next.second + begin, kStrip);
+    update_columns<kRowWise>(c, row_rate, gradient, space, row, begin, kStrip);
+  }
+  update_columns<kRowWise>(c, row_rate, gradient, space, row, begin, width - begin);
+}
+
 template <bool kRowWise, class Value, class First, class Second>
 void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> firsts, Matrix<Second> seconds,
                 Vector<uint32_t> steps, const RowGradients& gradients) {
   const int64_t width = values.size(1);
-  const int64_t touched = gradients.rows.count();
+  const int64_t last = gradients.rows.count() - 1;
   const bool own_steps = update.options.correction == RowAdamOptions::Correction::kOwnSteps;
   const Coefficients global = coefficients(update, update.step);
+  const auto row_at = [&](int64_t u) -> Row<Value, First, Second> {
+    const int64_t row = gradients.rows[u];
+    return {values.data() + row * width, firsts.data() + row * width, seconds.data() + row * seconds.size(1)};
+  };
   for_touched_rows(gradients, [&](int64_t u) {
     const int32_t row = gradients.rows[u];
-    if (u + 1 < touched) {
-      const int32_t next = gradients.rows[u + 1];
-      prefetch_row(values[next].data(), width);
-      prefetch_row(firsts[next].data(), width);
-      prefetch_row(seconds[next].data(), seconds.size(1));
-    }
     Workspace& space = workspace(width);
-    sum_contributions(gradients, u, space.gradient.data());
-    for (int64_t i = 0; i < width; ++i) space.gradient[static_cast<size_t>(i)] *= update.scale;
+    ScaledGradient gradient = gradient_of(gradients, u, space.gradient.data());
+    gradient.factor *= update.scale;
     if constexpr (std::is_same_v<Value, bf16>)
       fill_bits(update.value_rounding, update.global_row(row), width, space, space.value_bits.data());
     if constexpr (std::is_same_v<First, bf16>)
@@ -182,7 +224,7 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
     if constexpr (std::is_same_v<Second, bf16>)
       fill_bits(update.second_rounding, update.global_row(row), width, space, space.second_bits.data());
     const Coefficients c = own_steps ? coefficients(update, ++steps[row]) : global;
-    update_row<kRowWise>(c, width, space, values[row].data(), firsts[row].data(), seconds[row].data());
+    update_row<kRowWise>(c, width, gradient, space, row_at(u), row_at(std::min(u + 1, last)));
   });
 }
 
@@ -206,7 +248,20 @@ void update_rows(Stream&, const RowUpdate& update, const RowMatrix& values, cons
 
 void row_squares(Stream&, const RowGradients& gradients, Vector<double> squares) {
   const int64_t width = gradients.d_output.size(1);
+  // A row with one contribution, as most of a large table's are, has the norm of that output gradient times its weight.
+  thread_local std::vector<double> memory;
+  memory.resize(static_cast<size_t>(gradients.d_output.size(0)));
+  double* const of_source = memory.data();
+  parallel_for(0, gradients.d_output.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) of_source[s] = run_of_squares(gradients.d_output[s].data(), width);
+  });
   for_touched_rows(gradients, [&](int64_t u) {
+    const int64_t first = gradients.offsets[u];
+    if (gradients.offsets[u + 1] - first == 1) {
+      const double weight = gradients.weights[first];
+      squares[u] = weight * weight * of_source[gradients.sources[first]];
+      return;
+    }
     float* const gradient = workspace(width).gradient.data();
     sum_contributions(gradients, u, gradient);
     squares[u] = run_of_squares(gradient, width);
@@ -227,4 +282,4 @@ void list_every_row(Stream&, const RowGradients& gradients, const EveryRow& out)
   out.touched[0] = rows;
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -7,7 +7,7 @@
 #include "layers/memory/batch_norm.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kGrain = 16384;  // elements worth a thread
@@ -153,4 +153,4 @@ void batch_norm_backward_apply(Stream&, Matrix<const float> normal, Vector<const
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -3,7 +3,7 @@
 #include "layers/memory/row_kernels.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kPairGrain = 4;
@@ -14,11 +14,13 @@ void gather(Matrix<T> rows, Vector<const Selection> selections, Vector<const int
   const int64_t width = rows.size(1);
   parallel_for(0, partials.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
     for (int64_t pair = begin; pair < end; ++pair) {
-      const Selection* first = selections.data() + pair_offsets[pair];
+      const int64_t start = pair_offsets[pair];
       const auto row_at = [&](int64_t i) {
-        return WeightedRow<T>{rows.data() + first[i].row * width, first[i].weight};
+        const Selection selection = selections[start + i];
+        return WeightedRow<T>{rows.data() + selection.row * width, selection.weight};
       };
-      weighted_sum(pair_offsets[pair + 1] - pair_offsets[pair], width, row_at, partials.data() + pair * width);
+      weighted_sum<true>(pair_offsets[pair + 1] - start, pair_offsets[end] - start, width, row_at,
+                         partials.data() + pair * width);
     }
   });
 }
@@ -27,18 +29,21 @@ template <class T>
 void dots(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
           Matrix<const float> gradients, Vector<float> dweights) {
   const int64_t width = rows.size(1);
-  const auto row_of = [&](int64_t i) -> const T* { return rows.data() + selections[i].row * width; };
   parallel_for(0, gradients.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
+    const int64_t last = pair_offsets[end] - 1;
+    const auto row_of = [&](int64_t i) -> const T* { return rows.data() + selections[std::min(i, last)].row * width; };
     for (int64_t pair = begin; pair < end; ++pair) {
       const float* gradient = gradients.data() + pair * width;
       int64_t i = pair_offsets[pair];
       for (; i + 4 <= pair_offsets[pair + 1]; i += 4) {
         const T* four[4] = {row_of(i), row_of(i + 1), row_of(i + 2), row_of(i + 3)};
-        dot_rows<4>(gradient, four, width, dweights.data() + i);
+        const T* next[4] = {row_of(i + 4), row_of(i + 5), row_of(i + 6), row_of(i + 7)};
+        dot_rows<4>(gradient, four, next, width, dweights.data() + i);
       }
       for (; i < pair_offsets[pair + 1]; ++i) {
         const T* row = row_of(i);
-        dot_rows<1>(gradient, &row, width, dweights.data() + i);
+        const T* next = row_of(i + 1);
+        dot_rows<1>(gradient, &row, &next, width, dweights.data() + i);
       }
     }
   });
@@ -63,7 +68,8 @@ void combine_partials(Stream&, Matrix<const float> partials, Vector<const int32_
     for (int64_t token = begin; token < end; ++token) {
       const int32_t* pairs = token_pairs.data() + token_offsets[token];
       const auto row_at = [&](int64_t i) { return WeightedRow<float>{partials.data() + pairs[i] * width, 1.0F}; };
-      weighted_sum(token_offsets[token + 1] - token_offsets[token], width, row_at, out.data() + token * width);
+      const int64_t count = token_offsets[token + 1] - token_offsets[token];
+      weighted_sum<false>(count, count, width, row_at, out.data() + token * width);
     }
   });
 }
@@ -81,4 +87,4 @@ void scatter_scalars(Stream&, Vector<const float> from, Vector<const int32_t> or
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

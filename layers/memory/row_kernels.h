@@ -1,74 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weighted sums of rows and dot products with rows on one core, rows of float or bf16, sums in float.
 // Rows lie anywhere in a table that is larger than any cache, so four are read at once: four streams keep the memory
-// system about twice as busy as one. Sums run in a fixed order that depends on the number of rows only.
+// system about twice as busy as one. Sums run in a fixed order that depends on the number of rows and the level only.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
 #include "runtime/bf16.h"
+#include "runtime/cpu.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 
-constexpr int64_t kLanes = 8;
-constexpr int64_t kBlock = 2 * kLanes;
-using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
-
-// kBlock consecutive elements in two vectors. In which order they lie there depends on the type of the rows: a block of
-// bf16 is widened without a shuffle into its even and its odd elements, so floats that meet it are split in that way.
-struct Block {
-  Lanes a, b;
-};
-
-template <class To, class From>
-[[gnu::always_inline]] inline To load_as(const From* from) {
-  To to;
-  std::memcpy(&to, from, sizeof(to));
-  return to;
+// kLanes consecutive elements as floats.
+[[gnu::always_inline]] inline Lanes load_lanes(const float* from) {
+  Lanes lanes;
+  std::memcpy(&lanes, from, sizeof(lanes));
+  return lanes;
+}
+[[gnu::always_inline]] inline Lanes load_lanes(const bf16* from) {
+  using Halves = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+  using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+  Halves halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  return std::bit_cast<Lanes>(__builtin_convertvector(halves, Words) << 16);
+}
+[[gnu::always_inline]] inline void store_lanes(float* to, Lanes lanes) {
+  std::memcpy(to, &lanes, sizeof(lanes));
 }
 
-template <class Row>
-struct Blocks;
-
-template <>
-struct Blocks<float> {
-  [[gnu::always_inline]] static Block load_row(const float* row) {
-    return {load_as<Lanes>(row), load_as<Lanes>(row + kLanes)};
-  }
-  [[gnu::always_inline]] static Block load(const float* from) {
-    return {load_as<Lanes>(from), load_as<Lanes>(from + kLanes)};
-  }
-  [[gnu::always_inline]] static void store(float* to, Block block) {
-    std::memcpy(to, &block.a, sizeof(Lanes));
-    std::memcpy(to + kLanes, &block.b, sizeof(Lanes));
-  }
-};
-
-template <>
-struct Blocks<bf16> {
-  using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-  [[gnu::always_inline]] static Block load_row(const bf16* row) {
-    const auto pairs = load_as<Words>(row);
-    const Words even = pairs << 16;
-    const Words odd = pairs & 0xFFFF0000U;
-    return {reinterpret_cast<Lanes>(even), reinterpret_cast<Lanes>(odd)};
-  }
-  [[gnu::always_inline]] static Block load(const float* from) {
-    const Block x = Blocks<float>::load(from);
-    return {__builtin_shufflevector(x.a, x.b, 0, 2, 4, 6, 8, 10, 12, 14),
-            __builtin_shufflevector(x.a, x.b, 1, 3, 5, 7, 9, 11, 13, 15)};
-  }
-  [[gnu::always_inline]] static void store(float* to, Block block) {
-    const Block x = {__builtin_shufflevector(block.a, block.b, 0, 8, 1, 9, 2, 10, 3, 11),
-                     __builtin_shufflevector(block.a, block.b, 4, 12, 5, 13, 6, 14, 7, 15)};
-    Blocks<float>::store(to, x);
-  }
-};
-
 [[gnu::always_inline]] inline float sum_lanes(Lanes lanes) {
-  return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+  float sums[kLanes];
+  std::memcpy(sums, &lanes, sizeof(lanes));
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
 }
 
 // A row and what it is multiplied with.
@@ -78,18 +46,30 @@ struct WeightedRow {
   float weight;
 };
 
-// out = (kFirst ? 0 : out) + sum over kRows rows of weight * row.
-template <int kRows, bool kFirst, class T>
-[[gnu::always_inline]] inline void add_rows(const WeightedRow<T>* rows, int64_t width, float* out) {
+// The row that comes kRows later is fetched while one is being read, line by line: rows are too short for the hardware
+// to notice that they are read through.
+template <class T>
+[[gnu::always_inline]] inline void prefetch_block(const T* block, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(block + i);
+}
+
+// out = (kFirst ? 0 : out) + sum over kRows rows of weight * row. next[r], if kFetch, is to come.
+template <int kRows, bool kFirst, bool kFetch, class T>
+[[gnu::always_inline]] inline void add_rows(const WeightedRow<T>* rows, const T* const* next, int64_t width,
+                                            float* out) {
+  constexpr int64_t kBlock = 2 * kLanes;
   int64_t j = 0;
   for (; j + kBlock <= width; j += kBlock) {
-    Block sum = kFirst ? Block{} : Blocks<T>::load(out + j);
+    Lanes a = kFirst ? Lanes{} : load_lanes(out + j);
+    Lanes b = kFirst ? Lanes{} : load_lanes(out + j + kLanes);
     for (int r = 0; r < kRows; ++r) {
-      const Block block = Blocks<T>::load_row(rows[r].row + j);
-      sum.a += rows[r].weight * block.a;
-      sum.b += rows[r].weight * block.b;
+      if constexpr (kFetch) prefetch_block(next[r] + j, kBlock);
+      a += rows[r].weight * load_lanes(rows[r].row + j);
+      b += rows[r].weight * load_lanes(rows[r].row + j + kLanes);
     }
-    Blocks<T>::store(out + j, sum);
+    store_lanes(out + j, a);
+    store_lanes(out + j + kLanes, b);
   }
   for (; j < width; ++j) {
     float sum = kFirst ? 0.0F : out[j];
@@ -98,51 +78,59 @@ template <int kRows, bool kFirst, class T>
   }
 }
 
-// out (width) = sum over i < count of the WeightedRow that row_at(i) gives, four at a time. (Prefetching the beginning
-// of the next four by hand was tried: it is slower by half for rows in the cache, and no quicker for others.)
-template <class RowAt>
-inline void weighted_sum(int64_t count, int64_t width, const RowAt& row_at, float* out) {
+// out (width) = sum over i < count of the WeightedRow that row_at(i) gives, four at a time. kFetch: row_at(i) is asked
+// for i < known as well, known >= count, to fetch rows that come next.
+template <bool kFetch, class RowAt>
+inline void weighted_sum(int64_t count, int64_t known, int64_t width, const RowAt& row_at, float* out) {
+  using Row = decltype(row_at(0));
+  using Element = decltype(Row::row);
   if (count < 4) {
-    const decltype(row_at(0)) rows[3] = {count > 0 ? row_at(0) : decltype(row_at(0)){},
-                                         count > 1 ? row_at(1) : decltype(row_at(0)){},
-                                         count > 2 ? row_at(2) : decltype(row_at(0)){}};
+    const Row rows[3] = {count > 0 ? row_at(0) : Row{}, count > 1 ? row_at(1) : Row{}, count > 2 ? row_at(2) : Row{}};
     if (count == 0) std::fill_n(out, width, 0.0F);
-    if (count == 1) add_rows<1, true>(rows, width, out);
-    if (count == 2) add_rows<2, true>(rows, width, out);
-    if (count == 3) add_rows<3, true>(rows, width, out);
+    if (count == 1) add_rows<1, true, false>(rows, static_cast<Element*>(nullptr), width, out);
+    if (count == 2) add_rows<2, true, false>(rows, static_cast<Element*>(nullptr), width, out);
+    if (count == 3) add_rows<3, true, false>(rows, static_cast<Element*>(nullptr), width, out);
     return;
   }
   for (int64_t i = 0; i + 4 <= count; i += 4) {
-    const decltype(row_at(0)) rows[4] = {row_at(i), row_at(i + 1), row_at(i + 2), row_at(i + 3)};
+    const Row rows[4] = {row_at(i), row_at(i + 1), row_at(i + 2), row_at(i + 3)};
+    Element next[4] = {rows[0].row, rows[1].row, rows[2].row, rows[3].row};
+    if constexpr (kFetch)
+      for (int r = 0; r < 4; ++r)
+        if (i + 4 + r < known) next[r] = row_at(i + 4 + r).row;
     if (i == 0)
-      add_rows<4, true>(rows, width, out);
+      add_rows<4, true, kFetch>(rows, next, width, out);
     else
-      add_rows<4, false>(rows, width, out);
+      add_rows<4, false, kFetch>(rows, next, width, out);
   }
   for (int64_t i = count / 4 * 4; i < count; ++i) {
-    const auto row = row_at(i);
-    add_rows<1, false>(&row, width, out);
+    const Row row = row_at(i);
+    add_rows<1, false, false>(&row, static_cast<Element*>(nullptr), width, out);
   }
 }
 
-// out[r] = x . rows[r] for kRows rows of `width`.
+// out[r] = x . rows[r] for kRows rows of `width`; next[r] is to come.
 template <int kRows, class T>
-[[gnu::always_inline]] inline void dot_rows(const float* x, const T* const* rows, int64_t width, float* out) {
-  Block sums[kRows] = {};
+[[gnu::always_inline]] inline void dot_rows(const float* x, const T* const* rows, const T* const* next, int64_t width,
+                                            float* out) {
+  constexpr int64_t kBlock = 2 * kLanes;
+  Lanes a[kRows] = {};
+  Lanes b[kRows] = {};
   int64_t j = 0;
   for (; j + kBlock <= width; j += kBlock) {
-    const Block factor = Blocks<T>::load(x + j);
+    const Lanes first = load_lanes(x + j);
+    const Lanes second = load_lanes(x + j + kLanes);
     for (int r = 0; r < kRows; ++r) {
-      const Block block = Blocks<T>::load_row(rows[r] + j);
-      sums[r].a += factor.a * block.a;
-      sums[r].b += factor.b * block.b;
+      prefetch_block(next[r] + j, kBlock);
+      a[r] += first * load_lanes(rows[r] + j);
+      b[r] += second * load_lanes(rows[r] + j + kLanes);
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    float sum = sum_lanes(sums[r].a + sums[r].b);
+    float sum = sum_lanes(a[r] + b[r]);
     for (int64_t i = j; i < width; ++i) sum += x[i] * static_cast<float>(rows[r][i]);
     out[r] = sum;
   }
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

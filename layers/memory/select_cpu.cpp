@@ -3,20 +3,21 @@
 // Backward: units of (head, half, columns), each with its own part of dqueries and dkeys, tokens in order: no atomics,
 // no merging, and the same bits on any number of threads. A token touches about a dozen of n sub-keys per half, so the
 // sums over them are a fraction of the GEMM that a dense (T, n) gradient would take.
-#include <cblas.h>
-
 #include <optional>
 
+#include "layers/gemm.h"
+#include "layers/memory/row_kernels.h"
 #include "layers/memory/select.h"
 #include "layers/memory/top_k.h"
 #include "layers/vector_math.h"
 #include "runtime/parallel.h"
 
-namespace pkmesh::cpu {
+namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kTokenBlock = 128;
-constexpr int64_t kColumnBlock = 128;
+constexpr int64_t kColumnVectors = 4;
+constexpr int64_t kColumnBlock = kColumnVectors * kLanes;
 
 // The pairs (a, b) of 0-based ranks with (a + 1)(b + 1) <= k.
 struct RankPairs {
@@ -32,25 +33,17 @@ struct RankPairs {
   std::vector<uint16_t> second;
 };
 
-// The best of one half, unpacked.
+// The best of one half.
 struct Half {
-  explicit Half(int64_t k) : keys(static_cast<size_t>(k)), scores(keys.size()), indices(keys.size()) {}
-  void unpack() {
-    for (size_t a = 0; a < keys.size(); ++a) {
-      scores[a] = RankKey::score(keys[a]);
-      indices[a] = RankKey::index(keys[a]);
-    }
-  }
-  std::vector<int64_t> keys;
+  explicit Half(int64_t entries) : scores(static_cast<size_t>(entries)), indices(scores.size()) {}
   std::vector<float> scores;
   std::vector<int32_t> indices;
 };
 
-void softmax(const int64_t* keys, int64_t k, float* weights) {
-  const float largest = RankKey::score(keys[0]);
+void softmax(const float* scores, int64_t k, float* weights) {
   float sum = 0;
   for (int64_t i = 0; i < k; ++i) {
-    weights[i] = fast_exp(RankKey::score(keys[i]) - largest);
+    weights[i] = fast_exp(scores[i] - scores[0]);
     sum += weights[i];
   }
   const float scale = 1.0F / sum;
@@ -66,9 +59,9 @@ class HeadSelector {
         pairs_(k),
         sums_(static_cast<size_t>(pairs_.count())),
         best_(static_cast<size_t>(k)),
-        halves_{Half(k), Half(k)},
+        halves_{Half(kTokenBlock * k), Half(kTokenBlock * k)},
         top_k_(std::max(n, pairs_.count())),
-        scores_(static_cast<size_t>(2 * kTokenBlock * n)) {}
+        scores_(static_cast<size_t>(kTokenBlock * n)) {}
 
   static HeadSelector& of_this_thread(int64_t n, int64_t k) {
     thread_local std::optional<HeadSelector> selector;
@@ -76,41 +69,36 @@ class HeadSelector {
     return *selector;
   }
 
-  // One head of tokens [begin, end).
-  void run(View<const float, 3> queries, View<const float, 4> keys, int64_t head, int64_t begin, int64_t end,
-           Matrix<int32_t> slots, Matrix<float> weights) {
+  // One head of tokens [begin, end). The scores of one half at a time are kept, while they are in the cache.
+  void run(Stream& stream, View<const float, 3> queries, View<const float, 4> keys, int64_t head, int64_t begin,
+           int64_t end, Matrix<int32_t> slots, Matrix<float> weights) {
     const int64_t width = keys.size(3);
-    for (int64_t half = 0; half < 2; ++half)
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(end - begin), static_cast<int>(n_),
-                  static_cast<int>(width), 1.0F, &queries(begin, head, half * width),
-                  static_cast<int>(queries.size(1) * queries.size(2)), keys[head][half].data(), static_cast<int>(width),
-                  0.0F, scores(half, 0), static_cast<int>(n_));
+    for (int64_t half = 0; half < 2; ++half) {
+      const MatrixSlice<const float> query(&queries(begin, head, half * width), end - begin, width,
+                                           queries.size(1) * queries.size(2));
+      PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, query, keys[head][half], 0.0F,
+                    Matrix<float>(scores_.data(), end - begin, n_));
+      Half& best = halves_[static_cast<size_t>(half)];
+      for (int64_t token = 0; token < end - begin; ++token)
+        top_k_(
+            scores_.data() + token * n_, n_, k_, [](int32_t position) { return position; },
+            best.scores.data() + token * k_, best.indices.data() + token * k_);
+    }
     for (int64_t token = begin; token < end; ++token)
-      select(token - begin, &slots(token, head * k_), &weights(token, head * k_));
+      select_pairs(token - begin, &slots(token, head * k_), &weights(token, head * k_));
   }
 
  private:
-  float* scores(int64_t half, int64_t token) { return scores_.data() + (half * kTokenBlock + token) * n_; }
-
-  void select(int64_t token, int32_t* slots, float* weights) {
-    for (int64_t half = 0; half < 2; ++half) {
-      const auto identity = [](int32_t position) { return position; };
-      top_k_(scores(half, token), n_, k_, identity, halves_[half].keys.data());
-      halves_[half].unpack();
-    }
-    const Half& first = halves_[0];
-    const Half& second = halves_[1];
-    float* sum = sums_.data();
-    for (int64_t a = 0; a < k_; ++a) {
-      const int64_t partners = k_ / (a + 1);
-      for (int64_t b = 0; b < partners; ++b) sum[b] = first.scores[a] + second.scores[b];
-      sum += partners;
-    }
+  void select_pairs(int64_t token, int32_t* slots, float* weights) {
+    const float* const first = halves_[0].scores.data() + token * k_;
+    const float* const second = halves_[1].scores.data() + token * k_;
+    const int32_t* const lines = halves_[0].indices.data() + token * k_;
+    const int32_t* const columns = halves_[1].indices.data() + token * k_;
+    for (int64_t p = 0; p < pairs_.count(); ++p) sums_[p] = first[pairs_.first[p]] + second[pairs_.second[p]];
     const auto slot_of = [&](int32_t pair) {
-      return first.indices[pairs_.first[pair]] * static_cast<int32_t>(n_) + second.indices[pairs_.second[pair]];
+      return lines[pairs_.first[pair]] * static_cast<int32_t>(n_) + columns[pairs_.second[pair]];
     };
-    top_k_(sums_.data(), pairs_.count(), k_, slot_of, best_.data());
-    for (int64_t i = 0; i < k_; ++i) slots[i] = RankKey::index(best_[i]);
+    top_k_(sums_.data(), pairs_.count(), k_, slot_of, best_.data(), slots);
     softmax(best_.data(), k_, weights);
   }
 
@@ -118,24 +106,40 @@ class HeadSelector {
   int64_t k_;
   RankPairs pairs_;
   std::vector<float> sums_;
-  std::vector<int64_t> best_;
-  std::array<Half, 2> halves_;
+  std::vector<float> best_;
+  std::array<Half, 2> halves_;  // (kTokenBlock, k)
   TopK top_k_;
-  std::vector<float> scores_;
+  std::vector<float> scores_;  // (kTokenBlock, n)
+};
+
+// Line and column of a slot: slot / n and slot % n without a division. Exact for slots below n * n <= 2^31.
+class SlotAddress {
+ public:
+  explicit SlotAddress(int64_t n) : n_(static_cast<int32_t>(n)), inverse_((uint64_t{1} << kShift) / n + 1) {}
+  std::array<int32_t, 2> operator()(int32_t slot) const {
+    const auto line = static_cast<int32_t>(static_cast<uint64_t>(slot) * inverse_ >> kShift);
+    return {line, slot - line * n_};
+  }
+
+ private:
+  // The quotient is too large by less than slot / 2^48 < 1 / n; slot * inverse_ <= n 2^48 + n^2 < 2^64.
+  static constexpr int kShift = 48;
+  int32_t n_;
+  uint64_t inverse_;
 };
 
 // The gradients of one head's k scores, summed per sub-key in each half. place_of (2, n) is -1 throughout, before and
 // after.
-void group_by_sub_key(const int32_t* slots, const float* weights, const float* dweights, int64_t k, int64_t n,
-                      SubKeyGradient* first, SubKeyGradient* second, std::vector<int32_t>& place_of) {
+void group_by_sub_key(const SlotAddress& address_of, const int32_t* slots, const float* weights, const float* dweights,
+                      int64_t k, int64_t n, SubKeyGradient* first, SubKeyGradient* second,
+                      std::vector<int32_t>& place_of) {
   float mean = 0;
   for (int64_t i = 0; i < k; ++i) mean += weights[i] * dweights[i];
   int32_t counts[2] = {0, 0};
   SubKeyGradient* lists[2] = {first, second};
   for (int64_t i = 0; i < k; ++i) {
     const float gradient = weights[i] * (dweights[i] - mean);
-    const int32_t row = slots[i] / static_cast<int32_t>(n);
-    const int32_t index[2] = {row, slots[i] - row * static_cast<int32_t>(n)};
+    const std::array<int32_t, 2> index = address_of(slots[i]);
     for (int half = 0; half < 2; ++half) {
       int32_t& place = place_of[static_cast<size_t>(half * n + index[half])];
       if (place < 0) {
@@ -151,33 +155,62 @@ void group_by_sub_key(const int32_t* slots, const float* weights, const float* d
   }
 }
 
-// All tokens' share of columns [begin, begin + width) of one half of one head.
-void backward_columns(View<const float, 3> queries, View<const float, 4> keys, View<const SubKeyGradient, 4> scratch,
-                      View<float, 3> dqueries, View<float, 4> dkeys, int64_t head, int64_t half, int64_t begin,
-                      int64_t width) {
-  const int64_t k = scratch.size(3);
-  const int64_t column = half * keys.size(3) + begin;
-  for (int64_t token = 0; token < queries.size(0); ++token) {
-    const float* query = &queries(token, head, column);
-    float* dquery = &dqueries(token, head, column);
-    const SubKeyGradient* list = &scratch(token, head, half, 0);
-    std::array<float, kColumnBlock> sum{};
-    for (int64_t i = 0; i < k && list[i].index >= 0; ++i) {
-      const float gradient = list[i].gradient;
-      const float* key = &keys(head, half, list[i].index, begin);
-      float* dkey = &dkeys(head, half, list[i].index, begin);
-      for (int64_t j = 0; j < width; ++j) {
-        sum[j] += gradient * key[j];
-        dkey[j] += gradient * query[j];
+// All tokens' share of a block of columns of one half of one head. A token's query and the gradient of it stay in
+// registers while its sub-keys pass.
+struct ColumnBlock {
+  View<const float, 3> queries;
+  View<const float, 4> keys;
+  View<const SubKeyGradient, 4> scratch;
+  View<float, 3> dqueries;
+  View<float, 4> dkeys;
+
+  void whole(int64_t head, int64_t half, int64_t begin) const {
+    const int64_t k = scratch.size(3);
+    const int64_t width = keys.size(3);
+    const float* const key_base = &keys(head, half, 0, begin);
+    float* const dkey_base = &dkeys(head, half, 0, begin);
+    for (int64_t token = 0; token < queries.size(0); ++token) {
+      const SubKeyGradient* list = &scratch(token, head, half, 0);
+      const float* from = &queries(token, head, half * width + begin);
+      Lanes query[kColumnVectors];
+      Lanes dquery[kColumnVectors] = {};
+      for (int64_t v = 0; v < kColumnVectors; ++v) query[v] = load_lanes(from + v * kLanes);
+      for (int64_t i = 0; i < k && list[i].index >= 0; ++i) {
+        const float gradient = list[i].gradient;
+        const float* key = key_base + list[i].index * width;
+        float* dkey = dkey_base + list[i].index * width;
+        for (int64_t v = 0; v < kColumnVectors; ++v) {
+          dquery[v] += gradient * load_lanes(key + v * kLanes);
+          store_lanes(dkey + v * kLanes, load_lanes(dkey + v * kLanes) + gradient * query[v]);
+        }
       }
+      float* to = &dqueries(token, head, half * width + begin);
+      for (int64_t v = 0; v < kColumnVectors; ++v) store_lanes(to + v * kLanes, dquery[v]);
     }
-    std::copy_n(sum.data(), width, dquery);
   }
-}
+
+  void part(int64_t head, int64_t half, int64_t begin, int64_t columns) const {
+    const int64_t k = scratch.size(3);
+    for (int64_t token = 0; token < queries.size(0); ++token) {
+      const SubKeyGradient* list = &scratch(token, head, half, 0);
+      const float* query = &queries(token, head, half * keys.size(3) + begin);
+      std::array<float, kColumnBlock> sum{};
+      for (int64_t i = 0; i < k && list[i].index >= 0; ++i) {
+        const float* key = &keys(head, half, list[i].index, begin);
+        float* dkey = &dkeys(head, half, list[i].index, begin);
+        for (int64_t j = 0; j < columns; ++j) {
+          sum[j] += list[i].gradient * key[j];
+          dkey[j] += list[i].gradient * query[j];
+        }
+      }
+      std::copy_n(sum.data(), columns, &dqueries(token, head, half * keys.size(3) + begin));
+    }
+  }
+};
 
 }  // namespace
 
-void select_forward(Stream&, View<const float, 3> queries, View<const float, 4> keys, Matrix<int32_t> slots,
+void select_forward(Stream& stream, View<const float, 3> queries, View<const float, 4> keys, Matrix<int32_t> slots,
                     Matrix<float> weights) {
   const int64_t tokens = queries.size(0);
   const int64_t heads = queries.size(1);
@@ -188,7 +221,7 @@ void select_forward(Stream&, View<const float, 3> queries, View<const float, 4> 
     HeadSelector& selector = HeadSelector::of_this_thread(n, k);
     for (int64_t unit = begin; unit < end; ++unit) {  // heads outermost: a thread keeps a head's keys in its cache
       const int64_t first = unit % blocks * kTokenBlock;
-      selector.run(queries, keys, unit / blocks, first, std::min(first + kTokenBlock, tokens), slots, weights);
+      selector.run(stream, queries, keys, unit / blocks, first, std::min(first + kTokenBlock, tokens), slots, weights);
     }
   });
 }
@@ -200,24 +233,28 @@ void select_backward(Stream&, View<const float, 3> queries, View<const float, 4>
   const int64_t n = keys.size(2);
   const int64_t half_width = keys.size(3);
   const int64_t k = scratch.size(3);
+  const SlotAddress address_of(n);
   parallel_for(0, queries.size(0), 16, [&](int64_t begin, int64_t end) {
     thread_local std::vector<int32_t> place_of;
     if (std::ssize(place_of) < 2 * n) place_of.assign(static_cast<size_t>(2 * n), -1);
     for (int64_t token = begin; token < end; ++token)
       for (int64_t head = 0; head < heads; ++head)
-        group_by_sub_key(&slots(token, head * k), &weights(token, head * k), &dweights(token, head * k), k, n,
-                         &scratch(token, head, 0, 0), &scratch(token, head, 1, 0), place_of);
+        group_by_sub_key(address_of, &slots(token, head * k), &weights(token, head * k), &dweights(token, head * k), k,
+                         n, &scratch(token, head, 0, 0), &scratch(token, head, 1, 0), place_of);
   });
+  const ColumnBlock block = {queries, keys, scratch, dqueries, dkeys};
   const int64_t column_blocks = (half_width + kColumnBlock - 1) / kColumnBlock;
   parallel_for(0, heads * 2 * column_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t column = unit % column_blocks * kColumnBlock;
       const int64_t half = unit / column_blocks % 2;
       const int64_t head = unit / column_blocks / 2;
-      backward_columns(queries, keys, scratch, dqueries, dkeys, head, half, column,
-                       std::min(kColumnBlock, half_width - column));
+      if (half_width - column >= kColumnBlock)
+        block.whole(head, half, column);
+      else
+        block.part(head, half, column, half_width - column);
     }
   });
 }
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -1,62 +1,82 @@
 // SPDX-License-Identifier: Apache-2.0
 // The k largest of n scores on one core, largest first, ties by the lower index; NaN counts as the largest, so that it
-// reaches the weights and the step's finite gate sees it. No sort of n.
+// reaches the weights and the step's finite gate sees it. No sort of n, and no branch that depends on a score.
 //
 // A bound below the k-th largest comes first: the n scores fall into G >= 2k strided groups, whose maxima vectorise;
-// a value that k of these maxima reach is reached by k scores. A short bisection over the G maxima finds such a value
-// close to the best one (for random scores about 1.4 k of n pass it, whatever n is). What passes is ranked by counting,
-// without a branch. Scores and indices are ranked as one integer, so that a tie needs no second comparison.
+// a value that k of these maxima reach is reached by k scores. A short search over the G maxima finds such a value
+// close to the best one (for random scores about 1.4 k of n pass it, whatever n is). What passes is ranked by counting
+// what is above it, a vector of scores at a time.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
-namespace pkmesh::cpu {
+#include "runtime/cpu.h"
 
-// A score and its index as one integer that sorts by score, then by lower index.
-struct RankKey {
-  static int64_t make(float score, int32_t index) {
-    const auto bits = std::bit_cast<int32_t>(score + 0.0F);  // -0 becomes +0: they tie
-    const int32_t ordered = score != score ? std::numeric_limits<int32_t>::max() : bits ^ ((bits >> 31) & 0x7FFFFFFF);
-    return static_cast<int64_t>((static_cast<uint64_t>(static_cast<uint32_t>(ordered)) << 32) |
-                                (0xFFFFFFFFU - static_cast<uint32_t>(index)));
-  }
-  static float score(int64_t key) {
-    const auto ordered = static_cast<int32_t>(key >> 32);
-    return std::bit_cast<float>(ordered ^ ((ordered >> 31) & 0x7FFFFFFF));
-  }
-  static int32_t index(int64_t key) { return static_cast<int32_t>(0xFFFFFFFFU - static_cast<uint32_t>(key)); }
-};
+namespace pkmesh::PKM_CPU {
+
+using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
+
+// An integer in the order of the scores: -0 and +0 tie, NaN is the largest.
+inline int32_t score_order(float score) {
+  const auto bits = std::bit_cast<int32_t>(score + 0.0F);  // -0 becomes +0
+  return score != score ? std::numeric_limits<int32_t>::max() : bits ^ ((bits >> 31) & 0x7FFFFFFF);
+}
+
+inline int32_t sum_lanes(IntLanes lanes) {
+  int32_t sums[kLanes];
+  std::memcpy(sums, &lanes, sizeof(lanes));
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  return sums[0];
+}
 
 class TopK {
  public:
-  // n is the largest count to come.
-  explicit TopK(int64_t n) : positions_(static_cast<size_t>(n)), keys_(static_cast<size_t>(n) + kLanes) {}
+  static constexpr int64_t kMostScores = 65535;  // places are 16 bits
 
-  // out[0..k) = the keys of the k <= n best. index_of(position) gives the index that breaks ties and is kept.
+  // n is the largest count to come.
+  explicit TopK(int64_t n)
+      : flags_(static_cast<size_t>(n) + kWord),
+        positions_(flags_.size()),
+        orders_(static_cast<size_t>(n + kLanes)),
+        places_(orders_.size()),
+        by_place_(orders_.size()),
+        keys_(orders_.size()) {}
+
+  // scores_out and indices_out [0, k) = the k <= n best. index_of(position) gives the index that breaks ties and is
+  // reported.
   template <class IndexOf>
-  void operator()(const float* scores, int64_t n, int64_t k, const IndexOf& index_of, int64_t* out) {
-    const float bound = bound_below(scores, n, k);
-    int64_t passed = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      positions_[static_cast<size_t>(passed)] = static_cast<int32_t>(i);
-      passed += !(scores[i] < bound);
+  void operator()(const float* scores, int64_t n, int64_t k, const IndexOf& index_of, float* scores_out,
+                  int32_t* indices_out) {
+    const int64_t passed = filter(scores, n, bound_below(scores, n, k));
+    for (int64_t i = 0; i < passed; ++i) orders_[i] = score_order(scores[positions_[i]]);
+    if (!rank(passed)) rank_with_ties(passed, k, index_of);
+    for (int64_t i = 0; i < k; ++i) {
+      const uint16_t position = positions_[by_place_[i]];
+      scores_out[i] = scores[position];
+      indices_out[i] = index_of(position);
     }
-    for (int64_t i = 0; i < passed; ++i) {
-      const int32_t position = positions_[static_cast<size_t>(i)];
-      keys_[static_cast<size_t>(i)] = RankKey::make(scores[position], index_of(position));
-    }
-    rank(passed, k, out);
   }
 
  private:
-  static constexpr int64_t kLanes = 8;
+  static constexpr int64_t kWord = 8;  // flags that are looked at together
   static constexpr int64_t kMaxGroups = 256;
-  static constexpr int64_t kCountingLimit = 192;  // above it sorting is quicker than counting
+  static constexpr int64_t kCountingLimit = 256;  // above it sorting is quicker than counting
+
+  // The places of the bits that are set in each byte, ascending.
+  static constexpr std::array<std::array<uint16_t, kWord>, 256> kSetBits = [] {
+    std::array<std::array<uint16_t, kWord>, 256> places{};
+    for (size_t byte = 0; byte < places.size(); ++byte)
+      for (size_t bit = 0, next = 0; bit < kWord; ++bit)
+        if ((byte >> bit & 1) != 0) places[byte][next++] = static_cast<uint16_t>(bit);
+    return places;
+  }();
 
   // A value that at least k scores are not below.
   static float bound_below(const float* scores, int64_t n, int64_t k) {
@@ -77,41 +97,91 @@ class TopK {
       high = maxima[g] > high ? maxima[g] : high;
     }
     if (low != low) return kAll;
-    constexpr int kSteps = 10;
-    for (int step = 0; step < kSteps;
-         ++step) {  // `low` is always such a value, whatever infinities or NaN do to `middle`
-      const float middle = 0.5F * low + 0.5F * high;
-      int32_t reached = 0;
-      for (int64_t g = 0; g < groups; ++g) reached += !(maxima[g] < middle);
-      if (reached >= k) {
-        low = middle;
-        if (reached <= k + 1) break;
-      } else {
-        high = middle;
+    // Three cuts at a time: what takes long is to wait for a count. `low` is always such a value, whatever infinities
+    // or NaN do to the cuts.
+    constexpr int kRounds = 5;
+    constexpr int kCuts = 3;
+    for (int round = 0; round < kRounds; ++round) {
+      float cuts[kCuts];
+      for (int c = 0; c < kCuts; ++c) {
+        const float share = static_cast<float>(c + 1) / (kCuts + 1);
+        cuts[c] = (1.0F - share) * low + share * high;
       }
+      IntLanes counts[kCuts] = {};
+      for (int64_t g = 0; g < groups; g += kLanes) {
+        Lanes lanes;
+        std::memcpy(&lanes, maxima.data() + g, sizeof(lanes));
+        for (int c = 0; c < kCuts; ++c) counts[c] += lanes < cuts[c];  // minus one where it is
+      }
+      int64_t reached = groups;
+      for (int c = 0; c < kCuts; ++c) {
+        const int64_t above = groups + sum_lanes(counts[c]);
+        if (above < k) {
+          high = cuts[c];
+          break;
+        }
+        low = cuts[c];
+        reached = above;
+      }
+      if (reached <= k + 1) break;
     }
     return low;
   }
 
-  // The k largest of the first `count` keys, in order.
-  void rank(int64_t count, int64_t k, int64_t* out) {
-    if (count > kCountingLimit) {
-      std::partial_sort(keys_.begin(), keys_.begin() + k, keys_.begin() + count, std::greater<>());
-      std::copy_n(keys_.begin(), k, out);
-      return;
+  // positions_ [0, count) = those of the scores that are not below `bound`, ascending. Returns count.
+  int64_t filter(const float* scores, int64_t n, float bound) {
+    uint8_t* const flags = flags_.data();
+    for (int64_t i = 0; i < n; ++i) flags[i] = scores[i] < bound ? 0 : 1;
+    std::memset(flags + n, 0, kWord);
+    uint16_t* next = positions_.data();
+    for (int64_t begin = 0; begin < n; begin += kWord) {
+      uint64_t word;
+      std::memcpy(&word, flags + begin, sizeof(word));
+      const auto mask = static_cast<size_t>((word * 0x0102040810204080U) >> 56);  // a bit of each byte
+      for (int64_t i = 0; i < kWord; ++i) next[i] = static_cast<uint16_t>(kSetBits[mask][i] + begin);
+      next += std::popcount(mask);
     }
-    const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-    std::fill(keys_.begin() + count, keys_.begin() + padded, std::numeric_limits<int64_t>::min());
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t key = keys_[static_cast<size_t>(i)];
-      int64_t place = 0;
-      for (int64_t j = 0; j < padded; ++j) place += keys_[static_cast<size_t>(j)] > key;
-      if (place < k) out[place] = key;
-    }
+    return next - positions_.data();
   }
 
-  std::vector<int32_t> positions_;
+  // by_place_ [0, count) = which of the first `count` is at a place. False if some tie: their place is then the same.
+  bool rank(int64_t count) {
+    if (count > kCountingLimit) return false;
+    const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+    std::fill(orders_.begin() + count, orders_.begin() + padded, std::numeric_limits<int32_t>::min());
+    IntLanes total{};
+    for (int64_t begin = 0; begin < padded; begin += kLanes) {
+      IntLanes mine;
+      std::memcpy(&mine, orders_.data() + begin, sizeof(mine));
+      IntLanes above{};
+      for (int64_t j = 0; j < count; ++j) above -= orders_[j] > mine;
+      std::memcpy(places_.data() + begin, &above, sizeof(above));
+      total += above;
+    }
+    // The padding has all the others above it.
+    if (2 * (sum_lanes(total) - (padded - count) * count) != count * (count - 1)) return false;
+    for (int64_t i = 0; i < count; ++i) by_place_[places_[i]] = static_cast<uint16_t>(i);
+    return true;
+  }
+
+  // The same for places [0, k), ties by the lower index.
+  template <class IndexOf>
+  void rank_with_ties(int64_t count, int64_t k, const IndexOf& index_of) {
+    for (int64_t i = 0; i < count; ++i) {
+      by_place_[i] = static_cast<uint16_t>(i);
+      keys_[i] = static_cast<int64_t>((static_cast<uint64_t>(static_cast<uint32_t>(orders_[i])) << 32) |
+                                      (0xFFFFFFFFU - static_cast<uint32_t>(index_of(positions_[i]))));
+    }
+    std::partial_sort(by_place_.begin(), by_place_.begin() + k, by_place_.begin() + count,
+                      [&](uint16_t a, uint16_t b) { return keys_[a] > keys_[b]; });
+  }
+
+  std::vector<uint8_t> flags_;
+  std::vector<uint16_t> positions_;
+  std::vector<int32_t> orders_;
+  std::vector<int32_t> places_;
+  std::vector<uint16_t> by_place_;
   std::vector<int64_t> keys_;
 };
 
-}  // namespace pkmesh::cpu
+}  // namespace pkmesh::PKM_CPU

@@ -52,6 +52,17 @@ class CommandLine(program.Test):
         self.assert_refused(["inspect", "/proc"], "/proc", "no whole checkpoint")
         self.assert_refused(["config", "model.memry"], "did you mean model.memory?")
 
+    def test_unknown_cpu(self):
+        for name in ("avx1024", "AVX2"):
+            command = ["env", f"PKMESH_CPU={name}", program.PROGRAM, "config", "model.memory.heads"]
+            self.check_refusal(Job([], contexts=[command] * 2), [f"PKMESH_CPU={name}", "avx2 or avx512"])
+        contexts = [["env", f"PKMESH_CPU={name}", program.PROGRAM, "config"] for name in ("", "avx2")]
+        job = Job([], contexts=contexts)
+        if "avx512vl" in open("/proc/cpuinfo", encoding="utf-8").read():
+            self.check_refusal(job, ["has another PKMESH_CPU than rank 0", '"avx2" instead of "avx512"'])
+        else:
+            self.assertEqual(job.finish().code, 0)
+
     def test_standard_output_that_is_full(self):
         with open("/dev/full", "wb") as full:
             self.check_refusal(Job(["config", "model.memory.heads"], stdout=full), ["standard output"])

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <numbers>
 #include <vector>
 
 namespace pkmesh {
@@ -47,6 +49,19 @@ TEST(Random, NormalsHaveMeanZeroVarianceOneAndDoNotDependOnTheSlice) {
   EXPECT_NEAR(squares / 40000, 1.0, 0.02);
   for (size_t i = 0; i < part.size(); ++i) EXPECT_EQ(part[i], 2.0F * all[1000 + i]);
   EXPECT_EQ(random.normal(1003), all[1003]);
+}
+
+TEST(Random, NormalsAreBoxMullersOfTheBits) {
+  const Random random(4, "values");
+  constexpr int64_t kCount = 100000;
+  std::vector<float> drawn(kCount);
+  random.normals(0, kCount, 1.0F, drawn.data());
+  for (int64_t i = 0; i < kCount; i += 2) {
+    const double radius = std::sqrt(-2.0 * std::log(1.0 - static_cast<double>(random.uniform(i))));
+    const double angle = 2.0 * std::numbers::pi * static_cast<double>(random.uniform(i + 1));
+    ASSERT_NEAR(drawn[i], radius * std::cos(angle), 1e-6 * radius) << i;
+    ASSERT_NEAR(drawn[i + 1], radius * std::sin(angle), 1e-6 * radius) << i;
+  }
 }
 
 }  // namespace
