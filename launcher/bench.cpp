@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <filesystem>
 
 #include "comm/agree.h"
@@ -32,17 +34,33 @@ constexpr const char* kModel = R"(
   tokenizer { vocabulary: 16384 }
   train { batch: 8 })";
 
+// A table of 1.07 billion values under a small model; two such steps read nearly every page of it.
+constexpr const char* kBigTable = R"(
+  model { layers: 2 width: 1024 heads: 16 context: 256
+          memory { layers: 1 heads: 4 neighbours: 32 sub_keys: 1024 key_width: 512 } }
+  tokenizer { kind: BYTE }
+  data { source: BUILT_IN }
+  train { batch: 8 })";
+
 struct Benchmark {
+  const char* name;
   const char* config;
   int repeats;
   void (*run)(Communicator&, const config::Config&, const BenchOptions&, BenchReport&);
 };
 
-Benchmark find(const std::string& name) {
-  if (name == "ops") return {kLayer, 9, bench_ops};
-  if (name == "exchange") return {kLayer, 15, bench_exchange};
-  PKM_CHECK(name == "step", "no benchmark {}", name);
-  return {kModel, 7, bench_step};
+constexpr std::array<Benchmark, 7> kBenchmarks = {{{"ops", kLayer, 9, bench_ops},
+                                                   {"exchange", kLayer, 15, bench_exchange},
+                                                   {"layer", kLayer, 9, bench_layer},
+                                                   {"model", kModel, 7, bench_model},
+                                                   {"step", kModel, 7, bench_step},
+                                                   {"flat", kLayer, 9, bench_flat},
+                                                   {"memory", kBigTable, 3, bench_memory}}};
+
+const Benchmark& find(const std::string& name) {
+  const auto found = std::ranges::find(kBenchmarks, name, &Benchmark::name);
+  PKM_CHECK(found != kBenchmarks.end(), "no benchmark {}", name);
+  return *found;
 }
 
 config::Config load(const Benchmark& benchmark, const BenchArguments& options) {
@@ -72,8 +90,14 @@ void write_figures(const std::string& path, const std::string& name, const confi
 
 }  // namespace
 
+std::vector<std::string> benchmark_names() {
+  std::vector<std::string> names;
+  for (const Benchmark& benchmark : kBenchmarks) names.emplace_back(benchmark.name);
+  return names;
+}
+
 int bench_command(Communicator& world, const BenchArguments& options) {
-  const Benchmark benchmark = find(options.name);
+  const Benchmark& benchmark = find(options.name);
   config::Config config;
   agree(world, [&] {
     config = load(benchmark, options);

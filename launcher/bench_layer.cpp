@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/bench_layer.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
 
+#include "io/step_line.h"
+#include "launcher/bench.h"
 #include "optim/clipping.h"
+#include "runtime/parallel.h"
 
 namespace pkmesh {
 namespace {
@@ -65,6 +70,14 @@ Matrix<const float> LayerBench::output_gradient() const {
   return Matrix<const float>(output_gradient_.data(), tokens_, site_.shape.width);
 }
 
+void LayerBench::repeat_tokens(int64_t distinct) {
+  const int64_t width = site_.shape.width;
+  for (int64_t input = 0; input < kInputs; ++input) {
+    float* tokens = inputs_.data() + input * tokens_ * width;
+    for (int64_t t = distinct; t < tokens_; ++t) std::copy_n(tokens + t % distinct * width, width, tokens + t * width);
+  }
+}
+
 void LayerBench::forward() {
   ++step_;
   arena_.reset();
@@ -114,6 +127,13 @@ LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats) {
   return {spread_of(samples[0]), spread_of(samples[1]), spread_of(samples[2]), spread_of(samples[3])};
 }
 
+nlohmann::json to_json(const LayerTimes& times) {
+  return {{"ms", to_json(times.step)},
+          {"forward_ms", to_json(times.forward)},
+          {"backward_ms", to_json(times.backward)},
+          {"update_ms", to_json(times.update)}};
+}
+
 int64_t distinct_rows(Matrix<const int32_t> slots) {
   return distinct({slots.begin(), slots.end()});
 }
@@ -132,6 +152,26 @@ double mean_distinct_sub_keys(Matrix<const int32_t> slots, int64_t heads, int64_
   }
   const int64_t lists = slots.size(0) * heads * 2;
   return lists == 0 ? 0 : static_cast<double>(total) / static_cast<double>(lists);
+}
+
+// Collective.
+void bench_layer(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
+  const ProcessMemory before = process_memory();
+  LayerBench bench(config, world, {});
+  const LayerTimes times = time_layer(bench, world, options.repeats);
+  const auto peak = slowest(world, static_cast<double>(process_memory().peak));
+  const int64_t rows = distinct_rows(bench.layer().slots());
+  report.line(fmt::format("{} tokens of width {} read {} rows; {} rank{}, {} thread{} each", bench.tokens(),
+                          bench.input().size(1), rows, world.size(), world.size() == 1 ? "" : "s", threads(),
+                          threads() == 1 ? "" : "s"));
+  for (const auto& [name, ms] : {std::pair{"forward", times.forward}, std::pair{"backward", times.backward},
+                                 std::pair{"update", times.update}, std::pair{"whole step", times.step}})
+    report.line(fmt::format("{:<12}{:>24} ms", name, to_text(ms)));
+  report.line(fmt::format("peak memory of a rank  {}, {} of it before the layer", size_text(peak),
+                          size_text(static_cast<double>(before.resident))));
+  report.figures.update(to_json(times));
+  report.figures["distinct_rows"] = rows;
+  report.figures["memory"] = {{"peak_bytes", peak}, {"before_bytes", before.resident}};
 }
 
 }  // namespace pkmesh

@@ -20,6 +20,9 @@ class LayerBench {
   // The configuration's first memory, for train.batch * model.context tokens on each rank. Collective.
   LayerBench(const config::Config& config, Communicator& world, Device device);
 
+  // From now on an input has only so many different tokens, which come again and again.
+  void repeat_tokens(int64_t distinct);
+
   void forward();   // of the next input; collective, as all of these
   void backward();  // of the last forward()
   void update();    // rows, keys and query, by the gradients of the last backward()
@@ -65,6 +68,7 @@ struct LayerTimes {
 };
 // After a warm-up in which every input has come once: moments of the rows to come exist from then on. Collective.
 LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats);
+nlohmann::json to_json(const LayerTimes& times);
 
 // Distinct sub-keys of the slots of a token's head in one half, on average over tokens, heads and halves; slots (T,
 // H*k).

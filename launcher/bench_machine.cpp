@@ -56,11 +56,12 @@ class Rows {
       std::fill(memory_.data() + begin, memory_.data() + end, uint64_t{1});
     });
     const Permutation shuffled(rows_, 1, 0);
-    order_.resize(static_cast<size_t>(std::min(sizes.reads, rows_) / 4 * 4));
+    order_.resize(static_cast<size_t>(rows_));
     for (size_t i = 0; i < order_.size(); ++i) order_[i] = shuffled(static_cast<int64_t>(i));
+    reads_ = std::min(sizes.reads, rows_) / 4 * 4;
   }
 
-  double bytes() const { return static_cast<double>(order_.size()) * static_cast<double>(words_) * 8; }
+  double bytes() const { return static_cast<double>(reads_) * static_cast<double>(words_) * 8; }  // of a pass
 
   uint64_t read() {
     uint64_t total = 0;
@@ -86,16 +87,21 @@ class Rows {
   }
 
  private:
-  uint64_t* row(int64_t i) const { return memory_.data() + order_[static_cast<size_t>(i)] * words_; }
-  template <class Body>  // four rows at once: the misses of one hide behind those of the others
-  void in_fours(const Body& body) const {
-    parallel_for(0, std::ssize(order_) / 4, 16, body);
+  uint64_t* row(int64_t i) const { return memory_.data() + order_[static_cast<size_t>((first_ + i) % rows_)] * words_; }
+  // Four rows at once: the misses of one hide behind those of the others. A pass goes on where the last one ended, so
+  // that it finds none of its rows in a cache that is smaller than the table.
+  template <class Body>
+  void in_fours(const Body& body) {
+    parallel_for(0, reads_ / 4, 16, body);
+    first_ = (first_ + reads_) % rows_;
   }
 
   int64_t words_;
   int64_t rows_;
   Buffer<uint64_t> memory_;
   std::vector<int64_t> order_;
+  int64_t reads_ = 0;  // of a pass
+  int64_t first_ = 0;  // place in the order at which the next pass begins
 };
 
 double product_rate(Stream& stream, int64_t side, int repeats) {

@@ -3,6 +3,8 @@
 
 #include <fmt/format.h>
 
+#include <numeric>
+
 #include "runtime/check.h"
 
 namespace pkmesh {
@@ -27,6 +29,24 @@ Spread spread_of(std::vector<double> samples) {
 
 nlohmann::json to_json(const Spread& spread) {
   return {{"median", spread.median}, {"min", spread.min}, {"max", spread.max}};
+}
+
+Line fit_line(const std::vector<double>& x, const std::vector<double>& y) {
+  PKM_CHECK(x.size() == y.size() && x.size() >= 2, "a line through {} and {} figures", x.size(), y.size());
+  const auto count = static_cast<double>(x.size());
+  const double mean_x = std::accumulate(x.begin(), x.end(), 0.0) / count;
+  const double mean_y = std::accumulate(y.begin(), y.end(), 0.0) / count;
+  double xx = 0;
+  double xy = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    xx += (x[i] - mean_x) * (x[i] - mean_x);
+    xy += (x[i] - mean_x) * (y[i] - mean_y);
+  }
+  PKM_CHECK(xx > 0, "a line needs two different x");
+  Line line = {mean_y - xy / xx * mean_x, xy / xx, 0};
+  for (size_t i = 0; i < x.size(); ++i)
+    line.worst = std::max(line.worst, std::abs(line.at_zero + line.slope * x[i] - y[i]) / y[i]);
+  return line;
 }
 
 double slowest(Communicator& world, double figure) {

@@ -24,6 +24,14 @@ struct Spread {
 Spread spread_of(std::vector<double> samples);
 nlohmann::json to_json(const Spread& spread);
 
+// y = at_zero + slope x by least squares, through at least two different x.
+struct Line {
+  double at_zero = 0;
+  double slope = 0;
+  double worst = 0;  // furthest point from the line, as a share of its y
+};
+Line fit_line(const std::vector<double>& x, const std::vector<double>& y);
+
 template <class Work>
 double milliseconds(const Work& work) {
   const auto begin = Clock::now();

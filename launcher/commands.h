@@ -49,7 +49,7 @@ struct GenerateArguments {
 };
 
 struct BenchArguments {
-  std::string name;     // ops, exchange or step
+  std::string name;     // one of benchmark_names()
   ConfigSource source;  // config "": the benchmark's own
   int repeats = 0;      // 0: the benchmark's own
   std::string json;     // file for the figures; empty: none
@@ -60,6 +60,7 @@ int train_command(Communicator& world, const TrainArguments& options);
 int eval_command(Communicator& world, const EvalArguments& options);
 int generate_command(Communicator& world, const GenerateArguments& options);
 int inspect_command(Communicator& world, const std::string& path);
+std::vector<std::string> benchmark_names();
 int bench_command(Communicator& world, const BenchArguments& options);
 
 }  // namespace pkmesh

@@ -105,9 +105,9 @@ void add_others(CLI::App& app, Options& options, Action& action) {
   inspect->callback([&] { action = [&](Communicator& world) { return inspect_command(world, options.inspect); }; });
 
   auto* bench = app.add_subcommand("bench", "Measure this machine and the program on it");
-  bench->add_option("name", options.bench.name, "ops, exchange or step")
+  bench->add_option("name", options.bench.name, fmt::format("{}", fmt::join(benchmark_names(), ", ")))
       ->required()
-      ->check(CLI::IsMember({"ops", "exchange", "step"}));
+      ->check(CLI::IsMember(benchmark_names()));
   bench->add_option("--repeats", options.bench.repeats, "Repetitions of each measurement")->check(CLI::Range(1, 10000));
   bench->add_option("--json", options.bench.json, "File to which the figures are written");
   add_config_options(*bench, options.bench.source, false);

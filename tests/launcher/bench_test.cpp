@@ -159,6 +159,14 @@ TEST(Measure, Spread) {
   EXPECT_EQ(size_text(3 << 20), "3.0 MiB");
 }
 
+TEST(Measure, Line) {
+  const Line exact = fit_line({1, 2, 4}, {5, 7, 11});
+  EXPECT_NEAR(exact.at_zero, 3, 1e-12);
+  EXPECT_NEAR(exact.slope, 2, 1e-12);
+  EXPECT_NEAR(exact.worst, 0, 1e-12);
+  EXPECT_NEAR(fit_line({0, 1, 2}, {1, 4, 1}).worst, 1.0, 1e-12) << "2 at every x: as far from 1 as 1 is";
+}
+
 TEST(Measure, EverySampleIsPrepared) {
   int prepared = 0;
   int worked = 0;
@@ -183,6 +191,10 @@ BenchOptions tiny_options() {
   options.flat_sub_keys = {8, 16};
   options.flat_width = 8;
   options.flat_tokens = 16;
+  options.curve_sub_keys = 64;
+  options.curve_width = 8;
+  options.curve_tokens = 16;
+  options.curve_distinct_tokens = {1, 16};
   return options;
 }
 
@@ -272,10 +284,54 @@ TEST(Bench, StepComparesWithAndWithoutMemory) {
     EXPECT_NE(models[0].at("flops"), models[1].at("flops"));
     EXPECT_GT(report.figures.at("speed_with_over_without").at("min"), 0);
     EXPECT_GT(report.figures.at("memory").at("planned_bytes"), 0);
-    const auto& tables = report.figures.at("tables");
-    ASSERT_EQ(tables.size(), 2);
-    EXPECT_EQ(tables[1].at("table_bytes"), 16 * 16 * 8 * 4);
-    EXPECT_LE(tables[0].at("distinct_rows"), 64);
+  });
+}
+
+TEST(Bench, ModelAndLayerAlone) {
+  run_ranks(2, [&](Communicator& world) {
+    BenchReport model(nullptr);
+    bench_model(world, tiny_config(), tiny_options(), model);
+    ASSERT_EQ(model.figures.at("models").size(), 1);
+    EXPECT_GT(model.figures.at("models")[0].at("ms").at("min"), 0);
+    BenchReport layer(nullptr);
+    bench_layer(world, tiny_config(), tiny_options(), layer);
+    EXPECT_GE(layer.figures.at("ms").at("median"), layer.figures.at("update_ms").at("min"));
+    EXPECT_GT(layer.figures.at("distinct_rows"), 0);
+    EXPECT_GT(layer.figures.at("memory").at("peak_bytes"), 0);
+  });
+}
+
+TEST(Bench, FlatGoesOverTablesAndRowsRead) {
+  const auto flat = [](Communicator& world) {
+    BenchReport report(nullptr);
+    bench_flat(world, {}, tiny_options(), report);
+    return report.figures;
+  };
+  SelfCommunicator alone;
+  const auto figures = flat(alone);
+  const auto& tables = figures.at("tables");
+  ASSERT_EQ(tables.size(), 2);
+  EXPECT_EQ(tables[1].at("table_bytes"), 16 * 16 * 8 * 4);
+  EXPECT_LE(tables[0].at("distinct_rows"), 64);
+  EXPECT_GT(tables[0].at("floor_ms"), 0);
+  const auto& curve = figures.at("curve");
+  ASSERT_EQ(curve.size(), 2);
+  EXPECT_GT(curve[0].at("distinct_rows"), curve[1].at("distinct_rows"));
+  EXPECT_LE(curve[1].at("distinct_rows"), 4 * 32) << "one token: its heads' neighbours";
+  EXPECT_GE(curve[1].at("distinct_rows"), 32);
+  EXPECT_TRUE(figures.at("curve_fit").contains("update"));
+  run_ranks(2, [&](Communicator& world) { EXPECT_EQ(flat(world).at("tables").size(), 2); });
+}
+
+TEST(Bench, MemoryIsHeldAgainstThePlan) {
+  run_ranks(2, [&](Communicator& world) {
+    BenchReport report(nullptr);
+    bench_memory(world, tiny_config({"data.source=BUILT_IN", "tokenizer.kind=BYTE"}), tiny_options(), report);
+    const auto& lines = report.figures.at("memory");
+    ASSERT_EQ(lines.size(), 6);
+    EXPECT_EQ(lines[0].at("of_plan"), 1.0);
+    EXPECT_EQ(lines[0].at("bytes").get<double>(), 2 * lines[0].at("rank_bytes").get<double>());
+    for (const auto& line : lines) EXPECT_GE(line.at("bytes"), line.at("rank_bytes")) << line;
   });
 }
 

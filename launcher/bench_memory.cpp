@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// `pkmesh bench memory`: what training holds in memory, against what `pkmesh train --dry-run` said. A few steps are
+// taken on real tokens; then every row's moments are written to once, as they will have been in a long run: until then
+// the system lends pages only for rows that were read.
+#include <fmt/format.h>
+
+#include "comm/agree.h"
+#include "io/step_line.h"
+#include "launcher/bench.h"
+#include "launcher/bench_tokens.h"
+#include "launcher/memory_plan.h"
+#include "launcher/trainer.h"
+#include "runtime/parallel.h"
+
+namespace pkmesh {
+namespace {
+
+// Writes to each page what stands there.
+void touch(std::span<std::byte> bytes) {
+  constexpr int64_t kPage = 4096;
+  const auto count = std::ssize(bytes);
+  parallel_for(0, (count + kPage - 1) / kPage, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t page = begin; page < end; ++page) {
+      volatile std::byte& place = bytes[static_cast<size_t>(page * kPage)];
+      place = place;
+    }
+  });
+}
+
+// Bytes of one rank, and what became of them over all.
+class MemoryTable {
+ public:
+  MemoryTable(Communicator& world, int64_t planned, BenchReport& report)
+      : world_(world), planned_(planned), report_(report) {
+    report_.line(fmt::format("{:<34}{:>14}{:>14}{:>12}", "memory", "of a rank", "of all ranks", "of the plan"));
+    line("planned", planned);
+  }
+
+  void line(const std::string& what, int64_t bytes) {
+    const double most = slowest(world_, static_cast<double>(bytes));
+    auto sum = static_cast<double>(bytes);
+    world_.all_reduce(std::span<double>(&sum, 1), Reduction::kSum, Purpose::kControl);
+    const double share = sum / (static_cast<double>(planned_) * world_.size());
+    report_.line(fmt::format("{:<34}{:>14}{:>14}{:>11.1f}%", what, size_text(most), size_text(sum), share * 100));
+    report_.figures["memory"].push_back({{"what", what}, {"rank_bytes", most}, {"bytes", sum}, {"of_plan", share}});
+  }
+
+ private:
+  Communicator& world_;
+  int64_t planned_;
+  BenchReport& report_;
+};
+
+void check_that_it_fits(Communicator& world, int64_t planned) {
+  agree(world, [&] {
+    const int64_t ranks_here = (world.size() + world.hosts().count() - 1) / world.hosts().count();
+    const auto available = static_cast<double>(process_memory().machine_available);
+    const auto needed = static_cast<double>(ranks_here * planned);
+    if (needed > 0.95 * available)
+      user_error("this needs {} on a host that has {} free; take a smaller table: --set model.memory.0.sub_keys=512",
+                 size_text(needed), size_text(available));
+  });
+}
+
+}  // namespace
+
+void bench_memory(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
+  std::optional<TrainingTokens> data;
+  agree(world, [&] { data = training_tokens(config); });
+  const MemoryPlan plan = plan_memory(config, data->vocabulary, world.size());
+  check_that_it_fits(world, plan.bytes_per_rank());
+  report.line(to_text(plan));
+
+  const ProcessMemory before = process_memory();
+  Trainer trainer(config, world, choose_device(config, world),
+                  BatchSampler(data->tokens, config.model().context(), config.data().seed()), data->vocabulary);
+  MemoryTable table(world, plan.bytes_per_rank(), report);
+  const auto grown = [&] { return process_memory().resident - before.resident; };
+  table.line("the program before the model", before.resident);
+  table.line("model, no step", grown());
+  std::vector<double> ms;
+  for (int i = 0; i < options.repeats; ++i) {
+    world.barrier();
+    const StepFigures step = trainer.step();
+    PKM_CHECK(!step.skipped, "step {} was skipped: {}", step.step, step.why_skipped);
+    ms.push_back(slowest(world, step.seconds * 1e3));
+    report.figures["losses"].push_back(step.loss);
+  }
+  table.line(fmt::format("model, after {} step{}", options.repeats, options.repeats == 1 ? "" : "s"), grown());
+  for (const auto& sharded : trainer.contents().tables)
+    for (const RowTensor& tensor : sharded.tensors) touch(tensor.bytes);
+  const StepFigures last = trainer.step();
+  table.line("model, every row written once", grown());
+  table.line("peak of the process", process_memory().peak);
+  report.line(fmt::format("\nsteps {} ms; loss {:.3f} at the first, {:.3f} at the last", to_text(spread_of(ms)),
+                          report.figures["losses"][0].get<double>(), last.loss));
+  report.figures["ms"] = to_json(spread_of(ms));
+}
+
+}  // namespace pkmesh
