@@ -25,13 +25,14 @@ FEED_FORWARD = ["--set", "model.memory=[]"]
 TIME_LIMIT = 600  # seconds for one process
 
 
-def values(*kinds, more=((),)):
-    return [["--values", kind, *words] for words in more for kind in kinds]
+def values(*kinds):
+    """Variants of torch_run.py: "dense --compile" trains the table densely, with torch.compile."""
+    return [["--values", *kind.split()] for kind in kinds]
 
 
 def layer(*shape):
     """One step of a layer: what torch_run.py and pkmesh are told, and the ways in which PyTorch may do it."""
-    return {"torch": ["layer", *shape], "variants": values("rows", "dense", "sparse", more=([], ["--compile"])),
+    return {"torch": ["layer", *shape], "variants": values("rows", "dense", "sparse", "dense --compile", "rows --compile"),
             "pkmesh": ["layer", *layer_overrides(*shape)]}
 
 
@@ -40,13 +41,12 @@ def model(*extra, variants, pkmesh=(), ranks=1):
             "ranks": ranks}
 
 
-COMPILED = ([], ["--loss", "chunked"], ["--compile"])
 CASES = {
     **{f"layer-{name}": layer(*shape) for name, shape in LAYERS.items()},
-    "model": model(variants=values("dense", "sparse", "rows", more=COMPILED)),
-    "model-2-ranks": model(variants=values("dense", "sparse", more=COMPILED[:2]), ranks=2),
-    "model-ffn": model(variants=values("none", more=COMPILED), pkmesh=FEED_FORWARD),
-    "model-bf16": model("--bf16", variants=values("dense", "rows", more=COMPILED),
+    "model": model(variants=values("dense", "sparse", "rows", "dense --loss chunked", "dense --compile")),
+    "model-2-ranks": model(variants=values("dense", "sparse", "dense --loss chunked", "dense --compile"), ranks=2),
+    "model-ffn": model(variants=values("none", "none --loss chunked", "none --compile"), pkmesh=FEED_FORWARD),
+    "model-bf16": model("--bf16", variants=values("dense", "rows", "dense --loss chunked", "dense --compile"),
                         pkmesh=["--set", "train.precision=BF16"]),
 }
 TITLES = {
