@@ -62,21 +62,6 @@ void sweep(Communicator& world, const BenchOptions& options, BenchReport& report
   }
 }
 
-// Adds up the time of each range by name.
-class RangeClock final : public RangeObserver {
- public:
-  RangeClock() : former_(observe_ranges(this)) {}
-  ~RangeClock() override { observe_ranges(former_); }
-  void on_range(std::string_view name, Clock::time_point begin, Clock::time_point end) override {
-    milliseconds_[std::string(name)] += std::chrono::duration<double, std::milli>(end - begin).count();
-  }
-  std::map<std::string, double> take() { return std::exchange(milliseconds_, {}); }
-
- private:
-  std::map<std::string, double> milliseconds_;
-  RangeObserver* former_;
-};
-
 // A lookup of uniformly random rows, forward and backward, again and again.
 class Lookup {
  public:

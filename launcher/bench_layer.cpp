@@ -112,26 +112,36 @@ LookupShape LayerBench::lookup() const {
 }
 
 LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats) {
-  std::array<std::vector<double>, 4> samples;
+  constexpr std::array kRowPhases = {"pooled gather",      "weight gradients", "count usage",
+                                     "sort row gradients", "row squares",      "update rows"};
+  std::array<std::vector<double>, 5> samples;
+  RangeClock clock;
   for (int64_t i = -LayerBench::kInputs; i < repeats; ++i) {
     world.barrier();
+    clock.take();
     const double forward = milliseconds([&] { bench.forward(); });
     const double backward = milliseconds([&] { bench.backward(); });
     const double update = milliseconds([&] { bench.update(); });
-    const std::array<double, 4> times = {forward, backward, update, forward + backward + update};
+    const std::map<std::string, double> ranges = clock.take();
+    double rows = 0;
+    for (const char* phase : kRowPhases)
+      if (const auto found = ranges.find(phase); found != ranges.end()) rows += found->second;
+    const std::array<double, 5> times = {forward, backward, update, forward + backward + update, rows};
     for (size_t j = 0; j < times.size(); ++j) {
       const double sample = slowest(world, times[j]);
       if (i >= 0) samples[j].push_back(sample);
     }
   }
-  return {spread_of(samples[0]), spread_of(samples[1]), spread_of(samples[2]), spread_of(samples[3])};
+  return {spread_of(samples[0]), spread_of(samples[1]), spread_of(samples[2]), spread_of(samples[3]),
+          spread_of(samples[4])};
 }
 
 nlohmann::json to_json(const LayerTimes& times) {
   return {{"ms", to_json(times.step)},
           {"forward_ms", to_json(times.forward)},
           {"backward_ms", to_json(times.backward)},
-          {"update_ms", to_json(times.update)}};
+          {"update_ms", to_json(times.update)},
+          {"rows_ms", to_json(times.rows)}};
 }
 
 int64_t distinct_rows(Matrix<const int32_t> slots) {
@@ -164,9 +174,10 @@ void bench_layer(Communicator& world, const config::Config& config, const BenchO
   report.line(fmt::format("{} tokens of width {} read {} rows; {} rank{}, {} thread{} each", bench.tokens(),
                           bench.input().size(1), rows, world.size(), world.size() == 1 ? "" : "s", threads(),
                           threads() == 1 ? "" : "s"));
-  for (const auto& [name, ms] : {std::pair{"forward", times.forward}, std::pair{"backward", times.backward},
-                                 std::pair{"update", times.update}, std::pair{"whole step", times.step}})
-    report.line(fmt::format("{:<12}{:>24} ms", name, to_text(ms)));
+  for (const auto& [name, ms] :
+       {std::pair{"forward", times.forward}, std::pair{"backward", times.backward}, std::pair{"update", times.update},
+        std::pair{"whole step", times.step}, std::pair{"  of it rows", times.rows}})
+    report.line(fmt::format("{:<13}{:>23} ms", name, to_text(ms)));
   report.line(fmt::format("peak memory of a rank  {}, {} of it before the layer", size_text(peak),
                           size_text(static_cast<double>(before.resident))));
   report.figures.update(to_json(times));

@@ -65,6 +65,7 @@ struct LayerTimes {
   Spread backward;
   Spread update;
   Spread step;
+  Spread rows;  // of the step: phases that read or write rows of the table, and what decides which
 };
 // After a warm-up in which every input has come once: moments of the rows to come exist from then on. Collective.
 LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats);

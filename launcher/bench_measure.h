@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -82,6 +84,21 @@ Spread measure_together(Communicator& world, int repeats, const Work& work) {
   }
   return spread_of(std::move(samples));
 }
+
+// Adds up the time of each range by name.
+class RangeClock final : public RangeObserver {
+ public:
+  RangeClock() : former_(observe_ranges(this)) {}
+  ~RangeClock() override { observe_ranges(former_); }
+  void on_range(std::string_view name, Clock::time_point begin, Clock::time_point end) override {
+    milliseconds_[std::string(name)] += std::chrono::duration<double, std::milli>(end - begin).count();
+  }
+  std::map<std::string, double> take() { return std::exchange(milliseconds_, {}); }
+
+ private:
+  std::map<std::string, double> milliseconds_;
+  RangeObserver* former_;
+};
 
 // What a benchmark found: lines for people, as they come, and figures for programs.
 class BenchReport {

@@ -134,6 +134,9 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ran
   }
   plan.lines.push_back(
       {"activations", fmt::format("{} tokens at a time", tokens), activation_bytes(shape, tokens, ranks)});
+  if (ranks > 1)
+    plan.lines.push_back(
+        {"reductions", "MPI's copies of the dense gradients on their way", plan.dense_parameters * kFloat});
   if (pending > 0)
     plan.lines.push_back({"row gradients", "outputs' gradients and selections until the update", pending});
   return plan;

@@ -31,6 +31,8 @@ class Values(nn.Module):
         self.variant = variant
         self.weight = nn.Parameter(torch.empty(slots, width).normal_(0, width**-0.5), requires_grad=variant != "rows")
         if variant == "rows":
+            if not HAS_FUSED_ADAM:
+                raise RuntimeError("this PyTorch has no fused Adam for the CPU")
             self.first, self.second = torch.zeros_like(self.weight.data), torch.zeros_like(self.weight.data)
             self.steps = torch.tensor(0.0)
         elif variant == "sparse":

@@ -319,7 +319,9 @@ TEST(Bench, FlatGoesOverTablesAndRowsRead) {
   EXPECT_GT(curve[0].at("distinct_rows"), curve[1].at("distinct_rows"));
   EXPECT_LE(curve[1].at("distinct_rows"), 4 * 32) << "one token: its heads' neighbours";
   EXPECT_GE(curve[1].at("distinct_rows"), 32);
-  EXPECT_TRUE(figures.at("curve_fit").contains("update"));
+  EXPECT_TRUE(figures.at("curve_fit").contains("rows"));
+  EXPECT_GT(curve[0].at("rows_ms").at("min"), 0);
+  EXPECT_LT(curve[0].at("rows_ms").at("min"), curve[0].at("ms").at("max"));
   run_ranks(2, [&](Communicator& world) { EXPECT_EQ(flat(world).at("tables").size(), 2); });
 }
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs: any number of ranks computes the same, a stopped or killed run goes on as if it had never stopped."""
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -141,6 +142,19 @@ class Commands(program.Test):
         self.assertEqual(self.run_well("train", "--config", "./my.textproto", "--print-config", ranks=2).out, text)
         self.assertIn("steps: 7", text)
         self.assertEqual(os.listdir("."), ["my.textproto"])
+
+    def test_holds_what_was_planned(self):
+        table = ["--set", "model.memory.0.sub_keys=1024", "--set", "model.width=64", "--set", "model.memory.0.layers=[1]"]
+        for ranks in (0, 3):
+            self.run_well("bench", "memory", "--config", "debug", *table, "--repeats", "1", "--json", "figures.json",
+                          ranks=ranks)
+            with open("figures.json", encoding="utf-8") as file:
+                lines = {line["what"]: line for line in json.load(file)["memory"]}
+            rows = 1024 * 1024 * (64 * 3 * 4 + 8)  # value, two moments, counters
+            self.assertGreater(lines["planned"]["bytes"], rows)
+            self.assertLess(lines["planned"]["bytes"], 1.2 * rows)
+            self.assertAlmostEqual(lines["model, every row written once"]["of_plan"], 1, delta=0.05, msg=f"{ranks} ranks")
+            self.assertLess(lines["model, no step"]["of_plan"], 0.6, "moments are lent when a row is first updated")
 
     def test_from_text_to_a_sample(self):
         text = "".join(f"entry {i}: the {i % 13}th kind of \u00e9toile.\n" for i in range(1500))
