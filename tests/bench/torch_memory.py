@@ -50,6 +50,20 @@ class Values(nn.Module):
             table = self.copied = table.index_select(0, self.read).requires_grad_()
         return F.embedding_bag(slots, table, mode="sum", per_sample_weights=weights, sparse=self.variant == "sparse")
 
+    def share_gradient(self, world):
+        """A sparse gradient's mean over processes, which DistributedDataParallel does not take over gloo."""
+        own = self.weight.grad.coalesce()
+        counts = [torch.empty(1, dtype=torch.int64) for _ in range(world)]
+        torch.distributed.all_gather(counts, torch.tensor([own._nnz()]))
+        most = int(max(counts))
+        rows, values = torch.zeros(most, dtype=torch.int64), torch.zeros(most, self.weight.shape[1])
+        rows[:own._nnz()], values[:own._nnz()] = own.indices()[0], own.values()  # as many from each: zeros fill up
+        every_rows, every_values = ([torch.empty_like(part) for _ in range(world)] for part in (rows, values))
+        torch.distributed.all_gather(every_rows, rows)
+        torch.distributed.all_gather(every_values, values)
+        self.weight.grad = torch.sparse_coo_tensor(torch.cat(every_rows)[None], torch.cat(every_values) / world,
+                                                   self.weight.shape)
+
     def update(self):
         if self.variant != "rows":
             self.optimizer.step()

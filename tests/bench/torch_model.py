@@ -65,8 +65,12 @@ class ModelStep:
         self.values = model.memory.values if model.memory else None
         dense = [p for p in model.parameters() if not (self.values and p is self.values.weight)]
         self.optimizer = adam(dense, DENSE_RATE, (0.9, 0.98), decay)
+        self.sharing = world if world > 1 and variant == "sparse" else 0  # processes among which rows' gradients go by hand
         if world > 1:
-            model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=variant != "sparse")
+            if self.sharing:
+                ignored = [name for name, p in model.named_parameters() if p is self.values.weight]
+                nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+            model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.model = torch.compile(model) if compiled else model
         self.bf16 = bf16
         torch.manual_seed(2 + (torch.distributed.get_rank() if world > 1 else 0))
@@ -79,6 +83,8 @@ class ModelStep:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
             loss = self.model(ids[:, :-1], ids[:, 1:])
         loss.backward()
+        if self.sharing:
+            self.values.share_gradient(self.sharing)
         if self.values:
             self.values.update()
         self.optimizer.step()

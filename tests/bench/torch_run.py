@@ -64,9 +64,7 @@ def main():
             step()
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=45),
               file=sys.stderr)
-    if world == 1 or torch.distributed.get_rank() == 0:
-        print(json.dumps(figures))
-    sys.stdout.flush()
+    print(json.dumps(figures), flush=True)
     os._exit(0)  # some builds abort while their process group is torn down
 
 
