@@ -59,9 +59,17 @@ inline int64_t chunk_floats(int64_t contributions, int64_t width) {
   return ceil_divide(contributions, kChunk) * ((width + 3) / 4 * 4);
 }
 
-// Fills sums.chunks, the memory of which is `chunks`, of *touched rows: a number on the device, not 0 where there are
-// contributions.
-void sum_chunks(Stream& stream, const RowSums& sums, const int64_t* touched, int64_t contributions, float* chunks);
+// How many rows there are: the host knows it, or only the device does.
+struct RowCount {
+  RowCount(int64_t count) : known(count) {}
+  RowCount(const int64_t* count) : on_device(count) {}
+  int64_t known = 0;
+  const int64_t* on_device = nullptr;
+  __device__ int64_t value() const { return on_device == nullptr ? known : *on_device; }
+};
+
+// Fills sums.chunks, the memory of which is `chunks`. There are rows where there are contributions.
+void sum_chunks(Stream& stream, const RowSums& sums, RowCount rows, int64_t contributions, float* chunks);
 
 // sum += contributions [begin, end), columns [column, column + 4).
 __device__ inline void add_range(const RowSums& sums, int64_t begin, int64_t end, int64_t column, Pack<4>& sum) {
