@@ -71,6 +71,8 @@ class Checker {
       reject("data.source", "data.source BUILT_IN is read byte by byte; set tokenizer.kind to BYTE");
     check_schedule("optimizer", config_.optimizer());
     check_schedule("values", config_.values());
+    if (config_.values().moment_type() == FP16)
+      reject("values.moment_type", "values.moment_type: FP16 does not reach down to squared gradients; use BF16");
     if (config_.values().algorithm() == Values::DENSE_ADAM && config_.values().bias_correction() == Values::ROW_COUNTER)
       reject("values.bias_correction",
              "values.bias_correction is ROW_COUNTER, but DENSE_ADAM moves all rows alike; "

@@ -15,6 +15,7 @@
 
 #include "io/file.h"
 #include "runtime/bf16.h"
+#include "runtime/fp16.h"
 #include "runtime/view.h"
 
 namespace pkmesh {
@@ -33,6 +34,8 @@ constexpr DType dtype_of() {
     return DType::kF32;
   else if constexpr (std::is_same_v<U, bf16>)
     return DType::kBF16;
+  else if constexpr (std::is_same_v<U, fp16>)
+    return DType::kF16;
   else if constexpr (std::is_same_v<U, int64_t>)
     return DType::kI64;
   else if constexpr (std::is_same_v<U, int32_t>)

@@ -34,7 +34,7 @@ LookupShape lookup_shape(const MemorySite& site, const RowAdamOptions& rows, int
   shape.sub_keys = site.shape.sub_keys;
   shape.key_width = site.shape.key_width;
   shape.value_width = site.table.width;
-  shape.row_bytes = site.table.width * (site.table.type == RowType::kBf16 ? 2 : 4);
+  shape.row_bytes = site.table.width * bytes_of(site.table.type);
   shape.moment_bytes = RowOptimizer::bytes_per_row(rows, site.table.width);
   shape.batch_norm = site.shape.query_norm == QueryNorm::kBatchNorm;
   shape.gated = site.shape.output == MemoryOutput::kSwilu;

@@ -125,7 +125,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ran
   for (const auto& [name, table] : tables) {
     plan.value_parameters += table.slots * table.width;
     const int64_t rows = (table.slots + ranks - 1) / ranks;
-    const int64_t row_bytes = table.width * (table.type == RowType::kBf16 ? 2 : 4) +
+    const int64_t row_bytes = table.width * bytes_of(table.type) +
                               RowOptimizer::bytes_per_row(row_options(config), table.width) + ValueTable::kUsageBytes;
     plan.lines.push_back({"table " + name,
                           fmt::format("{} of {} rows x {} bytes (value, moments, counters)", count_text(rows),

@@ -34,7 +34,17 @@ MemorySite memory_site(const config::Memory& memory, const config::Model& model)
   table.name = memory.table();
   table.slots = int64_t{memory.sub_keys()} * memory.sub_keys();
   table.width = memory.value_width();
-  table.type = memory.row_type() == config::BF16 ? RowType::kBf16 : RowType::kFloat;
+  switch (memory.row_type()) {
+    case config::FP32:
+      table.type = RowType::kFloat;
+      break;
+    case config::BF16:
+      table.type = RowType::kBf16;
+      break;
+    case config::FP16:
+      table.type = RowType::kFp16;
+      break;
+  }
   switch (memory.row_placement()) {
     case config::Memory::BLOCK:
       table.placement = PlacementKind::kBlock;

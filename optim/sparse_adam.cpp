@@ -32,13 +32,14 @@ void check(const RowGradients& gradients) {
   check_shape("row gradients: sources", gradients.sources, {{"contributions", gradients.weights.count()}});
 }
 
-void check_rows(const char* what, const RowMatrix& matrix, int64_t rows, int64_t width) {
+template <class Rows>
+void check_rows(const char* what, const Rows& matrix, int64_t rows, int64_t width) {
   std::visit([&](const auto& m) { check_shape(what, m, {{"rows", rows}, {"width", width}}); }, matrix);
 }
 
 }  // namespace
 
-void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+void update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
                  const RowGradients& gradients) {
   PKM_CHECK(update.step >= 1, "steps count from 1, got {}", update.step);
   check(gradients);
@@ -115,7 +116,7 @@ RowGradients RowOptimizer::all_rows(Stream& stream, const RowGradients& gradient
   return all;
 }
 
-void RowOptimizer::step(Stream& stream, const RowMatrix& values, const RowGradients& gradients, double scale, double lr,
+void RowOptimizer::step(Stream& stream, const TableRows& values, const RowGradients& gradients, double scale, double lr,
                         int64_t step) {
   check_rows("row optimizer: values", values, rows_, width_);
   const RowGradients listed = options_.update == Update::kAll ? all_rows(stream, gradients) : gradients;

@@ -3,8 +3,8 @@
 // a step costs what the touched rows cost, whatever the table's size. Each row's gradient is summed from its
 // contributions in a core's own cache and consumed at once: it is never stored.
 //
-// What is stored in bf16 is rounded stochastically with numbers keyed by (seed, table, step, global row, column). So no
-// result depends on the rank count, the placement or the threads.
+// What is stored in 16 bits is rounded stochastically with numbers keyed by (seed, table, step, global row, column). So
+// no result depends on the rank count, the placement or the threads.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "comm/placement.h"
+#include "layers/memory/pooled.h"
 #include "layers/memory/row_gradients.h"
 #include "runtime/bf16.h"
 #include "runtime/buffer.h"
@@ -45,7 +46,8 @@ struct RowAdamOptions {
   double eps = 1e-8;  // added to the root of the second moment before (kTouched) or after (kAll) its bias correction
 };
 
-using RowMatrix = std::variant<Matrix<float>, Matrix<bf16>>;  // (rows, width)
+// Moments, (rows, width). fp16 does not reach down to squares of gradients.
+using RowMatrix = std::variant<Matrix<float>, Matrix<bf16>>;
 
 struct RowState {
   RowMatrix first;         // (rows, width)
@@ -74,14 +76,14 @@ struct EveryRow {
   Vector<int64_t> touched;  // (1)
 };
 
-PKM_OP(update_rows, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+PKM_OP(update_rows, const RowUpdate& update, const TableRows& values, const RowState& state,
        const RowGradients& gradients)
 PKM_OP(row_squares, const RowGradients& gradients, Vector<double> squares)
 PKM_OP(add_in_order, Vector<const double> terms, Vector<double> total)
 PKM_OP(list_every_row, const RowGradients& gradients, const EveryRow& out)
 
 // Updates the rows that `gradients` lists.
-void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+void update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
                  const RowGradients& gradients);
 
 // squares[u] = sum over the columns of the squared gradient of row rows[u], as many as gradients.rows has; those behind
@@ -106,7 +108,7 @@ class RowOptimizer {
   void add_squares(Stream& stream, const RowGradients& gradients, Vector<double> total);
 
   // The t-th update, t >= 1, of values (rows, width) with gradients * scale.
-  void step(Stream& stream, const RowMatrix& values, const RowGradients& gradients, double scale, double lr,
+  void step(Stream& stream, const TableRows& values, const RowGradients& gradients, double scale, double lr,
             int64_t step);
 
   // "m" and "v", the first and second moments, and with kOwnSteps "steps".

@@ -104,17 +104,16 @@ void fill_bits(const Random& random, int32_t global_row, int64_t width, Workspac
   }
 }
 
-float load(float x) {
-  return x;
-}
-float load(bf16 x) {
+template <class T>
+float load(T x) {
   return static_cast<float>(x);
 }
 void store(float x, uint16_t, float& out) {
   out = x;
 }
-void store(float x, uint16_t bits, bf16& out) {
-  out = bf16::stochastic(x, bits);
+template <class T>
+void store(float x, uint16_t bits, T& out) {
+  out = T::stochastic(x, bits);
 }
 
 struct Coefficients {
@@ -217,11 +216,11 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
     Workspace& space = workspace(width);
     ScaledGradient gradient = gradient_of(gradients, u, space.gradient.data());
     gradient.factor *= update.scale;
-    if constexpr (std::is_same_v<Value, bf16>)
+    if constexpr (sizeof(Value) == 2)
       fill_bits(update.value_rounding, update.global_row(row), width, space, space.value_bits.data());
-    if constexpr (std::is_same_v<First, bf16>)
+    if constexpr (sizeof(First) == 2)
       fill_bits(update.first_rounding, update.global_row(row), width, space, space.first_bits.data());
-    if constexpr (std::is_same_v<Second, bf16>)
+    if constexpr (sizeof(Second) == 2)
       fill_bits(update.second_rounding, update.global_row(row), width, space, space.second_bits.data());
     const Coefficients c = own_steps ? coefficients(update, ++steps[row]) : global;
     update_row<kRowWise>(c, width, gradient, space, row_at(u), row_at(std::min(u + 1, last)));
@@ -230,7 +229,7 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
 
 }  // namespace
 
-void update_rows(Stream&, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+void update_rows(Stream&, const RowUpdate& update, const TableRows& values, const RowState& state,
                  const RowGradients& gradients) {
   const bool row_wise = update.options.second_moment == RowAdamOptions::SecondMoment::kRowWise;
   std::visit(

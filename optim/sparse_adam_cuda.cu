@@ -77,7 +77,7 @@ struct Place {
 
 template <class T>
 __device__ std::array<uint32_t, 4> words_for(const Random& random, int32_t global_row, int64_t half, int64_t column) {
-  if constexpr (std::is_same_v<T, bf16>)
+  if constexpr (sizeof(T) == 2)
     return random.block(
         (static_cast<uint64_t>(global_row) * static_cast<uint64_t>(half) + static_cast<uint64_t>(column)) / 4);
   else
@@ -91,10 +91,11 @@ __device__ void store_four(const Pack<4>& x, const std::array<uint32_t, 4>&, con
     if (at.column + i < at.width) row[at.column + i] = x.at[i];
 }
 
-__device__ void store_four(const Pack<4>& x, const std::array<uint32_t, 4>& words, const Place& at, bf16* row) {
-  bf16 rounded[4];
+template <class T>
+__device__ void store_four(const Pack<4>& x, const std::array<uint32_t, 4>& words, const Place& at, T* row) {
+  T rounded[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) rounded[i] = bf16::stochastic(x.at[i], words[i] >> (16 * at.half));
+  for (int i = 0; i < 4; ++i) rounded[i] = T::stochastic(x.at[i], words[i] >> (16 * at.half));
   if (at.whole) {
     *reinterpret_cast<ushort4*>(row + at.column) =
         make_ushort4(rounded[0].bits, rounded[1].bits, rounded[2].bits, rounded[3].bits);
@@ -273,7 +274,7 @@ void launch_update(Stream& stream, Update update, Matrix<Value> values, Matrix<F
 
 }  // namespace
 
-void update_rows(Stream& stream, const RowUpdate& update, const RowMatrix& values, const RowState& state,
+void update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
                  const RowGradients& gradients) {
   const RowAdamOptions& options = update.options;
   const int64_t width = gradients.d_output.size(1);

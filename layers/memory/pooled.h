@@ -2,7 +2,7 @@
 // What the POOLED exchange computes (docs: who pools, what travels). A pair is what one token reads from one owner:
 // selections [pair_offsets[p], pair_offsets[p + 1]). The owner answers it with one vector and never with rows.
 //
-//   rows       (local rows, dv), float or bf16
+//   rows       (local rows, dv), float, bf16 or fp16
 //   selections (M), pair_offsets (P + 1)
 //   partials, gradients (P, dv)
 #pragma once
@@ -12,12 +12,13 @@
 #include "comm/route.h"
 #include "runtime/bf16.h"
 #include "runtime/dispatch.h"
+#include "runtime/fp16.h"
 #include "runtime/view.h"
 
 namespace pkmesh {
 
 // The rows of a table that live on this rank.
-using TableRows = std::variant<Matrix<float>, Matrix<bf16>>;
+using TableRows = std::variant<Matrix<float>, Matrix<bf16>, Matrix<fp16>>;
 int64_t width_of(const TableRows& rows);
 
 PKM_OP(pooled_gather, TableRows rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weighted sums of rows and dot products with rows on one core, rows of float or bf16, sums in float.
+// Weighted sums of rows and dot products with rows on one core, rows of float, bf16 or fp16, sums in float.
 // Rows lie anywhere in a table that is larger than any cache, so four are read at once: four streams keep the memory
 // system about twice as busy as one. Sums run in a fixed order that depends on the number of rows and the level only.
 #pragma once
@@ -11,6 +11,7 @@
 
 #include "runtime/bf16.h"
 #include "runtime/cpu.h"
+#include "runtime/fp16.h"
 
 namespace pkmesh::PKM_CPU {
 
@@ -26,6 +27,15 @@ namespace pkmesh::PKM_CPU {
   Halves halves;
   std::memcpy(&halves, from, sizeof(halves));
   return std::bit_cast<Lanes>(__builtin_convertvector(halves, Words) << 16);
+}
+[[gnu::always_inline]] inline Lanes load_lanes(const fp16* from) {  // as fp16 does it; finite values
+  using Halves = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+  using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+  Halves halves;
+  std::memcpy(&halves, from, sizeof(halves));
+  const Words bits = __builtin_convertvector(halves, Words);
+  const Lanes scaled = std::bit_cast<Lanes>((bits & 0x7FFFU) << 13) * 0x1p112F;
+  return std::bit_cast<Lanes>(std::bit_cast<Words>(scaled) | (bits & 0x8000U) << 16);
 }
 [[gnu::always_inline]] inline void store_lanes(float* to, Lanes lanes) {
   std::memcpy(to, &lanes, sizeof(lanes));

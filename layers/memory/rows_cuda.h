@@ -3,10 +3,13 @@
 // reads 16 bytes at a time, of several rows before it uses the first, keeps the memory system busy.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include <cstdint>
 
 #include "runtime/bf16.h"
 #include "runtime/cuda_kernel.h"
+#include "runtime/fp16.h"
 
 namespace pkmesh::cuda {
 
@@ -45,29 +48,37 @@ __device__ inline Pack<kCount> load_pack(const float* from) {
   return pack;
 }
 
-// A word holds two bf16, the earlier one in its low half.
+// A word holds two elements of T, the earlier one in its low half.
+template <class T>
 __device__ inline void widen(uint32_t word, float* to) {
-  to[0] = __uint_as_float(word << 16);
-  to[1] = __uint_as_float(word & 0xFFFF0000U);
+  if constexpr (std::is_same_v<T, bf16>) {
+    to[0] = __uint_as_float(word << 16);
+    to[1] = __uint_as_float(word & 0xFFFF0000U);
+  } else {
+    static_assert(std::is_same_v<T, fp16>);
+    to[0] = __half2float(__ushort_as_half(static_cast<unsigned short>(word)));
+    to[1] = __half2float(__ushort_as_half(static_cast<unsigned short>(word >> 16)));
+  }
 }
 
-// kCount is 1, 4 or 8; `from` is aligned to the pack.
-template <int kCount>
-__device__ inline Pack<kCount> load_pack(const bf16* from) {
+// T has 16 bits. kCount is 1, 4 or 8; `from` is aligned to the pack.
+template <int kCount, class T>
+__device__ inline Pack<kCount> load_pack(const T* from) {
+  static_assert(sizeof(T) == 2);
   static_assert(kCount == 1 || kCount == 4 || kCount == 8);
   Pack<kCount> pack;
   if constexpr (kCount == 1) {
     pack.at[0] = static_cast<float>(*from);
   } else if constexpr (kCount == 4) {
     const uint2 words = *reinterpret_cast<const uint2*>(from);
-    widen(words.x, pack.at);
-    widen(words.y, pack.at + 2);
+    widen<T>(words.x, pack.at);
+    widen<T>(words.y, pack.at + 2);
   } else {
     const uint4 words = *reinterpret_cast<const uint4*>(from);
-    widen(words.x, pack.at);
-    widen(words.y, pack.at + 2);
-    widen(words.z, pack.at + 4);
-    widen(words.w, pack.at + 6);
+    widen<T>(words.x, pack.at);
+    widen<T>(words.y, pack.at + 2);
+    widen<T>(words.z, pack.at + 4);
+    widen<T>(words.w, pack.at + 6);
   }
   return pack;
 }

@@ -13,18 +13,32 @@
 namespace pkmesh {
 namespace {
 
-void load(const Matrix<float>& rows, int64_t row, std::span<float> out) {
-  std::copy_n(rows[row].data(), out.size(), out.data());
-}
-void load(const Matrix<bf16>& rows, int64_t row, std::span<float> out) {
-  std::transform(rows[row].begin(), rows[row].end(), out.begin(), [](bf16 x) { return static_cast<float>(x); });
+template <class T>
+void load(const Matrix<T>& rows, int64_t row, std::span<float> out) {
+  std::transform(rows[row].begin(), rows[row].end(), out.begin(), [](T x) { return static_cast<float>(x); });
 }
 template <class T>
 void store(const Matrix<T>& rows, int64_t row, std::span<const float> values) {
   std::transform(values.begin(), values.end(), rows[row].data(), [](float x) { return T(x); });
 }
 
+std::variant<Buffer<float>, Buffer<bf16>, Buffer<fp16>> make_rows(RowType type, Device device, int64_t count) {
+  switch (type) {
+    case RowType::kFloat:
+      return Buffer<float>(device, count);
+    case RowType::kBf16:
+      return Buffer<bf16>(device, count);
+    case RowType::kFp16:
+      return Buffer<fp16>(device, count);
+  }
+  PKM_CHECK(false, "no row type {}", static_cast<int>(type));
+}
+
 }  // namespace
+
+int64_t bytes_of(RowType type) {
+  return type == RowType::kFloat ? 4 : 2;
+}
 
 ValueTable::ValueTable(const TableShape& shape, const Communicator& world, Device device, uint64_t seed)
     : shape_(shape),
@@ -34,10 +48,7 @@ ValueTable::ValueTable(const TableShape& shape, const Communicator& world, Devic
       arena_(device) {
   PKM_CHECK(shape.slots >= 1 && shape.width >= 1, "table {} of {} rows of width {}", shape.name, shape.slots,
             shape.width);
-  if (shape.type == RowType::kFloat)
-    float_rows_ = Buffer<float>(device, local_rows() * shape.width);
-  else
-    bf16_rows_ = Buffer<bf16>(device, local_rows() * shape.width);
+  rows_ = make_rows(shape.type, device, local_rows() * shape.width);
   best_.resize(static_cast<size_t>((shape.slots + 63) / 64));
   usage_counts_ = Buffer<uint32_t>(device, local_rows());
   usage_weights_ = Buffer<float>(device, local_rows());
@@ -45,8 +56,8 @@ ValueTable::ValueTable(const TableShape& shape, const Communicator& world, Devic
 }
 
 TableRows ValueTable::rows() const {
-  if (shape_.type == RowType::kFloat) return Matrix<float>(float_rows_.data(), local_rows(), shape_.width);
-  return Matrix<bf16>(bf16_rows_.data(), local_rows(), shape_.width);
+  return std::visit([&](const auto& buffer) -> TableRows { return buffer.view().reshape(local_rows(), shape_.width); },
+                    rows_);
 }
 
 void ValueTable::initialise(uint64_t seed) {

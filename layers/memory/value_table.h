@@ -18,7 +18,8 @@
 
 namespace pkmesh {
 
-enum class RowType { kFloat, kBf16 };
+enum class RowType { kFloat, kBf16, kFp16 };
+int64_t bytes_of(RowType type);  // of one element
 
 struct TableShape {
   std::string name;   // layers that name one table share it
@@ -44,7 +45,7 @@ class ValueTable {
   TableRows rows() const;  // (local rows, dv)
   int32_t global_row(int64_t local) const { return placement_.global(rank_, static_cast<int32_t>(local)); }
 
-  // One row as floats (dv); a bf16 row is rounded to nearest when written. For checkpoints and tests, on the CPU.
+  // One row as floats (dv); a 16-bit row is rounded to nearest when written. For checkpoints and tests, on the CPU.
   void read_row(int64_t local, std::span<float> out) const;
   void write_row(int64_t local, std::span<const float> values);
 
@@ -76,8 +77,7 @@ class ValueTable {
   Placement placement_;
   int rank_;
   Device device_;
-  Buffer<float> float_rows_;
-  Buffer<bf16> bf16_rows_;
+  std::variant<Buffer<float>, Buffer<bf16>, Buffer<fp16>> rows_;  // as TableRows
   Buffer<uint32_t> usage_counts_;
   Buffer<float> usage_weights_;
   std::vector<uint64_t> best_;  // a bit per slot of the whole table: what this rank's tokens had as the best of a head

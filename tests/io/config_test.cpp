@@ -247,6 +247,7 @@ TEST(Config, OptionsThatDisagree) {
       {"values { schedule: COSINE\n warmup_steps: 11 }",
        {"train.steps=10"},
        "run.textproto:2: values.warmup_steps is 11, more than train.steps (10)"},
+      {"values {\n moment_type: FP16 }", {}, "run.textproto:2: values.moment_type: FP16 does not reach down"},
       {"optimizer {\n warmup_init: 1 }", {}, "run.textproto:2: optimizer.warmup_init is 1, above"},
       {"values {\n min_learning_rate: 1 }", {}, "run.textproto:2: values.min_learning_rate is 1, above"},
       {"values { algorithm: DENSE_ADAM\n bias_correction: ROW_COUNTER }",

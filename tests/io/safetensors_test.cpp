@@ -66,6 +66,7 @@ TEST(Safetensors, KeepsTypesShapesAndMetadata) {
     writer.write_values<float>("weights", std::vector<float>{1, 2, 3, 4, 5, 6});
     writer.write_values<uint8_t>("bytes", std::vector<uint8_t>{7, 8, 9});
     writer.write_values<bf16>("half", std::vector<bf16>{bf16(1.5F), bf16(-2.0F)});
+    writer.write_values<fp16>("sixteen", std::vector<fp16>{fp16(0x1.554p-2F)});
     writer.write_values<double>("moments", std::vector<double>{0.25, -1e300});
     writer.write_values<int64_t>("scalar", std::vector<int64_t>{-5});
     writer.write_values<int32_t>("ids", std::vector<int32_t>{-1, 2});
@@ -86,6 +87,7 @@ TEST(Safetensors, KeepsTypesShapesAndMetadata) {
   EXPECT_EQ(file.values<uint32_t>("counts")[0], 4000000000U);
   EXPECT_TRUE(file.values<float>("none").empty());
   EXPECT_EQ(file.at("sixteen").dtype, DType::kF16);
+  EXPECT_EQ(file.values<fp16>("sixteen")[0].bits, 0x3555) << "IEEE: a third, rounded";
   EXPECT_EQ(file.find("absent"), nullptr);
   EXPECT_THROW(file.at("absent"), UserError);
   EXPECT_THROW(file.values<int32_t>("weights"), UserError);

@@ -107,10 +107,12 @@ TEST_F(MemoryCuda, PooledOpsAreExactOverIntegers) {
   for (const int64_t pairs : {0, 1, 70})
     for (const int64_t width : {1, 6, 8, 64, 252, 1024, 2056})
       for (const int64_t lead : {Placed<float>::kAligned, Placed<float>::kOdd})
-        for (const bool half : {false, true}) {
-          SCOPED_TRACE(fmt::format("pairs {} width {} lead {} bf16 {}", pairs, width, lead, half));
+        for (const RowType type : {RowType::kFloat, RowType::kBf16, RowType::kFp16}) {
+          SCOPED_TRACE(fmt::format("pairs {} width {} lead {} type {}", pairs, width, lead, static_cast<int>(type)));
           const auto [expected, actual] = on_both([&](Stream& stream) {
-            return half ? pooled<bf16>(stream, pairs, width, lead) : pooled<float>(stream, pairs, width, lead);
+            if (type == RowType::kBf16) return pooled<bf16>(stream, pairs, width, lead);
+            if (type == RowType::kFp16) return pooled<fp16>(stream, pairs, width, lead);
+            return pooled<float>(stream, pairs, width, lead);
           });
           EXPECT_EQ(actual.partials, expected.partials);
           EXPECT_EQ(actual.dweights, expected.dweights);

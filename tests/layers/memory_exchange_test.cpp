@@ -156,7 +156,7 @@ constexpr PlacementKind kPlacements[] = {PlacementKind::kBlock, PlacementKind::k
 
 TEST(Exchange, ExactInputsGiveTheSameBitsOnAnyWorld) {
   for (const int64_t width : {1, 8, 19})
-    for (const RowType type : {RowType::kFloat, RowType::kBf16}) {  // bf16 holds small integers exactly
+    for (const RowType type : {RowType::kFloat, RowType::kBf16, RowType::kFp16}) {  // all hold small integers exactly
       const Lookup lookup(29, width, /*exact=*/true);
       const Expected expected(lookup);
       for (const int ranks : {1, 2, 3, 4})
@@ -263,7 +263,7 @@ TEST(ValueTable, RowsDoNotDependOnTheWorld) {
   constexpr int64_t kSlots = 23;
   constexpr int64_t kWidth = 7;
   SelfCommunicator self;
-  for (const RowType type : {RowType::kFloat, RowType::kBf16}) {
+  for (const RowType type : {RowType::kFloat, RowType::kBf16, RowType::kFp16}) {
     ValueTable whole({"t", kSlots, kWidth, PlacementKind::kHash, type}, self, {}, 3);
     for (const PlacementKind placement : kPlacements)
       run_ranks(3, [&](Communicator& world) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The sparse optimiser's CUDA kernels against the CPU's. Output gradients and weights are small integers, so that a
 // row's gradient is exact however its contributions are added.
+#include "layers/memory/value_table.h"
 #include "optim/sparse_adam.h"
 #include "tests/reference/placed.h"
 
@@ -116,21 +117,25 @@ Result update(Stream& stream, const Options& options, int64_t width, int64_t lea
           steps.values(), squares.values()};
 }
 
-Result update(Stream& stream, const Options& options, bool bf16_values, int64_t width, int64_t lead) {
-  if (options.bf16_moments)
-    return bf16_values ? update<bf16, bf16>(stream, options, width, lead)
-                       : update<float, bf16>(stream, options, width, lead);
-  return bf16_values ? update<bf16, float>(stream, options, width, lead)
-                     : update<float, float>(stream, options, width, lead);
+template <class Value>
+Result update(Stream& stream, const Options& options, int64_t width, int64_t lead) {
+  return options.bf16_moments ? update<Value, bf16>(stream, options, width, lead)
+                              : update<Value, float>(stream, options, width, lead);
 }
 
-// fp32 is close. bf16 is rounded with the same bits on both devices, so nearly all results are equal; where fp32
-// differs in its last bit the next bf16 may be taken. (With other bits about half of all would differ.)
-void expect_same(const char* what, const std::vector<float>& actual, const std::vector<float>& expected, bool in_bf16) {
+Result update(Stream& stream, const Options& options, RowType type, int64_t width, int64_t lead) {
+  if (type == RowType::kBf16) return update<bf16>(stream, options, width, lead);
+  if (type == RowType::kFp16) return update<fp16>(stream, options, width, lead);
+  return update<float>(stream, options, width, lead);
+}
+
+// fp32 is close. 16 bits are rounded with the same random bits on both devices, so nearly all results are equal; where
+// fp32 differs in its last bit the next number may be taken. (With other bits about half of all would differ.)
+void expect_same(const char* what, const std::vector<float>& actual, const std::vector<float>& expected, bool rounded) {
   constexpr double kTolerance = 1e-5;
   constexpr double kBf16Step = 0x1p-7;
-  expect_close(what, actual, expected, in_bf16 ? kBf16Step : kTolerance);
-  if (!in_bf16) return;
+  expect_close(what, actual, expected, rounded ? kBf16Step : kTolerance);
+  if (!rounded) return;
   size_t different = 0;
   for (size_t i = 0; i < expected.size(); ++i) different += actual[i] != expected[i] ? 1 : 0;
   EXPECT_LE(different, expected.size() / 100) << what;
@@ -143,22 +148,22 @@ TEST_F(SparseAdamCuda, RowUpdatesEqualTheCpus) {
     for (const auto correction : {Options::Correction::kGlobalStep, Options::Correction::kOwnSteps})
       for (const auto moment : {Options::SecondMoment::kFull, Options::SecondMoment::kRowWise})
         for (const bool bf16_moments : {false, true})
-          for (const bool bf16_values : {false, true})
+          for (const RowType type : {RowType::kFloat, RowType::kBf16, RowType::kFp16})
             for (const int64_t width : {1, 4, 7, 12, 33, 256, 1100})
               for (const int64_t lead : {Placed<float>::kAligned, Placed<float>::kOdd}) {
                 if (kind == Options::Update::kAll && correction == Options::Correction::kOwnSteps) continue;
                 if (lead == Placed<float>::kOdd && width % 4 != 0) continue;  // not aligned in any case
-                SCOPED_TRACE(fmt::format("update {} correction {} moment {} bf16 {} {} width {} lead {}",
+                SCOPED_TRACE(fmt::format("update {} correction {} moment {} bf16 {} values {} width {} lead {}",
                                          static_cast<int>(kind), static_cast<int>(correction), static_cast<int>(moment),
-                                         bf16_moments, bf16_values, width, lead));
+                                         bf16_moments, static_cast<int>(type), width, lead));
                 const Options options = {.update = kind,
                                          .correction = correction,
                                          .second_moment = moment,
                                          .bf16_moments = bf16_moments,
                                          .eps = 1e-3};
                 const auto [expected, actual] =
-                    on_both([&](Stream& stream) { return update(stream, options, bf16_values, width, lead); });
-                expect_same("values", actual.values, expected.values, bf16_values);
+                    on_both([&](Stream& stream) { return update(stream, options, type, width, lead); });
+                expect_same("values", actual.values, expected.values, type != RowType::kFloat);
                 expect_same("first moments", actual.first, expected.first, bf16_moments);
                 expect_same("second moments", actual.second, expected.second,
                             bf16_moments && moment == Options::SecondMoment::kFull);
@@ -189,7 +194,7 @@ TEST_F(SparseAdamCuda, ListsOfEveryRowAndSumsEqualTheCpus) {
     std::vector<double> terms;
     for (int i = 0; i < 1000; ++i) terms.push_back(i % 17);
     const Placed<double> placed_terms(stream, terms);
-    const Placed<double> total(stream, {3.0});
+    const Placed<double> total(stream, std::vector<double>{3.0});
     PKM_DISPATCH(stream, add_in_order, placed_terms.view(), total.view());
     return Lists{every_row.values(), every_offset.values(), touched.values(), total.values()};
   });

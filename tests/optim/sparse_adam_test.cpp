@@ -222,7 +222,8 @@ TEST(RowAdam, WithExactNumbersTheUpdateIsExact) {
 }
 
 // All bits of a table and its state after a few steps, by global row, with the table spread over `ranks` shards.
-std::map<int32_t, std::string> bits_after(PlacementKind kind, int ranks, const Options& options, bool bf16_values) {
+template <class Value>
+std::map<int32_t, std::string> bits_after(PlacementKind kind, int ranks, const Options& options) {
   const int64_t rows = 61;
   const int64_t width = 19;
   const Placement placement(kind, rows, ranks);
@@ -231,16 +232,11 @@ std::map<int32_t, std::string> bits_after(PlacementKind kind, int ranks, const O
   Stream stream;
   for (int rank = 0; rank < ranks; ++rank) {
     const int64_t local_rows = placement.local_rows(rank);
-    std::vector<float> wide(static_cast<size_t>(local_rows * width));
-    std::vector<bf16> narrow(wide.size());
+    std::vector<Value> memory(static_cast<size_t>(local_rows * width));
+    const Matrix<Value> values(memory.data(), local_rows, width);
     for (int32_t row = 0; row < local_rows; ++row)
-      for (int64_t i = 0; i < width; ++i) {
-        const auto at = static_cast<size_t>(row * width + i);
-        wide[at] = start[static_cast<size_t>(placement.global(rank, row) * width + i)];
-        narrow[at] = bf16(wide[at]);
-      }
-    const RowMatrix values = bf16_values ? RowMatrix(Matrix<bf16>(narrow.data(), local_rows, width))
-                                         : RowMatrix(Matrix<float>(wide.data(), local_rows, width));
+      for (int64_t i = 0; i < width; ++i)
+        values(row, i) = Value(start[static_cast<size_t>(placement.global(rank, row) * width + i)]);
     RowOptimizer optimizer({}, "table", placement, rank, width, options, 11);
     for (int64_t step = 1; step <= 3; ++step) {
       std::vector<Contribution> mine;
@@ -258,7 +254,7 @@ std::map<int32_t, std::string> bits_after(PlacementKind kind, int ranks, const O
         result[placement.global(rank, row)].append(reinterpret_cast<const char*>(matrix[row].data()),
                                                    static_cast<size_t>(matrix[row].count()) * sizeof(*matrix.data()));
     };
-    std::visit(append, values);
+    append(values);
     for (const auto& tensor : optimizer.state()) std::visit(append, tensor.data);
   }
   return result;
@@ -275,23 +271,25 @@ std::vector<Options> storages() {
 TEST(RowAdam, DependsNeitherOnRanksNorOnPlacementNorOnThreads) {
   const int before = threads();
   for (const Options& options : storages()) {
-    for (const bool bf16_values : {false, true}) {
+    for (const auto& bits : {bits_after<float>, bits_after<bf16>, bits_after<fp16>}) {
       set_threads(1);
-      const auto expected = bits_after(PlacementKind::kBlock, 1, options, bf16_values);
+      const auto expected = bits(PlacementKind::kBlock, 1, options);
       set_threads(3);
-      EXPECT_EQ(bits_after(PlacementKind::kBlock, 1, options, bf16_values), expected);
+      EXPECT_EQ(bits(PlacementKind::kBlock, 1, options), expected);
       for (const auto kind : {PlacementKind::kBlock, PlacementKind::kCyclic, PlacementKind::kHash})
-        EXPECT_EQ(bits_after(kind, 3, options, bf16_values), expected);
+        EXPECT_EQ(bits(kind, 3, options), expected);
     }
   }
   set_threads(before);
 }
 
-TEST(RowAdam, RoundsBf16ValuesWithoutBias) {
-  // Each update moves a value by 1/16 of the distance between neighbours: to nearest, it would never move.
+// Each update moves a value by 1/16 of the distance between neighbours: to nearest, it would never move.
+template <class Value>
+void expect_unbiased(double between_neighbours) {
   const int64_t rows = 64;
   const int64_t width = 40;
-  std::vector<bf16> values(static_cast<size_t>(rows * width), bf16(1.0F));
+  const double move = between_neighbours / 16;
+  std::vector<Value> values(static_cast<size_t>(rows * width), Value(1.0F));
   const Options options = {.second_moment = Options::SecondMoment::kRowWise, .beta1 = 0, .eps = 0};
   auto optimizer = whole_table(rows, width, options);
   std::vector<Contribution> all;
@@ -299,11 +297,16 @@ TEST(RowAdam, RoundsBf16ValuesWithoutBias) {
   const Gradients gradients(all, std::vector<float>(static_cast<size_t>(width), -1.0F), width);
   Stream stream;
   for (int64_t step = 1; step <= 64; ++step)
-    optimizer.step(stream, Matrix<bf16>(values.data(), rows, width), gradients.view(), 1, 0x1p-11, step);
+    optimizer.step(stream, Matrix<Value>(values.data(), rows, width), gradients.view(), 1, move, step);
   double sum = 0;
-  for (const bf16 value : values) sum += static_cast<float>(value) - 1.0;
+  for (const Value value : values) sum += static_cast<float>(value) - 1.0;
   const double mean = sum / static_cast<double>(values.size());
-  EXPECT_NEAR(mean, 64 * 0x1p-11, 64 * 0x1p-11 * 0.05);  // four standard deviations are 4 %
+  EXPECT_NEAR(mean, 64 * move, 64 * move * 0.05);  // four standard deviations are 4 %
+}
+
+TEST(RowAdam, RoundsSixteenBitValuesWithoutBias) {
+  expect_unbiased<bf16>(0x1p-7);
+  expect_unbiased<fp16>(0x1p-10);
 }
 
 TEST(RowAdam, Bf16StateFollowsTheFp32OneClosely) {

@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "runtime/bf16.h"
+#include "runtime/fp16.h"
 
 namespace pkmesh {
 namespace {
@@ -54,6 +57,52 @@ TEST(Bf16, RoundsToNearestEvenAndStochasticallyWithoutBias) {
   double sum = 0;
   for (uint32_t r = 0; r < 65536; ++r) sum += static_cast<float>(bf16::stochastic(1.0F + 0x1p-9F, r));
   EXPECT_NEAR(sum / 65536, 1.0 + 0x1p-9, 1e-9);
+}
+
+// By the definition: sign, 5 bits of exponent with a bias of 15, 10 of fraction.
+double meaning(uint16_t bits) {
+  const int exponent = bits >> 10 & 31;
+  const int fraction = bits & 1023;
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);  // infinity aside
+  return bits >> 15 != 0 ? -magnitude : magnitude;
+}
+
+fp16 from_bits(uint32_t bits) {
+  fp16 x;
+  x.bits = static_cast<uint16_t>(bits);
+  return x;
+}
+
+TEST(Fp16, HoldsEveryNumberAndRoundsToNearestEven) {
+  for (uint32_t bits = 0; bits < 0x7C00; ++bits) {
+    const double here = meaning(static_cast<uint16_t>(bits));
+    EXPECT_EQ(static_cast<double>(static_cast<float>(from_bits(bits))), here);
+    EXPECT_EQ(static_cast<double>(static_cast<float>(from_bits(bits | 0x8000U))), -here);
+    EXPECT_EQ(fp16(static_cast<float>(here)).bits, bits);
+    // 0x7C00, infinity, stands where 65536 would.
+    const auto middle = static_cast<float>((here + meaning(static_cast<uint16_t>(bits + 1))) / 2);
+    EXPECT_EQ(fp16(middle).bits, bits % 2 == 0 ? bits : bits + 1) << "a tie goes to the even neighbour";
+    EXPECT_EQ(fp16(-std::nextafter(middle, 0.0F)).bits, bits | 0x8000U);
+    EXPECT_EQ(fp16(std::nextafter(middle, 1e9F)).bits, bits + 1);
+  }
+  EXPECT_EQ(fp16(INFINITY).bits, 0x7C00);
+  EXPECT_EQ(fp16(1e30F).bits, 0x7C00);
+  EXPECT_TRUE(std::isinf(static_cast<float>(from_bits(0xFC00))));
+  EXPECT_TRUE(std::isnan(static_cast<float>(fp16(NAN))));
+}
+
+TEST(Fp16, RoundsStochasticallyWithoutBias) {
+  // In the middle of the range, between the subnormal numbers, across the border of both, and what is held exactly.
+  for (const float value : {1.0F + 0x1p-12F, -0.3F, 0x1.23p-18F, 0x1.8p-26F, -0x1.FFEp-15F, 0.25F, 0x1p-24F, 0.0F}) {
+    double sum = 0;
+    for (uint32_t r = 0; r < 65536; ++r) {
+      const float rounded = static_cast<float>(fp16::stochastic(value, r));
+      EXPECT_LT(std::abs(rounded - value), std::max(std::abs(value) * 0x1p-10F, 0x1p-24F));
+      sum += rounded;
+    }
+    EXPECT_NEAR(sum / 65536, value, std::max(std::abs(value) * 1e-7, 1e-12)) << value;
+  }
 }
 
 }  // namespace
