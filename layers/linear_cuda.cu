@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/column_sums_cuda.h"
-#include "layers/gemm.h"
+#include "layers/gemm_cuda.h"
 #include "layers/linear.h"
+#include "runtime/cuda_scratch.h"
 
 namespace pkmesh::cuda {
 namespace {
@@ -22,6 +23,24 @@ struct Element {
   }
 };
 
+// dx and dweight from operands that are rounded once.
+void narrow_backward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Matrix<const float> dy,
+                     Matrix<float> dx, Matrix<float> dweight) {
+  const Math math = stream.math();
+  ScratchPlan plan;
+  const auto dy_memory = plan.add<std::byte>(narrow_bytes(dy.size(0), dy.size(1)));
+  const auto x_memory = plan.add<std::byte>(dweight.empty() ? 0 : narrow_bytes(x.size(0), x.size(1)));
+  const auto weight_memory = plan.add<std::byte>(dx.empty() ? 0 : narrow_bytes(weight.size(0), weight.size(1)));
+  std::byte* const memory = plan.take(stream);
+  const Narrow narrow_dy = narrow(stream, math, dy, dy_memory.in(memory));
+  if (!dx.empty())
+    multiply(stream, math, Transpose::kNo, Transpose::kNo, narrow_dy,
+             narrow(stream, math, weight, weight_memory.in(memory)), 1.0F, 0.0F, dx);
+  if (!dweight.empty())
+    multiply(stream, math, Transpose::kYes, Transpose::kNo, narrow_dy, narrow(stream, math, x, x_memory.in(memory)),
+             1.0F, 1.0F, dweight);
+}
+
 }  // namespace
 
 void linear_forward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Vector<const float> bias,
@@ -37,8 +56,12 @@ void linear_forward(Stream& stream, Matrix<const float> x, Matrix<const float> w
 
 void linear_backward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Matrix<const float> dy,
                      Matrix<float> dx, Matrix<float> dweight, Vector<float> dbias) {
-  if (!dx.empty()) cuda::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, dy, weight, 0.0F, dx);
-  if (!dweight.empty()) cuda::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, dy, x, 1.0F, dweight);
+  if (stream.math() != Math::kFp32) {
+    narrow_backward(stream, x, weight, dy, dx, dweight);
+  } else {
+    if (!dx.empty()) cuda::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, dy, weight, 0.0F, dx);
+    if (!dweight.empty()) cuda::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, dy, x, 1.0F, dweight);
+  }
   if (!dbias.empty())
     add_column_sums(stream, dy.size(0), dy.size(1), Element{dy.data(), dy.size(1)}, ColumnSums<1>{{dbias.data()}});
 }

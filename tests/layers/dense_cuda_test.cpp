@@ -12,6 +12,8 @@
 #include "layers/layer_norm.h"
 #include "layers/linear.h"
 #include "layers/silu_gate.h"
+#include "runtime/bf16.h"
+#include "runtime/fp16.h"
 #include "tests/reference/parity.h"
 
 namespace pkmesh {
@@ -101,6 +103,78 @@ TEST_F(DenseCuda, Linear) {
     dweight.expect_parity("dweight", 2e-5);
     dbias.expect_parity("dbias", 1e-5);
   }
+}
+
+constexpr Math kNarrow[] = {Math::kBf16, Math::kFp16};
+
+Numbers rounded(Math math, Numbers numbers) {
+  for (double& x : numbers) {
+    const auto value = static_cast<float>(x);
+    x = math == Math::kBf16 ? static_cast<float>(bf16(value)) : static_cast<float>(fp16(value));
+  }
+  return numbers;
+}
+
+// An operand that the GPU rounds itself; the CPU, which computes in fp32, is given the rounded numbers.
+class Operand {
+ public:
+  Operand(Stream& gpu, Math math, const Numbers& numbers)
+      : exact_(gpu, numbers), rounded_(gpu, rounded(math, numbers)) {}
+  template <class Side>
+  Matrix<const float> operator()(const Side& on, int64_t rows, int64_t columns) {
+    return on(on.stream.device().kind == DeviceKind::kCpu ? rounded_ : exact_, rows, columns);
+  }
+
+ private:
+  Twin<> exact_;
+  Twin<> rounded_;
+};
+
+TEST_F(DenseCuda, SixteenBitProductsRoundTheirOperandsToNearest) {
+  for (const Math math : kNarrow)
+    for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
+             {1, 1, 1}, {3, 5, 7}, {65, 33, 70}, {64, 128, 96}, {0, 4, 3}, {4, 0, 3}, {4, 3, 0}})
+      for (int flips = 0; flips < 4; ++flips) {
+        const auto transpose_a = (flips & 1) != 0 ? Transpose::kYes : Transpose::kNo;
+        const auto transpose_b = (flips & 2) != 0 ? Transpose::kYes : Transpose::kNo;
+        Operand a(gpu(), math, normals("a", m * k));
+        Operand b(gpu(), math, normals("b", k * n));
+        Twin<> added(gpu(), normals("c", m * n));
+        Twin<> written(gpu(), m * n);  // from NaN
+        on_both([&](const Side& on) {
+          const MathScope scope(on.stream, on.stream.device().kind == DeviceKind::kCpu ? Math::kFp32 : math);
+          const auto left = transpose_a == Transpose::kYes ? a(on, k, m) : a(on, m, k);
+          const auto right = transpose_b == Transpose::kYes ? b(on, n, k) : b(on, k, n);
+          gemm(on.stream, transpose_a, transpose_b, 0.5F, left, right, 2.0F, on(added, m, n));
+          gemm(on.stream, transpose_a, transpose_b, 1.0F, left, right, 0.0F, on(written, m, n));
+        });
+        added.expect_parity("added", 1e-5);
+        written.expect_parity("written", 1e-5);
+      }
+}
+
+TEST_F(DenseCuda, SixteenBitLinearRoundsEachOperandOnce) {
+  for (const Math math : kNarrow)
+    for (const auto& [tokens, width] : kSizes) {
+      const int64_t outputs = 2 * width + 1;
+      Operand x(gpu(), math, normals("x", tokens * width));
+      Operand weight(gpu(), math, normals("weight", outputs * width));
+      Operand dy(gpu(), math, normals("dy", tokens * outputs));
+      Twin<> bias(gpu(), normals("bias", outputs));
+      Twin<> y(gpu(), tokens * outputs);
+      Twin<> dx(gpu(), tokens * width);
+      Twin<> dweight(gpu(), normals("dweight", outputs * width));
+      on_both([&](const Side& on) {
+        const MathScope scope(on.stream, on.stream.device().kind == DeviceKind::kCpu ? Math::kFp32 : math);
+        linear_forward(on.stream, x(on, tokens, width), weight(on, outputs, width), on(bias, outputs),
+                       on(y, tokens, outputs));
+        linear_backward(on.stream, x(on, tokens, width), weight(on, outputs, width), dy(on, tokens, outputs),
+                        on(dx, tokens, width), on(dweight, outputs, width), {});
+      });
+      y.expect_parity("y", 1e-5);
+      dx.expect_parity("dx", 2e-5);
+      dweight.expect_parity("dweight", 2e-5);
+    }
 }
 
 TEST_F(DenseCuda, ColumnSumsOverManyChunks) {
@@ -332,6 +406,37 @@ TEST_F(DenseCuda, CrossEntropy) {
     dx.expect_parity("dx", 1e-5);
     dembedding.expect_parity("dembedding", 1e-5);
   }
+}
+
+TEST_F(DenseCuda, SixteenBitCrossEntropy) {
+  constexpr int64_t kWidth = 9;
+  for (const Math math : kNarrow)
+    for (const auto& [tokens, vocabulary, chunk] :
+         std::vector<std::array<int64_t, 3>>{{0, 5, 2}, {7, 5, 3}, {20, 700, 8}, {33, 1500, 64}}) {
+      Twin<int32_t> target(gpu(), indices("targets", tokens, vocabulary));
+      Operand x(gpu(), math, normals("x", tokens * kWidth));
+      Operand embedding(gpu(), math, normals("embedding", vocabulary * kWidth));
+      Twin<> scratch(gpu(), chunk * vocabulary);
+      Twin<> losses(gpu(), tokens);
+      Twin<> trained(gpu(), tokens);
+      Twin<> dx(gpu(), tokens * kWidth);
+      Twin<> dembedding(gpu(), normals("dembedding", vocabulary * kWidth));
+      on_both([&](const Side& on) {
+        const MathScope scope(on.stream, on.stream.device().kind == DeviceKind::kCpu ? Math::kFp32 : math);
+        const auto in = x(on, tokens, kWidth);
+        const auto table = embedding(on, vocabulary, kWidth);
+        cross_entropy_forward(on.stream, in, table, on(target, tokens), on(scratch, chunk, vocabulary),
+                              on(losses, tokens));
+        cross_entropy_train(on.stream, in, table, on(target, tokens), 0.25F, on(scratch, chunk, vocabulary),
+                            on(trained, tokens), on(dx, tokens, kWidth), on(dembedding, vocabulary, kWidth));
+      });
+      losses.expect_parity("losses", 3e-6);
+      trained.expect_parity("losses of training", 3e-6);
+      // The CPU does not round the logits' gradients.
+      const double tolerance = math == Math::kBf16 ? 1e-2 : 2e-3;
+      dx.expect_parity("dx", tolerance);
+      dembedding.expect_parity("dembedding", tolerance);
+    }
 }
 
 TEST_F(DenseCuda, Elementwise) {
