@@ -242,7 +242,27 @@ TEST(Bench, OpsIsForOneRankWithAMemory) {
   SelfCommunicator world;
   EXPECT_THROW(bench_ops(world, tiny_config({"model.memory=[]"}), tiny_options(), report), UserError);
   EXPECT_THROW(bench_exchange(world, tiny_config({"model.memory=[]"}), tiny_options(), report), UserError);
+  EXPECT_THROW(bench_kernels(world, tiny_config({"model.memory=[]"}), tiny_options(), report), UserError);
   EXPECT_THROW(bench_step(world, tiny_config({"model.memory=[]"}), tiny_options(), report), UserError);
+}
+
+TEST(Bench, KernelsTakesEveryKindOfRow) {
+  SelfCommunicator world;
+  for (const char* const type : {"FP32", "BF16", "FP16"}) {
+    BenchReport report(nullptr);
+    bench_kernels(world, tiny_config({fmt::format("model.memory.0.row_type={}", type)}), tiny_options(), report);
+    const auto& kernels = report.figures.at("kernels");
+    ASSERT_EQ(kernels.size(), 1 + 2 * 5) << "select; five kernels for each of two laws";
+    const double elements = std::string(type) == "FP32" ? 4 : 2;
+    for (const auto& kernel : kernels) {
+      EXPECT_GT(kernel.at("ms").at("median"), 0) << kernel;
+      EXPECT_GE(kernel.at("asked_bytes"), kernel.at("floor_bytes")) << kernel;
+      if (kernel.at("name") != "gather and pool, uniform") continue;
+      // 192 tokens read 8 rows of 32 each, and write one vector of 32 floats.
+      EXPECT_EQ(kernel.at("asked_bytes"), 192 * 8 * (8 + 32 * elements) + 192 * 32 * 4) << type;
+    }
+    EXPECT_LT(kernels[6].at("floor_bytes"), kernels[1].at("floor_bytes")) << "Zipf's law reads fewer distinct rows";
+  }
 }
 
 TEST(Bench, ExchangeCountsWhatTravels) {
