@@ -7,7 +7,9 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
+#include <map>
 
 #include "io/config_check.h"
 #include "io/config_parse.h"
@@ -32,6 +34,9 @@ std::string read_config_file(const std::string& path) {
     config::fail(fmt::format("{}: cannot be read; is it a folder?", path));
   text.resize(static_cast<size_t>(file.gcount()));
   if (text.size() > kLargest) config::fail(fmt::format("{}: larger than 1 MiB, not a configuration", path));
+  if (text.starts_with("\xFF\xFE") || text.starts_with("\xFE\xFF"))
+    config::fail(fmt::format("{}: is in UTF-16; save it as UTF-8", path));
+  if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);  // the mark that some editors put before UTF-8
   return text;
 }
 
@@ -49,8 +54,13 @@ const Preset& find_preset(const std::vector<Preset>& presets, const std::string&
     names.emplace_back(preset.name);
   }
   const std::string near = config::nearest(name, names);
+  std::error_code error;
+  const bool file = std::filesystem::exists(name, error);
   config::fail(fmt::format("--config {}: no such preset; {}presets are {}; a file's name has a '/' or a '.'", name,
-                           near.empty() ? "" : fmt::format("did you mean {}? ", near), fmt::join(names, ", ")));
+                           file           ? fmt::format("for the file, give ./{}; ", name)
+                           : near.empty() ? ""
+                                          : fmt::format("did you mean {}? ", near),
+                           fmt::join(names, ", ")));
 }
 
 // Makes every field present, those without a value with their default.
@@ -92,6 +102,23 @@ void fill_defaults(pb::Message* message) {
         PKM_CHECK(false, "no option has the type of {}", field->full_name());
     }
   }
+}
+
+// Every option's value, as text format writes it.
+std::map<std::string, std::string> option_values(const config::Config& config) {
+  std::map<std::string, std::string> values;
+  config::visit_options(config, "",
+                        [&](const std::string& key, const pb::Message& message, const config::Field& field) {
+                          if (!field.is_repeated()) {
+                            values[key] = config::value_text(message, field, -1);
+                            return;
+                          }
+                          std::vector<std::string> elements;
+                          for (int i = 0; i < message.GetReflection()->FieldSize(message, &field); ++i)
+                            elements.push_back(config::value_text(message, field, i));
+                          values[key] = fmt::format("[{}]", fmt::join(elements, ", "));
+                        });
+  return values;
 }
 
 // One entry per layer, each with a table of its own unless it names one.
@@ -159,6 +186,20 @@ std::string to_text(const config::Config& config) {
 uint64_t config_hash(const config::Config& config) {
   const std::string text = to_text(resolve(config));
   return XXH3_64bits(text.data(), text.size());
+}
+
+std::vector<std::string> config_changes(const config::Config& from, const config::Config& to) {
+  const auto before = option_values(from);
+  const auto after = option_values(to);
+  std::vector<std::string> changes;
+  for (const auto& [key, value] : after) {
+    const auto found = before.find(key);
+    if (found == before.end() || found->second != value)
+      changes.push_back(fmt::format("{}: {} -> {}", key, found == before.end() ? "none" : found->second, value));
+  }
+  for (const auto& [key, value] : before)
+    if (!after.contains(key)) changes.push_back(fmt::format("{}: {} -> none", key, value));
+  return changes;
 }
 
 std::vector<Preset> list_presets() {

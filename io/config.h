@@ -33,6 +33,9 @@ std::string to_text(const config::Config& config);
 // Equal for configurations that mean the same, on every machine: for comparing ranks, and a run with its checkpoint.
 uint64_t config_hash(const config::Config& config);
 
+// What `to` says otherwise than `from`, key by key: "train.batch: 12 -> 6". Both resolved.
+std::vector<std::string> config_changes(const config::Config& from, const config::Config& to);
+
 struct Preset {
   std::string_view name;     // "paper-12x1024"
   std::string_view summary;  // one line

@@ -69,6 +69,9 @@ class Checker {
              train.accumulate(), (train.batch() / train.accumulate() + 1) * train.accumulate());
     if (config_.data().source() == Data::BUILT_IN && config_.tokenizer().kind() != Tokenizer::BYTE)
       reject("data.source", "data.source BUILT_IN is read byte by byte; set tokenizer.kind to BYTE");
+    if (config_.data().source() == Data::BUILT_IN && !config_.data().train().empty())
+      reject("data.train", "data.train is {}, but data.source is BUILT_IN; set data.source to FOLDER",
+             config_.data().train());
     check_schedule("optimizer", config_.optimizer());
     check_schedule("values", config_.values());
     if (config_.values().moment_type() == FP16)

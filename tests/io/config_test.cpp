@@ -243,6 +243,9 @@ TEST(Config, OptionsThatDisagree) {
        "model.memory.1.sub_keys is 64, but model.memory.0, which shares table \"layer2\", has 512"},
       {"train { batch: 10\n accumulate: 3 }", {}, "run.textproto:1: train.batch is 10, not a multiple of"},
       {"data { source: BUILT_IN }", {}, "run.textproto:1: data.source BUILT_IN is read byte by byte"},
+      {"tokenizer { kind: BYTE }\n data { source: BUILT_IN\n train: \"tokens\" }",
+       {},
+       "run.textproto:3: data.train is tokens, but data.source is BUILT_IN"},
       {"optimizer {\n warmup_steps: 0 }", {}, "run.textproto:2: optimizer.warmup_steps is 0, but INVERSE_SQRT needs"},
       {"values { schedule: COSINE\n warmup_steps: 11 }",
        {"train.steps=10"},
@@ -283,6 +286,10 @@ TEST(Config, Files) {
   };
   std::ofstream(path) << "model { layers: 3 }";
   EXPECT_EQ(load_config(path).model().layers(), 3);
+  std::ofstream(path) << "\xEF\xBB\xBFmodel { layers: 3 }\r\n";
+  EXPECT_EQ(load_config(path).model().layers(), 3);
+  std::ofstream(path) << "\xFF\xFEm";
+  EXPECT_NE(error(path).find("UTF-16"), std::string::npos);
   std::ofstream(path) << "model { layers: -3 }";
   EXPECT_TRUE(error(path).starts_with(path + ":1: model.layers is -3"));
   std::ofstream(path) << std::string((1 << 20) + 1, '#');
@@ -291,6 +298,21 @@ TEST(Config, Files) {
   EXPECT_NE(error(folder).find("is it a folder?"), std::string::npos);
   EXPECT_NE(error("quikstart").find("did you mean quickstart?"), std::string::npos);
   std::filesystem::remove_all(folder);
+}
+
+TEST(Config, Changes) {
+  const Config from = load_config("debug");
+  EXPECT_EQ(config_changes(from, from), std::vector<std::string>{});
+  const Config to = load_config("debug", Overrides{"train.steps=30", "data.valid=x", "model.memory.0.layers=[0]",
+                                                   "model.memory.1.layers=[1]", "values.schedule=COSINE"});
+  const auto changes = config_changes(from, to);
+  const auto has = [&](const std::string& change) { return std::ranges::count(changes, change) == 1; };
+  EXPECT_TRUE(has("train.steps: 20 -> 30"));
+  EXPECT_TRUE(has("data.valid: \"\" -> \"x\""));
+  EXPECT_TRUE(has("values.schedule: CONSTANT -> COSINE"));
+  EXPECT_TRUE(has("model.memory.0.layers: [1] -> [0]"));
+  EXPECT_TRUE(has("model.memory.1.layers: none -> [1]"));
+  EXPECT_TRUE(std::ranges::count(config_changes(to, from), "model.memory.1.layers: [1] -> none") == 1);
 }
 
 TEST(Presets, AllLoad) {
