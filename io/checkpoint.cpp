@@ -37,11 +37,8 @@ bool whole(const std::string& path) {
 // Folders with a checkpoint's name, whole or not, oldest first.
 std::vector<std::string> list_named(const std::string& folder) {
   std::vector<std::pair<int64_t, std::string>> found;
-  std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
-    const std::string name = entry.path().filename().string();
+  for (const std::string& name : list_folder(folder))
     if (const auto step = step_of(name)) found.emplace_back(*step, fmt::format("{}/{}", folder, name));
-  }
   std::sort(found.begin(), found.end());
   std::vector<std::string> paths;
   for (auto& [step, path] : found) paths.push_back(std::move(path));

@@ -2,11 +2,13 @@
 #include "io/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <memory>
@@ -138,6 +140,19 @@ MappedFile::~MappedFile() {
   if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
 }
 
+FolderLock::FolderLock(const std::string& path)
+    : descriptor_(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  if (descriptor_ < 0) fail_to_read(path, errno);
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    ::close(descriptor_);
+    user_error("{}: another pkmesh is writing to it; wait until it has ended, or give another folder", path);
+  }
+}
+
+FolderLock::~FolderLock() {
+  ::close(descriptor_);
+}
+
 std::string read_text(const std::string& path) {
   std::string text;
   read_pieces(path, [&](std::string_view piece) { text += piece; });
@@ -164,6 +179,18 @@ void make_folder(const std::string& path) {
   std::filesystem::create_directories(path, error);
   if (error) fail_to_write(path, error.value());
   if (!std::filesystem::is_directory(path, error)) fail_to_write(path, ENOTDIR);
+}
+
+std::vector<std::string> list_folder(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::vector<std::string> names;
+  std::error_code error;
+  for (fs::directory_iterator entry(path, error); !error && entry != fs::directory_iterator(); entry.increment(error))
+    names.push_back(entry->path().filename().string());
+  if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory)
+    fail_to_read(path, error.value());
+  std::ranges::sort(names);
+  return names;
 }
 
 void sync_folder(const std::string& path) {

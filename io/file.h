@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace pkmesh {
 
@@ -50,10 +51,25 @@ class MappedFile {
   std::span<const std::byte> bytes_;
 };
 
+// Keeps a folder for this process while it lives: whoever else wants it gets a UserError. Nobody is kept out where the
+// file system knows no locks.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::string& path);
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+  ~FolderLock();
+
+ private:
+  int descriptor_ = -1;
+};
+
 std::string read_text(const std::string& path);
 // The file holds the old text or the new one, never half of it: written beside, synced, renamed.
 void replace_text(const std::string& path, std::string_view text);
 void make_folder(const std::string& path);  // and its parents
+// Names of what is in a folder, sorted. None if there is no such folder; UserError if it cannot be read.
+std::vector<std::string> list_folder(const std::string& path);
 void sync_folder(const std::string& path);  // makes the names in it durable
 // Deletes a file or a folder with all that is in it; says whether it is gone. Never throws.
 bool remove_quietly(const std::string& path);

@@ -57,21 +57,30 @@ std::string program_commit() {
 
 RunFolder::RunFolder(std::string path, bool resume) : path_(std::move(path)) {
   std::error_code error;
-  const bool exists = fs::exists(path_, error);
-  const bool empty = !exists || (fs::is_directory(path_, error) && fs::is_empty(path_, error));
-  resumed_ = fs::exists(description(), error);
-  if (resumed_ && !resume)
-    user_error("{}: holds a run already; add --resume auto to go on with it, or give another --out", path_);
-  if (!resumed_ && !empty) user_error("{}: exists and is no run; give another --out", path_);
-  if (resumed_) read_description(description());
+  if (fs::exists(path_, error) && !fs::is_directory(path_, error))
+    user_error("{}: exists and is no run; give another --out", path_);
   for (fs::path missing = path_; !missing.empty() && !fs::exists(missing, error); missing = missing.parent_path())
     made_.push_back(missing.string());
   try {
-    for (const std::string& folder : {path_, tensorboard(), trace(), checkpoints()}) make_folder(folder);
+    make_folder(path_);
+    lock_.emplace(path_);
+    open(resume);
   } catch (const UserError&) {
     undo();
     throw;
   }
+}
+
+// What is there is looked at under the lock: it was there before.
+void RunFolder::open(bool resume) {
+  std::error_code error;
+  resumed_ = fs::exists(description(), error);
+  if (resumed_ && !resume)
+    user_error("{}: holds a run already; add --resume auto to go on with it, or give another --out", path_);
+  if (!resumed_ && !list_folder(path_).empty()) user_error("{}: exists and is no run; give another --out", path_);
+  if (resumed_) read_description(description());
+  owns_contents_ = !resumed_;
+  for (const std::string& folder : {tensorboard(), trace(), checkpoints()}) make_folder(folder);
 }
 
 RunFolder::~RunFolder() {
@@ -79,9 +88,9 @@ RunFolder::~RunFolder() {
 }
 
 void RunFolder::undo() {
-  if (resumed_) return;
   std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(path_, error)) remove_quietly(entry.path().string());
+  if (owns_contents_)
+    for (const fs::directory_entry& entry : fs::directory_iterator(path_, error)) remove_quietly(entry.path().string());
   for (const std::string& folder : made_) fs::remove(folder, error);  // unless others use it by now
 }
 
@@ -93,7 +102,8 @@ void RunFolder::begin(const std::string& config_text, const RunDescription& desc
     json = std::move(first);
   }
   replace_text(config(), config_text);
-  replace_text(this->description(), json.dump(2) + "\n");
+  // An argument may be any bytes, JSON may not.
+  replace_text(this->description(), json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
   begun_ = true;
 }
 

@@ -3,10 +3,12 @@
 // checkpoints/. One run, one folder: another run's files are never written over. For rank 0, under agree().
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/communicator.h"
+#include "io/file.h"
 
 namespace pkmesh {
 
@@ -18,8 +20,8 @@ struct RunDescription {
 class RunFolder {
  public:
   // Makes the folders of a new run in an empty or absent folder; with `resume`, a run that is there already goes on.
-  // UserError, and nothing left behind, if the folder cannot be written, belongs to something else, or holds a run that
-  // `resume` does not ask for.
+  // UserError, and nothing left behind, if the folder cannot be written, belongs to something else, is being written to
+  // by another process, or holds a run that `resume` does not ask for.
   RunFolder(std::string path, bool resume);
   // A new run that never began leaves nothing behind: no folder, or an empty one where it found one.
   ~RunFolder();
@@ -41,11 +43,14 @@ class RunFolder {
   bool resumed() const { return resumed_; }
 
  private:
+  void open(bool resume);
   void undo();
 
   std::string path_;
+  std::optional<FolderLock> lock_;
   std::vector<std::string> made_;  // folders that were not there before, the innermost first
   bool resumed_ = false;
+  bool owns_contents_ = false;  // the folder was empty when it was locked
   bool begun_ = false;
 };
 

@@ -49,12 +49,14 @@ TEST(RunFolder, AnotherRunIsNotWrittenOver) {
   RunFolder(folder / "run", false).begin("first\n", kDescription);
   EXPECT_NE(refusal(folder / "run", false).find("--resume auto"), std::string::npos);
   EXPECT_EQ(read_text(folder / "run/config.textproto"), "first\n");
-  RunFolder again(folder / "run", true);
-  EXPECT_EQ(read_text(again.config()), "first\n");
-  again.begin("second\n", kDescription);
-  EXPECT_TRUE(again.resumed());
-  EXPECT_EQ(read_text(again.config()), "second\n");
-  EXPECT_EQ(nlohmann::json::parse(read_text(again.description()))["resumed"].size(), 1);
+  {
+    RunFolder again(folder / "run", true);
+    EXPECT_EQ(read_text(again.config()), "first\n");
+    again.begin("second\n", kDescription);
+    EXPECT_TRUE(again.resumed());
+    EXPECT_EQ(read_text(again.config()), "second\n");
+    EXPECT_EQ(nlohmann::json::parse(read_text(again.description()))["resumed"].size(), 1);
+  }
 
   make_folder(folder / "other");
   replace_text(folder / "other/thesis.tex", "x");
@@ -65,6 +67,24 @@ TEST(RunFolder, AnotherRunIsNotWrittenOver) {
   EXPECT_EQ(read_text(folder / "run/config.textproto"), "second\n");
   make_folder(folder / "empty");
   EXPECT_EQ(refusal(folder / "empty", true), "accepted");
+}
+
+TEST(RunFolder, IsOneProcessesAtATime) {
+  const TemporaryFolder folder;
+  {
+    const RunFolder first(folder / "run", false);
+    replace_text(first.path() + "/built-in.txt", "x");
+    for (const bool resume : {false, true})
+      EXPECT_NE(refusal(folder / "run", resume).find("another pkmesh"), std::string::npos);
+    EXPECT_TRUE(fs::exists(folder / "run/built-in.txt"));
+  }
+  EXPECT_EQ(refusal(folder / "run", false), "accepted");
+}
+
+TEST(RunFolder, ArgumentsMayBeAnyBytes) {
+  const TemporaryFolder folder;
+  RunFolder(folder / "run", false).begin("", {{"pkmesh", "a\xFF"}, {{"a"}, {0}}});
+  EXPECT_EQ(nlohmann::json::parse(read_text(folder / "run/run.json"))["command"][1], "a\xEF\xBF\xBD");
 }
 
 TEST(RunFolder, WhatCannotBeWrittenLeavesNothing) {
