@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a reader trusts, it has checked: the header's own checksum first, then the file's size against the header.
+// What a reader trusts, it has checked: the header's own checksum first, then the file's size against the header, then
+// each block of ids before the first of them is handed out.
 #include "io/token_file.h"
 
 #include <xxhash.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <filesystem>
@@ -19,7 +21,8 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "token files are little-endian");
 
 constexpr char kMagic[8] = {'P', 'K', 'M', 'T', 'O', 'K', 'E', 'N'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
+constexpr size_t kBlockBytes = size_t{1} << 16;  // a multiple of both widths
 constexpr size_t kBufferBytes = size_t{1} << 20;
 
 struct Header {
@@ -43,12 +46,29 @@ uint64_t checksum_of(const Header& header) {
   return XXH3_64bits(&header, offsetof(Header, header_checksum));
 }
 
+// Where the blocks' checksums begin in a file, and where they end.
+struct ChecksumPlace {
+  size_t begin;
+  size_t end;
+};
+ChecksumPlace checksum_place(const Header& header) {
+  const size_t bytes = header.count * header.width;
+  const size_t begin = sizeof(Header) + (bytes + 7) / 8 * 8;
+  return {begin, begin + (bytes + kBlockBytes - 1) / kBlockBytes * sizeof(uint64_t)};
+}
+
 uint32_t width_of(int64_t vocabulary_size) {
   return vocabulary_size <= 65536 ? 2 : 4;
 }
 
 std::string shard_path(const std::string& folder, const std::string& split, int64_t index) {
   return fmt::format("{}/{}-{:05}.tok", folder, split, index);
+}
+
+int64_t count_shards(const std::string& folder, const std::string& split) {
+  return std::ranges::count_if(list_folder(folder), [&](const std::string& name) {
+    return name.starts_with(split + "-") && name.ends_with(".tok");
+  });
 }
 
 }  // namespace
@@ -69,9 +89,7 @@ TextSize text_size(std::string_view text) {
 class TokenWriter::Shard {
  public:
   Shard(std::string path, const Header& header)
-      : path_(std::move(path)), temporary_(path_ + ".tmp"), file_(File::create(temporary_)), header_(header) {
-    XXH3_64bits_reset(hash_.get());
-  }
+      : path_(std::move(path)), temporary_(path_ + ".tmp"), file_(File::create(temporary_)), header_(header) {}
   ~Shard() {
     if (!complete_) remove_quietly(temporary_);
   }
@@ -85,7 +103,7 @@ class TokenWriter::Shard {
       append_as<uint16_t>(ids);
     else
       append_as<uint32_t>(ids);
-    if (buffer_.size() >= kBufferBytes) flush();
+    if (buffer_.size() >= kBufferBytes) flush(buffer_.size() / kBlockBytes * kBlockBytes);
   }
 
   void add_text(TextSize text) {
@@ -94,13 +112,16 @@ class TokenWriter::Shard {
   }
 
   void finish(bool last) {
-    flush();
+    flush(buffer_.size());
+    file_.write_at(std::as_bytes(std::span(checksums_)), static_cast<int64_t>(checksum_place(header_).begin));
     header_.last = last ? 1 : 0;
-    header_.checksum = XXH3_64bits_digest(hash_.get());
+    header_.checksum = XXH3_64bits(checksums_.data(), checksums_.size() * sizeof(uint64_t));
     header_.header_checksum = checksum_of(header_);
     file_.write_at(std::as_bytes(std::span(&header_, 1)), 0);
     file_.sync();
-    std::filesystem::rename(temporary_, path_);
+    std::error_code error;
+    std::filesystem::rename(temporary_, path_, error);
+    if (error) user_error("{}: cannot be made: {}; choose another --out", path_, error.message());
     complete_ = true;
   }
 
@@ -118,22 +139,21 @@ class TokenWriter::Shard {
     header_.count += ids.size();
   }
 
-  void flush() {
-    XXH3_64bits_update(hash_.get(), buffer_.data(), buffer_.size());
-    file_.write_at(buffer_, written_);
-    written_ += static_cast<int64_t>(buffer_.size());
-    buffer_.clear();
+  // Writes the buffer's first `bytes`: whole blocks, except at the end.
+  void flush(size_t bytes) {
+    const auto done = std::span<const std::byte>(buffer_).first(bytes);
+    for (size_t begin = 0; begin < bytes; begin += kBlockBytes)
+      checksums_.push_back(XXH3_64bits(&done[begin], std::min(kBlockBytes, bytes - begin)));
+    file_.write_at(done, written_);
+    written_ += static_cast<int64_t>(bytes);
+    buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<ptrdiff_t>(bytes));
   }
-
-  struct FreeHash {
-    void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
-  };
 
   std::string path_;
   std::string temporary_;
   File file_;
   Header header_;
-  std::unique_ptr<XXH3_state_t, FreeHash> hash_{XXH3_createState()};
+  std::vector<uint64_t> checksums_;  // of the blocks written
   std::vector<std::byte> buffer_;
   int64_t written_ = sizeof(Header);
   bool complete_ = false;
@@ -191,25 +211,77 @@ void TokenWriter::finish() {
 // A shard being read: its map and its header, checked.
 class Tokens::Shard {
  public:
-  explicit Shard(const std::string& path) : path_(path), file_(path) { check_header(); }
+  explicit Shard(const std::string& path) : path_(path), file_(path) {
+    check_header();
+    const auto [begin, end] = checksum_place(header_);
+    checked_ = std::vector<std::atomic<bool>>((end - begin) / sizeof(uint64_t));
+  }
 
   const Header& header() const { return header_; }
   const std::string& path() const { return path_; }
 
   void read(int64_t begin, std::span<int32_t> out) const {
+    if (out.empty()) return;
+    const size_t first = static_cast<size_t>(begin) * header_.width;
+    check_blocks(first / kBlockBytes, (first + out.size() * header_.width - 1) / kBlockBytes + 1);
     if (header_.width == 2)
-      read_as<uint16_t>(begin, out);
+      std::ranges::copy(ids<uint16_t>().subspan(static_cast<size_t>(begin), out.size()), out.begin());
     else
-      read_as<uint32_t>(begin, out);
+      std::ranges::copy(ids<uint32_t>().subspan(static_cast<size_t>(begin), out.size()), out.begin());
   }
 
-  void verify() const {
-    const auto ids = file_.bytes().subspan(sizeof(Header));
-    if (XXH3_64bits(ids.data(), ids.size()) != header_.checksum)
-      user_error("{}: its tokens are not those that were written (checksum); run `pkmesh tokenize` again", path_);
+  // Part `part` of `parts`.
+  void verify(size_t part, size_t parts) const {
+    check_blocks(checked_.size() * part / parts, checked_.size() * (part + 1) / parts);
   }
 
  private:
+  [[noreturn]] void damaged() const {
+    user_error("{}: its tokens are not those that were written (checksum); run `pkmesh tokenize` again", path_);
+  }
+
+  template <class Id>
+  std::span<const Id> ids() const {
+    return {reinterpret_cast<const Id*>(file_.bytes().data() + sizeof(Header)), header_.count};
+  }
+
+  // Blocks [begin, end), each once; twice if two threads meet, which is no harm.
+  void check_blocks(size_t begin, size_t end) const {
+    for (size_t block = begin; block < end; ++block) {
+      if (checked_[block].load(std::memory_order_relaxed)) continue;
+      check_checksums();
+      const size_t bytes = header_.count * header_.width;
+      const size_t offset = block * kBlockBytes;
+      const auto place = file_.bytes().subspan(sizeof(Header) + offset, std::min(kBlockBytes, bytes - offset));
+      uint64_t expected = 0;
+      std::memcpy(&expected, &file_.bytes()[checksum_place(header_).begin + block * sizeof(uint64_t)],
+                  sizeof(expected));
+      if (XXH3_64bits(place.data(), place.size()) != expected) damaged();
+      if (header_.width == 2)
+        check_range<uint16_t>(place);
+      else
+        check_range<uint32_t>(place);
+      checked_[block].store(true, std::memory_order_relaxed);
+    }
+  }
+
+  void check_checksums() const {
+    if (checksums_checked_.load(std::memory_order_relaxed)) return;
+    const auto [begin, end] = checksum_place(header_);
+    if (XXH3_64bits(&file_.bytes()[begin], end - begin) != header_.checksum) damaged();
+    checksums_checked_.store(true, std::memory_order_relaxed);
+  }
+
+  // Our own writer keeps to the vocabulary; whoever looks tokens up in a table relies on it.
+  template <class Id>
+  void check_range(std::span<const std::byte> block) const {
+    const std::span<const Id> ids(reinterpret_cast<const Id*>(block.data()), block.size() / sizeof(Id));
+    const Id highest = *std::ranges::max_element(ids);
+    if (highest >= header_.vocabulary_size)
+      user_error("{}: holds token {} of a vocabulary of {}; run `pkmesh tokenize` again", path_, highest,
+                 header_.vocabulary_size);
+  }
+
   void check_header() {
     const size_t size = file_.bytes().size();
     if (size < sizeof(Header)) user_error("{}: {} bytes are no token file; run `pkmesh tokenize` again", path_, size);
@@ -222,31 +294,28 @@ class Tokens::Shard {
     if (header_.header_checksum != checksum_of(header_) || header_.vocabulary_size > INT32_MAX ||
         header_.width != width_of(static_cast<int64_t>(header_.vocabulary_size)))
       user_error("{}: its header is damaged; run `pkmesh tokenize` again", path_);
-    const uint64_t payload = size - sizeof(Header);
-    if (payload / header_.width != header_.count || payload % header_.width != 0)
-      user_error("{}: truncated: {} tokens and a header make {} bytes, the file has {}; run `pkmesh tokenize` again",
-                 path_, header_.count, header_.count * header_.width + sizeof(Header), size);
-  }
-
-  template <class Id>
-  void read_as(int64_t begin, std::span<int32_t> out) const {
-    const auto* ids = reinterpret_cast<const Id*>(file_.bytes().data() + sizeof(Header)) + begin;
-    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<int32_t>(ids[i]);
+    if (header_.count > size || checksum_place(header_).end != size)
+      user_error("{}: truncated: {} tokens make a file of another size than {} bytes; run `pkmesh tokenize` again",
+                 path_, header_.count, size);
   }
 
   std::string path_;
   MappedFile file_;
   Header header_{};
+  mutable std::vector<std::atomic<bool>> checked_;  // of each block, whether it was found good
+  mutable std::atomic<bool> checksums_checked_ = false;
 };
 
+bool Tokens::exist(const std::string& folder, const std::string& split) {
+  return count_shards(folder, split) > 0;
+}
+
 Tokens Tokens::open(const std::string& folder, const std::string& split, uint64_t tokenizer_hash) {
-  int64_t shards = 0;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-    const std::string name = entry.path().filename().string();
-    shards += name.starts_with(split + "-") && name.ends_with(".tok");
-  }
-  if (error) user_error("{}: {}; pass the folder that `pkmesh tokenize` wrote", folder, error.message());
+  if (!std::filesystem::is_directory(folder, error))
+    user_error("{}: {}; pass the folder that `pkmesh tokenize` wrote", folder,
+               error ? error.message() : "not a folder");
+  const int64_t shards = count_shards(folder, split);
   if (shards == 0) user_error("{}: no {} tokens in it; pass the folder that `pkmesh tokenize` wrote", folder, split);
 
   Tokens tokens;
@@ -263,6 +332,7 @@ Tokens Tokens::open(const std::string& folder, const std::string& split, uint64_
     if ((header.last != 0) != (index + 1 == shards))
       user_error("{}: {}; run `pkmesh tokenize` again", shard->path(),
                  header.last != 0 ? "the last shard, yet more follow" : "shards after it are missing");
+    tokens.bytes_ += static_cast<int64_t>(header.count * header.width);
     tokens.vocabulary_size_ = static_cast<int32_t>(header.vocabulary_size);
     tokens.text_.bytes += static_cast<int64_t>(header.bytes);
     tokens.text_.words += static_cast<int64_t>(header.words);
@@ -287,7 +357,7 @@ void Tokens::read(int64_t begin, std::span<int32_t> out) const {
 }
 
 void Tokens::verify(int part, int parts) const {
-  for (size_t i = static_cast<size_t>(part); i < shards_.size(); i += static_cast<size_t>(parts)) shards_[i]->verify();
+  for (const auto& shard : shards_) shard->verify(static_cast<size_t>(part), static_cast<size_t>(parts));
 }
 
 }  // namespace pkmesh

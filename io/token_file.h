@@ -2,11 +2,13 @@
 // Tokens on disk. A folder holds the tokenizer, corpus.json (what went in), and shards of two splits:
 // train-00000.tok, train-00001.tok, ..., valid-00000.tok, ... In order, the shards of a split are one long sequence.
 //
-// A shard is a header of 128 bytes and the ids, little-endian, 2 bytes each if the vocabulary fits in 65,536, else 4:
+// A shard is a header of 128 bytes; the ids, little-endian, 2 bytes each if the vocabulary fits in 65,536, else 4;
+// zeros up to a multiple of 8; and the checksums (XXH3, u64) of the ids, one for each block of 65,536 bytes:
 //   0 magic "PKMTOKEN" | 8 version u32 | 12 bytes per token u32 | 16 tokenizer hash u64 | 24 vocabulary size u64
-//   32 tokens u64 | 40 bytes of text u64 | 48 words of text u64 | 56 XXH3 of the ids u64 | 64 shard's index u64
+//   32 tokens u64 | 40 bytes of text u64 | 48 words of text u64 | 56 XXH3 of the checksums u64 | 64 shard's index u64
 //   72 one in the split's last shard, else zero u64 | 80 zeros | 120 XXH3 of the header's first 120 bytes u64
-// Shards are read through memory maps: opening is instant, and ranks on one host share the pages.
+// Shards are read through memory maps: opening looks at headers and sizes only, whatever the corpus's size, ranks on
+// one host share the pages, and a block is held against its checksum when it is first read.
 #pragma once
 
 #include <cstdint>
@@ -64,6 +66,8 @@ class TokenWriter {
 // One split, as one read-only sequence of ids. Any thread may read. Cheap to copy: copies share the maps.
 class Tokens {
  public:
+  // Whether the folder has any shard of the split.
+  static bool exist(const std::string& folder, const std::string& split);
   // Opens every shard of `split` ("train", "valid"). UserError if there is none, one is missing, truncated, damaged in
   // its header, or of another tokenizer than `tokenizer_hash` says (0: whatever they all agree on).
   static Tokens open(const std::string& folder, const std::string& split, uint64_t tokenizer_hash = 0);
@@ -74,11 +78,12 @@ class Tokens {
   uint64_t tokenizer_hash() const { return tokenizer_hash_; }
   int64_t shards() const { return static_cast<int64_t>(shards_.size()); }
 
-  // out[i] = token begin + i, across shards. The range must lie in [0, count()).
+  // out[i] = token begin + i, across shards. The range must lie in [0, count()). UserError that names the shard if the
+  // ids are not those that were written.
   void read(int64_t begin, std::span<int32_t> out) const;
-  // Reads part `part` of `parts` of the shards once: UserError that names the shard whose ids are not those that were
-  // written.
+  // Reads part `part` of `parts` of the ids once, so that damage shows now.
   void verify(int part = 0, int parts = 1) const;
+  int64_t bytes() const { return bytes_; }  // of the ids on disk, all shards
 
  private:
   class Shard;
@@ -87,6 +92,7 @@ class Tokens {
   std::vector<std::shared_ptr<const Shard>> shards_;
   std::vector<int64_t> starts_ = {0};  // of each shard, then the total
   TextSize text_;
+  int64_t bytes_ = 0;
   int32_t vocabulary_size_ = 0;
   uint64_t tokenizer_hash_ = 0;
 };

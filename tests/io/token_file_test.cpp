@@ -154,7 +154,7 @@ TEST(TokenFile, DamageIsNamed) {
   for (const int64_t size : {127, 1, 0})
     expect(damaged([&](auto& folder) { std::filesystem::resize_file(folder / "train-00001.tok", size_t(size)); }),
            "no token file");
-  for (const std::streamoff at : {128, 200, 327})
+  for (const std::streamoff at : {128, 200, 327, 328, 335})  // tokens, then their checksum
     expect(damaged([&](auto& folder) { flip_bit(folder / "train-00000.tok", at); }), "checksum");
   expect(damaged([](auto&) {}, 8), "tokenizer");
   expect(damaged([](auto& folder) { std::filesystem::remove(folder / "train-00001.tok"); }), "missing");
@@ -167,6 +167,39 @@ TEST(TokenFile, DamageIsNamed) {
   const TemporaryFolder folder;
   expect(error_of(folder.path()), "no train tokens");
   expect(error_of(folder / "absent"), "No such file");
+  EXPECT_FALSE(Tokens::exist(folder.path(), "train"));
+}
+
+// Opening reads no tokens, and a block is held against its checksum when it is read, by whoever reads it.
+TEST(TokenFile, DamageIsFoundWhereItIsRead) {
+  constexpr int64_t kBlock = 32768;  // tokens of 2 bytes
+  const TemporaryFolder folder;
+  const auto ids = random_ids(5 * kBlock + 11, 300);
+  write(folder.path(), ids, SizedTokenizer(300, 7), 3 * kBlock + 5);  // 4 blocks, 2 blocks
+  flip_bit(folder / "train-00000.tok", 128 + 2 * (2 * kBlock) + 77);
+  const Tokens tokens = Tokens::open(folder.path(), "train");
+  EXPECT_EQ(tokens.bytes(), 2 * static_cast<int64_t>(ids.size()));
+  const auto read = [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> out(static_cast<size_t>(end - begin));
+    tokens.read(begin, out);
+    EXPECT_TRUE(std::equal(out.begin(), out.end(), ids.begin() + begin));
+  };
+  for (int again = 0; again < 2; ++again) {
+    read(0, 2 * kBlock);
+    read(3 * kBlock, 5 * kBlock + 11);
+    for (const auto& [begin, end] : std::vector<std::pair<int64_t, int64_t>>{
+             {2 * kBlock, 2 * kBlock + 1}, {3 * kBlock - 1, 3 * kBlock}, {2 * kBlock - 1, 2 * kBlock + 1}})
+      EXPECT_THROW(read(begin, end), UserError);
+  }
+  int damaged_parts = 0;
+  for (int part = 0; part < 3; ++part) {
+    try {
+      tokens.verify(part, 3);
+    } catch (const UserError&) {
+      ++damaged_parts;
+    }
+  }
+  EXPECT_EQ(damaged_parts, 1);
 }
 
 TEST(TokenFile, NoBitOfTheHeaderFlipsUnnoticed) {
