@@ -5,6 +5,7 @@
 #include <zlib.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 #include <string_view>
@@ -30,6 +31,10 @@ class BlockReader::Archive {
     file_ = gzopen(path.c_str(), "rbe");
     if (file_ == nullptr) user_error("{}: cannot be read: {}", path, std::strerror(errno));
     gzbuffer(file_, kReadBytes);
+    std::array<char, 8> start{};
+    const int got = gzread(file_, start.data(), start.size());
+    if (got > 0) refuse_other_formats({start.data(), static_cast<size_t>(got)});
+    gzrewind(file_);
   }
   ~Archive() { gzclose_r(file_); }
   Archive(const Archive&) = delete;
@@ -54,6 +59,21 @@ class BlockReader::Archive {
   int64_t disk_bytes() const { return std::max<int64_t>(gzoffset(file_), 0); }
 
  private:
+  // What would be learnt as noise if it were taken for text.
+  void refuse_other_formats(std::string_view start) const {
+    for (const auto& [mark, tool] : {std::pair<std::string_view, const char*>{"\xFD"
+                                                                              "7zXZ",
+                                                                              "xz -dc"},
+                                     {"\x28\xB5\x2F\xFD", "zstd -dc"},
+                                     {"BZh", "bzip2 -dc"},
+                                     {"PK\x03\x04", "unzip -p"}})
+      if (start.starts_with(mark))
+        user_error("{}: is an archive that is not read here; pass its text: {} FILE | pkmesh tokenize --input - ...",
+                   path_, tool);
+    if (start.starts_with("\xFF\xFE") || start.starts_with("\xFE\xFF"))
+      user_error("{}: is in UTF-16; convert it first: iconv -f utf-16 -t utf-8 {}", path_, path_);
+  }
+
   std::string path_;
   gzFile file_ = nullptr;
 };

@@ -29,14 +29,21 @@ namespace fs = std::filesystem;
 // The folder under its temporary name, removed unless publish() was reached.
 class PartialFolder {
  public:
-  explicit PartialFolder(const std::string& folder) : final_(fs::path(folder).lexically_normal()) {
-    if (!final_.has_filename()) final_ = final_.parent_path();  // "out/"
-    partial_ = final_.string() + ".partial";
+  explicit PartialFolder(const std::string& folder) {
     std::error_code error;
+    final_ = fs::weakly_canonical(folder, error);               // through links
+    if (!final_.has_filename()) final_ = final_.parent_path();  // "out/"
+    if (error || final_.empty()) user_error("{}: cannot be written: {}; choose another --out", folder, error.message());
+    partial_ = final_.string() + ".partial";
     if (fs::exists(final_, error) && !(fs::is_directory(final_, error) && fs::is_empty(final_, error)))
       user_error("{}: already exists and is not an empty folder; choose another --out or remove it", folder);
-    if (fs::exists(partial_, error)) remove_leftover();
-    make_folder(partial_.string());
+    if (fs::equivalent(final_, fs::current_path(error), error))
+      user_error("{}: is the current folder; choose another --out, such as {}/tokens", folder, folder);
+    if (fs::exists(partial_, error) && !fs::is_directory(partial_, error))
+      user_error("{}: is in the way; remove it", path());
+    make_folder(path());
+    lock_.emplace(path());
+    remove_leftovers();
   }
   ~PartialFolder() {
     if (!published_) remove_quietly(path());
@@ -57,18 +64,20 @@ class PartialFolder {
 
  private:
   // An interrupted run's. Anything but our own files in it is not for us to delete.
-  void remove_leftover() {
-    for (const auto& entry : fs::directory_iterator(partial_)) {
-      const std::string name = entry.path().filename().string();
+  void remove_leftovers() {
+    const std::vector<std::string> names = list_folder(path());
+    for (const std::string& name : names) {
       const bool ours = name.ends_with(".tok") || name.ends_with(".tok.tmp") || name.starts_with("tokenizer.") ||
                         name.starts_with("corpus.json") || name == "stdin";
       if (!ours) user_error("{}: is in the way and holds {}; remove it", path(), name);
     }
-    if (!remove_quietly(path())) user_error("{}: is in the way and cannot be removed", path());
+    for (const std::string& name : names)
+      if (!remove_quietly(path() + "/" + name)) user_error("{}/{}: is in the way and cannot be removed", path(), name);
   }
 
   fs::path final_;
   fs::path partial_;
+  std::optional<FolderLock> lock_;  // from two at once
   bool published_ = false;
 };
 
@@ -144,8 +153,10 @@ class EvenSample {
 
 int64_t size_of(const std::string& file) {
   std::error_code error;
+  if (fs::exists(file, error) && !fs::is_regular_file(file, error) && !fs::is_directory(file, error))
+    user_error("{}: can be read once only; pass it as standard input: --input - < {}", file, file);
   const auto bytes = fs::file_size(file, error);
-  if (error) user_error("{}: {}; check --input", file, error.message());
+  if (error) user_error("{}: {}; check --input", file.empty() ? "\"\"" : file, error.message());
   return static_cast<int64_t>(bytes);
 }
 
@@ -211,6 +222,7 @@ class Tokenization {
     int64_t index;
     bool begins_file;
     TextSize text;
+    int64_t raw_bytes;
     std::vector<int32_t> ids;
   };
 
@@ -265,6 +277,7 @@ class Tokenization {
     const auto drain = [&](size_t allowed) {
       while (workers.in_flight() > allowed) {
         const Encoded encoded = workers.take();
+        summary_.raw_bytes += encoded.raw_bytes;
         write(encoded, split_.contains(encoded.index) ? valid : train);
       }
     };
@@ -282,7 +295,7 @@ class Tokenization {
   }
 
   Encoded encode_block(const Block& block) const {
-    Encoded encoded{block.index, block.begins_file, text_size(block.text), {}};
+    Encoded encoded{block.index, block.begins_file, text_size(block.text), raw_bytes(block.text), {}};
     encoded.ids.reserve(block.text.size() / 2);
     tokenizer_->encode(block.text, encoded.ids);
     return encoded;

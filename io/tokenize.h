@@ -49,6 +49,7 @@ struct TokenizeSummary {
   uint64_t tokenizer_hash = 0;
   SplitSummary train;
   SplitSummary valid;
+  int64_t raw_bytes = 0;  // of the text, that are no UTF-8 or control characters: each a token of its own
   double learning_seconds = 0;
   double encoding_seconds = 0;
 };

@@ -11,6 +11,7 @@
 #include <xxhash.h>
 
 #include <array>
+#include <charconv>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
@@ -140,10 +141,10 @@ class SentencePieceTokenizer final : public Tokenizer {
     for (int id = 0; id < count; ++id) {
       std::string piece = processor_.IdToPiece(id);
       if (processor_.IsByte(id)) {
-        const auto byte = static_cast<uint8_t>(std::stoi(piece.substr(3, 2), nullptr, 16));  // "<0x0A>"
+        uint8_t byte = 0;  // "<0x0A>"
+        if (piece.size() == 6 && std::from_chars(&piece[3], &piece[5], byte, 16).ptr == &piece[5]) ++bytes;
         byte_ids_[byte] = id;
         piece.assign(1, static_cast<char>(byte));
-        ++bytes;
       } else if (processor_.IsControl(id) || processor_.IsUnknown(id)) {
         piece.clear();
       } else {
@@ -261,6 +262,17 @@ class SampleSentences final : public sentencepiece::SentenceIterator {
 
 }  // namespace
 
+int64_t raw_bytes(std::string_view text) {
+  int64_t count = 0;
+  for (size_t i = 0; i < text.size();) {
+    const auto byte = static_cast<uint8_t>(text[i]);
+    const size_t length = utf8_length(text, i);
+    count += length == 0 || (byte < 0x20U && (byte < '\t' || byte > '\r'));
+    i += std::max<size_t>(length, 1);
+  }
+  return count;
+}
+
 std::unique_ptr<Tokenizer> make_byte_tokenizer() {
   return std::make_unique<ByteTokenizer>();
 }
@@ -315,20 +327,23 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {
       user_error("{}: no \"{}\" in it; run `pkmesh tokenize` again", path, key);
     return description[key].get<std::string>();
   };
+  const auto check_hash = [&](const std::string& file, uint64_t hash) {
+    if (hex(hash) != text("hash"))
+      user_error("{}: its hash is {}, tokenizer.json says {}; one of the two was changed or damaged", file, hex(hash),
+                 text("hash"));
+  };
   const std::string kind = text("kind");
-  std::unique_ptr<Tokenizer> tokenizer;
   if (kind == "byte") {
-    tokenizer = make_byte_tokenizer();
-  } else if (kind == "sentencepiece") {
-    const std::string model = folder + "/tokenizer.model";
-    tokenizer = std::make_unique<SentencePieceTokenizer>(read_text(model), model);
-  } else {
-    user_error("{}: unknown kind \"{}\" (byte, sentencepiece); was it written by a newer pkmesh?", path, kind);
+    auto tokenizer = make_byte_tokenizer();
+    check_hash("the byte tokenizer", tokenizer->hash());
+    return tokenizer;
   }
-  if (hex(tokenizer->hash()) != text("hash"))
-    user_error("{}/tokenizer.model: its hash is {}, tokenizer.json says {}; one of the two was changed or damaged",
-               folder, hex(tokenizer->hash()), text("hash"));
-  return tokenizer;
+  if (kind != "sentencepiece")
+    user_error("{}: unknown kind \"{}\" (byte, sentencepiece); was it written by a newer pkmesh?", path, kind);
+  const std::string file = folder + "/tokenizer.model";
+  std::string model = read_text(file);
+  check_hash(file, XXH3_64bits(model.data(), model.size()));  // before a damaged one is parsed
+  return std::make_unique<SentencePieceTokenizer>(std::move(model), file);
 }
 
 }  // namespace pkmesh

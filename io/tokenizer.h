@@ -51,6 +51,10 @@ std::unique_ptr<Tokenizer> make_byte_tokenizer();
 std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, int32_t vocabulary_size,
                                            double character_coverage = 0.9995);
 
+// How many bytes of a text are not valid UTF-8, or are control characters other than white space: what stands for no
+// character that a person reads, and gets a byte token each.
+int64_t raw_bytes(std::string_view text);
+
 // What save() wrote. UserError if a file is missing, unreadable, or not what tokenizer.json says.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder);
 

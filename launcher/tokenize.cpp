@@ -46,6 +46,23 @@ std::string describe(const SplitSummary& split) {
                      split.shards == 1 ? "" : "s", bytes_text(static_cast<double>(split.text.bytes)), split.text.words);
 }
 
+void describe_tokenizer(const TokenizeOptions& options, const TokenizeSummary& summary) {
+  if (!options.tokenizer_folder.empty()) {
+    log_info("tokenizer  {} pieces, that of {}", summary.vocabulary_size, options.tokenizer_folder);
+  } else if (options.kind == TokenizerKind::kByte) {
+    log_info("tokenizer  bytes");
+  } else {
+    const bool fewer = summary.vocabulary_size < options.vocabulary_size;
+    log_info("tokenizer  {} pieces, learnt in {}{}", summary.vocabulary_size,
+             duration_text(1e3 * summary.learning_seconds),
+             fewer ? fmt::format("; the text has no more for the {} asked for", options.vocabulary_size) : "");
+  }
+  const auto text = static_cast<double>(summary.train.text.bytes + summary.valid.text.bytes);
+  if (summary.raw_bytes > 0 && options.kind != TokenizerKind::kByte)
+    log_warning("{} bytes ({:.2g}% of the text) are not UTF-8 or are control characters, a token each: is it text?",
+                summary.raw_bytes, 100 * static_cast<double>(summary.raw_bytes) / text);
+}
+
 }  // namespace
 
 int tokenize_command(Communicator& world, const TokenizeArguments& arguments) {
@@ -72,8 +89,7 @@ int tokenize_command(Communicator& world, const TokenizeArguments& arguments) {
     options.progress = [&](const TokenizeProgress& progress) { bar.show(progress); };
     summary = tokenize(options);
   }
-  log_info("tokenizer  {} pieces, learnt in {}", summary.vocabulary_size,
-           duration_text(1e3 * summary.learning_seconds));
+  describe_tokenizer(options, summary);
   log_info("train      {}", describe(summary.train));
   log_info("valid      {}", describe(summary.valid));
   log_info("speed      {}/s", bytes_text(static_cast<double>(summary.train.text.bytes + summary.valid.text.bytes) /

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -333,6 +334,71 @@ TEST(Tokenize, MistakesLeaveNothingBehind) {
   expect(error_of(options), "--input");
 }
 
+// What would be learnt as noise.
+TEST(Tokenize, RefusesWhatIsNoText) {
+  const TemporaryFolder folder;
+  const struct {
+    std::string start;
+    const char* says;
+  } cases[] = {{"\xFF\xFEt\0e\0", "iconv -f utf-16"},
+               {"\xFE\xFF\0t", "iconv -f utf-16"},
+               {"\xFD"
+                "7zXZ\0",
+                "xz -dc"},
+               {"\x28\xB5\x2F\xFD", "zstd -dc"},
+               {"BZh9", "bzip2 -dc"},
+               {"PK\x03\x04", "unzip -p"}};
+  for (const auto& [start, says] : cases) {
+    const std::string text = start + some_text(200);
+    replace_text(folder / "plain", text);
+    write_gzip(folder / "zipped", text);
+    for (const char* name : {"plain", "zipped"}) {
+      const std::string error = error_of(options_for(folder, name, "out"));
+      EXPECT_NE(error.find(says), std::string::npos) << error;
+    }
+  }
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  EXPECT_NE(error_of(options_for(folder, "pipe", "out")).find("standard input"), std::string::npos);
+  EXPECT_FALSE(fs::exists(folder / "out"));
+  EXPECT_FALSE(fs::exists(folder / "out.partial"));
+
+  replace_text(folder / "nearly", some_text(1000) + "caf\xE9\n");
+  EXPECT_EQ(tokenize(options_for(folder, "nearly", "out")).raw_bytes, 1);
+}
+
+TEST(Tokenize, WritesThroughLinksButNotIntoTheCurrentFolder) {
+  const TemporaryFolder folder;
+  replace_text(folder / "text", some_text(100));
+  fs::create_directory(folder / "real");
+  fs::create_symlink(folder / "real", folder / "link");
+  EXPECT_EQ(error_of(options_for(folder, "text", "link")), "no error");
+  EXPECT_TRUE(fs::is_symlink(folder / "link"));
+  EXPECT_TRUE(fs::exists(folder / "real/corpus.json"));
+
+  fs::create_directory(folder / "here");
+  const fs::path before = fs::current_path();
+  fs::current_path(folder / "here");
+  auto options = options_for(folder, "text", "here");
+  options.folder = ".";
+  EXPECT_NE(error_of(options).find("current folder"), std::string::npos);
+  fs::current_path(before);
+  EXPECT_FALSE(fs::exists(folder / "here.partial"));
+}
+
+TEST(Tokenize, TwoAtOnceDoNotMix) {
+  const TemporaryFolder folder;
+  replace_text(folder / "text", some_text(1000));
+  auto options = options_for(folder, "text", "out");
+  std::string second;
+  options.progress = [&](const TokenizeProgress& progress) {
+    if (second.empty() && progress.phase == std::string("encoding"))
+      second = error_of(options_for(folder, "text", "out"));
+  };
+  EXPECT_EQ(error_of(options), "no error");
+  EXPECT_NE(second.find("another pkmesh"), std::string::npos) << second;
+  EXPECT_FALSE(decoded(options.folder, "train").empty());
+}
+
 TEST(Tokenize, OverwritesNothing) {
   const TemporaryFolder folder;
   replace_text(folder / "text", some_text(100));
@@ -343,6 +409,10 @@ TEST(Tokenize, OverwritesNothing) {
   EXPECT_EQ(contents(options.folder), (std::map<std::string, std::string>{{"mine", "mine"}}));
   fs::remove(folder / "out/mine");
 
+  replace_text(folder / "out.partial", "mine");
+  EXPECT_NE(error_of(options).find("in the way"), std::string::npos);
+  EXPECT_EQ(read_text(folder / "out.partial"), "mine");
+  fs::remove(folder / "out.partial");
   fs::create_directory(folder / "out.partial");
   replace_text(folder / "out.partial/mine", "mine");
   EXPECT_NE(error_of(options).find("in the way"), std::string::npos);

@@ -138,6 +138,13 @@ TEST(Tokenizer, DamagedFilesAreTheUsersErrors) {
   }
 }
 
+TEST(Tokenizer, CountsBytesThatAreNoText) {
+  EXPECT_EQ(raw_bytes(""), 0);
+  EXPECT_EQ(raw_bytes("tabs\tlines\r\n\f caf\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80"), 0);
+  EXPECT_EQ(raw_bytes("caf\xE9 and \xC0\xAF"), 3);
+  EXPECT_EQ(raw_bytes(std::string("n\0u\0l\0 \x1B", 8)), 4);
+}
+
 TEST(Tokenizer, SamplesThatCannotBeLearntFromAreTheUsersErrors) {
   EXPECT_THROW(train_tokenizer({}, 512), UserError);
   EXPECT_THROW(train_tokenizer(std::vector<std::string>{"", "\n\n\t"}, 512), UserError);
