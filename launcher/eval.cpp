@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <optional>
 
 #include "comm/agree.h"
 #include "io/ngram.h"
@@ -15,23 +16,30 @@ namespace {
 
 // The validation tokens of the run. Tokens of the built-in text stand in the run's own folder.
 std::string validation_folder(const LoadedModel& loaded) {
-  const std::filesystem::path run = std::filesystem::path(loaded.path).parent_path().parent_path();
+  const std::filesystem::path run = std::filesystem::canonical(loaded.path).parent_path().parent_path();
   const bool built_in = loaded.config.data().source() == config::Data::BUILT_IN;
   std::string folder = built_in ? (run / "tokens").string() : loaded.config.data().valid();
   std::error_code error;
-  if (folder.empty() || (built_in && !std::filesystem::exists(folder, error)))
-    user_error("{}: the validation data of its run is not there; pass --data FOLDER", loaded.path);
+  if (!std::filesystem::exists(folder, error))
+    user_error("{}: the validation data of its run, {}, is not there; pass --data FOLDER", loaded.path, folder);
   return folder;
 }
 
-// What counting alone achieves on the same tokens. A folder without training tokens has no baseline to offer.
-void print_baselines(const std::string& folder, const Tokens& valid, double perplexity) {
+// What counting alone achieves on the same tokens; nothing from a folder without training tokens.
+std::optional<NgramBaseline> baseline_of(const std::string& folder, const Tokens& valid) {
+  if (!Tokens::exist(folder, "train")) return std::nullopt;
   const Tokens train = Tokens::open(folder, "train", valid.tokenizer_hash());
-  if (train.count() < 2) return;
-  const NgramBaseline baseline = ngram_baseline(train, valid);
+  return train.count() < 2 ? std::nullopt : std::optional(ngram_baseline(train, valid));
+}
+
+void print_baseline(const std::string& folder, const std::optional<NgramBaseline>& baseline, double perplexity) {
+  if (!baseline) {
+    fmt::print("baselines    none: {} has no training tokens to count\n", folder);
+    return;
+  }
   fmt::print(
       "baselines    unigram {:.2f}, bigram {:.2f} per token; the model's perplexity is {:.2f} times the bigram's\n",
-      baseline.unigram_perplexity, baseline.bigram_perplexity, perplexity / baseline.bigram_perplexity);
+      baseline->unigram_perplexity, baseline->bigram_perplexity, perplexity / baseline->bigram_perplexity);
 }
 
 void print_health(const std::string& table, int64_t slots, const MemoryHealth& health) {
@@ -58,6 +66,10 @@ int eval_command(Communicator& world, const EvalArguments& options) {
                  folder, tokens->count());
   });
   const Evaluation evaluation = evaluate(*loaded.model, *tokens, options.sequences);
+  std::optional<NgramBaseline> baseline;
+  agree(world, [&] {
+    if (world.rank() == 0) baseline = baseline_of(folder, *tokens);
+  });
   if (world.rank() != 0) return 0;
 
   fmt::print("checkpoint   {} (step {})\n", loaded.path, loaded.facts.step);
@@ -67,7 +79,7 @@ int eval_command(Communicator& world, const EvalArguments& options) {
   fmt::print("perplexity   {:.2f} per token, {:.6g} per word, {:.3f} bits per byte\n", evaluation.perplexity(),
              evaluation.perplexity_per_word(tokens->text(), tokens->count()),
              evaluation.bits_per_byte(tokens->text(), tokens->count()));
-  print_baselines(folder, *tokens, evaluation.perplexity());
+  print_baseline(folder, baseline, evaluation.perplexity());
   const auto& tables = loaded.model->transformer().tables();
   for (size_t i = 0; i < tables.size(); ++i)
     print_health(tables[i]->shape().name, tables[i]->shape().slots, evaluation.memories[i]);

@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -63,8 +64,9 @@ void add_train(CLI::App& app, TrainArguments& options, Action& action) {
       "--resume", options.resume,
       "Go on from the newest checkpoint of --out (auto), or from this one; --config may then be left out");
   command->add_flag("--profile", options.profile, "End with a table of what communication cost, and write a trace");
-  command->add_flag("--dry-run", options.dry_run, "Print the memory plan per rank and stop");
-  command->add_flag("--print-config", options.print_config, "Print the complete configuration and stop");
+  auto* dry_run = command->add_flag("--dry-run", options.dry_run, "Print the memory plan per rank and stop");
+  command->add_flag("--print-config", options.print_config, "Print the complete configuration and stop")
+      ->excludes(dry_run);
   command->callback([&] { action = [&](Communicator& world) { return train_command(world, options); }; });
 }
 
@@ -127,6 +129,13 @@ void add_others(CLI::App& app, Options& options, Action& action) {
   });
 }
 
+// An error is one line, whatever bytes the names in it have.
+std::string one_line(std::string text) {
+  std::ranges::replace_if(
+      text, [](unsigned char c) { return std::iscntrl(c) != 0; }, '?');
+  return text;
+}
+
 // One line for a command line that cannot be read, in our words where the library's would puzzle.
 std::string complaint(const CLI::App& app, const std::vector<std::string>& arguments, const CLI::ParseError& error) {
   const auto chosen = app.get_subcommands();
@@ -154,7 +163,7 @@ int run(Communicator& world, int argc, char** argv) {
   app.require_subcommand(1);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   app.failure_message([&](const CLI::App*, const CLI::Error& error) {
-    return fmt::format("error: {}\n", complaint(app, arguments, dynamic_cast<const CLI::ParseError&>(error)));
+    return fmt::format("error: {}\n", one_line(complaint(app, arguments, dynamic_cast<const CLI::ParseError&>(error))));
   });
   // Options decide which collectives follow, so they must be the same before the first is acted on.
   agree_on(world, "command line", fmt::format("{}", fmt::join(arguments, "\n")));
@@ -187,14 +196,14 @@ int guarded_run(Communicator& world, int argc, char** argv) {
   try {
     return run(world, argc, argv);
   } catch (const AgreedError& error) {
-    if (world.rank() == 0) fmt::print(stderr, "error: {}\n", error.what());
+    if (world.rank() == 0) fmt::print(stderr, "error: {}\n", one_line(error.what()));
     return 2;
   } catch (const UserError& error) {
     if (world.size() == 1) {
-      fmt::print(stderr, "error: {}\n", error.what());
+      fmt::print(stderr, "error: {}\n", one_line(error.what()));
       return 2;
     }
-    fmt::print(stderr, "error: rank {}: {}\n", world.rank(), error.what());
+    fmt::print(stderr, "error: rank {}: {}\n", world.rank(), one_line(error.what()));
     world.abort(2);
   } catch (const std::exception& error) {
     fmt::print(stderr, "internal error on rank {} of {}: {}\n", world.rank(), world.size(), error.what());

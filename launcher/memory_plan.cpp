@@ -143,9 +143,10 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ran
 }
 
 int64_t planned_vocabulary(const config::Config& config) {
-  if (config.tokenizer().kind() == config::Tokenizer::BYTE) return make_byte_tokenizer()->vocabulary_size();
   const std::string& tokens = config.data().train();
-  return tokens.empty() ? config.tokenizer().vocabulary() : load_tokenizer(tokens)->vocabulary_size();
+  if (!tokens.empty()) return load_tokenizer(tokens)->vocabulary_size();
+  const bool bytes = config.tokenizer().kind() == config::Tokenizer::BYTE;
+  return bytes ? make_byte_tokenizer()->vocabulary_size() : config.tokenizer().vocabulary();
 }
 
 std::string to_text(const MemoryPlan& plan) {

@@ -6,6 +6,7 @@
 #include <csignal>
 
 #include "comm/agree.h"
+#include "io/checkpoint.h"
 #include "io/config.h"
 #include "launcher/commands.h"
 #include "launcher/memory_plan.h"
@@ -25,12 +26,12 @@ bool stop_agreed(Communicator& world) {
   return requested != 0;
 }
 
-// What --config says; a run that goes on has its own.
+// What --config says; a run that goes on has its own, a checkpoint its run's.
 std::string config_name(const TrainArguments& options) {
   if (!options.source.config.empty()) return options.source.config;
   if (options.resume.empty())
     user_error("train needs a configuration: --config with a file or a preset, such as quickstart");
-  return options.out + "/config.textproto";
+  return (options.resume == "auto" ? options.out : find_checkpoint(options.resume)) + "/config.textproto";
 }
 
 bool due(int64_t step, int64_t every) {

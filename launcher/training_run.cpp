@@ -20,9 +20,15 @@
 namespace pkmesh {
 namespace {
 
-// The configuration's own text as a corpus: written where a run keeps its files, then tokenized as any other.
+// Damaged tokens are found before anything is written if the corpus has no more bytes than this for each rank to read;
+// in a larger one when they are first read.
+constexpr int64_t kVerifiedAtStart = int64_t{1} << 30;
+
+// The program's own text as a corpus: written where a new run keeps its files, then tokenized as any other.
 void tokenize_built_in_text(const RunFolder& folder, const std::string& tokens) {
-  if (std::filesystem::exists(tokens)) return;  // a resumed run
+  if (std::filesystem::exists(tokens)) return;
+  if (folder.resumed())
+    user_error("{}: is not there: this run had other data; resume it with its own configuration", tokens);
   const std::string text = folder.path() + "/built-in.txt";
   replace_text(text, built_in_text());
   TokenizeOptions options;
@@ -97,7 +103,8 @@ void TrainingRun::open_tokens(const std::string& folder) {
   train_tokens_ = Tokens::open(folder, "train", tokenizer_->hash());
   const std::string& valid = config_.data().valid().empty() ? folder : config_.data().valid();
   valid_tokens_ = Tokens::open(valid, "valid", tokenizer_->hash());
-  for (const auto& tokens : {train_tokens_, valid_tokens_}) tokens->verify(world_.rank(), world_.size());
+  for (const auto& tokens : {train_tokens_, valid_tokens_})
+    if (tokens->bytes() <= world_.size() * kVerifiedAtStart) tokens->verify(world_.rank(), world_.size());
   if (valid_tokens_->count() < 2) valid_tokens_.reset();
 }
 
@@ -140,6 +147,17 @@ void TrainingRun::resume(const std::string& checkpoint) {
                  tokens_folder_);
   });
   trainer_->set_steps_done(facts.step);
+  report_changes(facts);
+}
+
+// A run may go on with other options; that it does is said.
+void TrainingRun::report_changes(const CheckpointFacts& facts) const {
+  try {
+    const auto changes = config_changes(parse_config(facts.config_text, "the checkpoint's configuration"), config_);
+    for (const std::string& change : changes) log_info("changed {}", change);
+  } catch (const UserError& error) {  // it names options that this program has not
+    log_info("changed {}", error.what());
+  }
 }
 
 void TrainingRun::describe() {

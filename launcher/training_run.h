@@ -43,6 +43,7 @@ class TrainingRun {
   void make_folder();
   void begin_folder();
   void resume(const std::string& checkpoint);
+  void report_changes(const CheckpointFacts& facts) const;
   void report_step(const StepFigures& figures);
   void report_profile();
 

@@ -4,6 +4,7 @@ import gzip
 import os
 import shutil
 import subprocess
+import time
 import unittest
 
 import program
@@ -38,6 +39,17 @@ class CommandLine(program.Test):
         self.assert_refused(["eval"], "--checkpoint is required", ranks=(0,))
         self.assert_refused(["generate", "--checkpoint", "x"], "--prompt is required", ranks=(0,))
         self.assert_refused(["tokenize", "--out", "tokens"], "--input is required", ranks=(0,))
+
+    def test_options_that_exclude_each_other(self):
+        self.assert_refused(DEBUG + ["--dry-run", "--print-config"], "--print-config", "--dry-run", ranks=(0,))
+
+    def test_names_of_any_bytes(self):
+        self.assert_refused(["inspect", "no\nsuch"], "no?such", ranks=(0,))
+        out = b"run \xff"
+        self.run_well(*DEBUG, "--set", "train.steps=1", "--out", out)
+        self.run_well("inspect", out)
+        self.assertIn("eval", self.run_well("--help").out)
+        self.run_well("eval", "--checkpoint", out)
 
     def test_bad_numbers(self):
         generate = ["generate", "--checkpoint", "run", "--prompt", "a"]
@@ -97,6 +109,13 @@ class Configuration(program.Test):
         for path in ("./folder.d", "./nosuch.textproto", "./syntax.textproto", "/bin/sh"):
             self.assert_refused(["train", "--config", path, "--out", "run"], path, ranks=(0,))
         self.assert_refused(["train", "--config", "debgu", "--out", "run"], "did you mean debug?", ranks=(0,))
+
+    def test_data_that_would_not_be_read(self):
+        self.assert_refused(setting("data.train=tokens"), "data.train is tokens", "set data.source to FOLDER")
+
+    def test_a_file_with_a_presets_looks(self):
+        write("mine", "")
+        self.assert_refused(["train", "--config", "mine", "--out", "run"], "give ./mine", ranks=(0,))
 
     def test_a_model_that_no_machine_holds(self):
         self.assert_refused(setting("model.memory.0.sub_keys=46340"), "this run needs", "TiB", "--dry-run")
@@ -178,6 +197,30 @@ class Corpus(program.Test):
         os.truncate("bytes/valid-00000.tok", 200)
         self.assert_refused(["eval", "--checkpoint", "good", "--data", "bytes"], "bytes/valid", "truncated")
 
+    def test_text_that_is_none(self):
+        with open("utf16", "w", encoding="utf-16") as file:
+            file.write(TEXT)
+        self.assert_refused(["tokenize", "--input", "utf16", "--out", "tokens"], "utf16", "iconv", ranks=(0,))
+        with open("latin1", "w", encoding="latin-1") as file:
+            file.write(TEXT + "caf\u00e9")
+        said = self.run_well("tokenize", "--input", "latin1", "--out", "tokens", "--set", "tokenizer.vocabulary=512").err
+        self.assertIn("1 bytes", said)
+        self.assertIn("is it text?", said)
+
+    def test_evaluation_data(self):
+        self.train("run", "train.steps=1")
+        shutil.copytree("run", "moved")
+        shutil.rmtree("moved/tokens")
+        self.assert_refused(["eval", "--checkpoint", "moved"], "moved/tokens", "--data")
+        shutil.copytree("run/tokens", "valid")
+        os.remove("valid/train-00000.tok")
+        for ranks in (0, 2):
+            evaluation = self.run_well("eval", "--checkpoint", "run", "--data", "valid", ranks=ranks).out
+            self.assertIn("baselines    none: valid has no training tokens", evaluation)
+        shutil.copy("run/tokens/train-00000.tok", "valid")
+        flip_a_bit("valid/train-00000.tok", 4001)  # found when the baseline is counted
+        self.assert_refused(["eval", "--checkpoint", "run", "--data", "valid"], "valid/train-00000.tok", "checksum")
+
     def test_a_context_longer_than_the_built_in_text(self):
         self.assert_refused(setting("model.context=100000", out="not/yet/there"), "smaller context")
 
@@ -230,6 +273,12 @@ class Checkpoints(program.Test):
             self.assert_refused(setting(override) + ["--resume", "auto"], "step_00000004", words, ranks=(0,))
         self.assert_refused(setting("model.width=32", out="new") + ["--resume", "run"], "tokens.weight", ranks=(2,))
 
+    def test_other_data(self):
+        write("text", TEXT)
+        self.run_well("tokenize", "--input", "text", "--out", "tokens", "--set", "tokenizer.kind=BYTE")
+        self.train("on-tokens", "data.source=FOLDER", "data.train=tokens", "train.steps=2")
+        self.assert_refused(DEBUG + ["--resume", "auto", "--out", "on-tokens"], "on-tokens/tokens", "other data")
+
     def test_resume_from_nothing(self):
         self.assert_refused(DEBUG + ["--resume", "nosuch", "--out", "new"], "nosuch", "no whole checkpoint")
 
@@ -247,6 +296,17 @@ class Folders(program.Test):
         self.assert_refused(DEBUG + ["--out", "mine", "--resume", "auto"], "mine", "is no run", ranks=(0,))
         self.train("run", "train.steps=1")
         self.assert_refused(DEBUG + ["--out", "run"], "holds a run already", "--resume auto")
+
+    def test_a_run_under_way(self):
+        job = Job(DEBUG + ["--set", "train.steps=100000", "--out", "run"])
+        self.addCleanup(job.finish)
+        self.addCleanup(job.process.terminate)
+        while not os.path.exists("run/metrics.jsonl"):
+            time.sleep(0.01)
+        for ranks in (0, 2):
+            other = Job(DEBUG + ["--resume", "auto", "--out", "run"], ranks)
+            self.check_refusal(other, ["run: another pkmesh is writing to it"])
+        self.assertIsNone(job.process.poll())
 
     def mount(self, options):
         os.mkdir("mounted")

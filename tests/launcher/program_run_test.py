@@ -122,6 +122,22 @@ class Interrupted(program.Test):
         self.assertEqual(losses("run"), losses("whole"))
 
 
+class Resumed(program.Test):
+    def test_with_other_options(self):
+        self.train("run", "train.steps=4")
+        job = self.train("run", "train.steps=6", "optimizer.learning_rate=2e-3", options=("--resume", "auto"))
+        for change in ("train.steps: 4 -> 6", "optimizer.learning_rate: 0.001 -> 0.002"):
+            self.assertIn(f"changed {change}", job.err)
+        self.assertEqual(job.err.count("changed "), 2)
+
+    def test_from_a_checkpoint_with_its_configuration(self):
+        self.train("run", "train.steps=4", "train.seed=7")
+        self.run_well("train", "--resume", "run", "--set", "train.steps=6", "--out", "new", ranks=2)
+        self.assertEqual([line["step"] for line in metrics("new")], [5, 6])
+        with open("new/config.textproto", encoding="utf-8") as file:
+            self.assertIn("seed: 7", file.read())
+
+
 class Commands(program.Test):
     def test_help_and_version(self):
         self.assertRegex(self.run_well("--version").out, r"^\d+\.\d+\.\d+\n$")
@@ -155,6 +171,24 @@ class Commands(program.Test):
             self.assertLess(lines["planned"]["bytes"], 1.2 * rows)
             self.assertAlmostEqual(lines["model, every row written once"]["of_plan"], 1, delta=0.05, msg=f"{ranks} ranks")
             self.assertLess(lines["model, no step"]["of_plan"], 0.6, "moments are lent when a row is first updated")
+
+    def test_a_checkpoint_by_any_name(self):
+        self.train("run", "train.steps=2")
+        expected = self.run_well("eval", "--checkpoint", "run").out.splitlines()[2:]
+        os.symlink("run/checkpoints/step_00000002", "best")
+        for folder, name in ((".", "run/checkpoints/step_00000002/"), (".", "best"), ("run/checkpoints", "step_00000002"),
+                             ("run/checkpoints/step_00000002", "."), ("run", "."), ("run", "checkpoints")):
+            with self.subTest(folder=folder, name=name):
+                found = self.run_well("eval", "--checkpoint", name, cwd=folder).out.splitlines()[2:]
+                self.assertEqual(found, expected)
+
+    def test_a_plan_takes_the_vocabulary_of_the_tokens(self):
+        with open("text", "w", encoding="utf-8") as file:
+            file.write("".join(f"word {i} and word {i * i}\n" for i in range(2000)))
+        self.run_well("tokenize", "--input", "text", "--out", "tokens", "--set", "tokenizer.vocabulary=512")
+        options = ["--config", "debug", "--set", "data.source=FOLDER", "--set", "data.train=tokens"]
+        plan = self.run_well("train", *options, "--dry-run").out
+        self.assertIn(plan.strip(), self.run_well("train", *options, "--out", "run").err)
 
     def test_from_text_to_a_sample(self):
         text = "".join(f"entry {i}: the {i % 13}th kind of \u00e9toile.\n" for i in range(1500))
