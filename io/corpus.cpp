@@ -27,6 +27,7 @@ class BlockReader::Archive {
     struct stat status {};
     if (::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode))
       user_error("{}: is a folder; name the files in it", path);
+    size_ = status.st_size;
     errno = 0;
     file_ = gzopen(path.c_str(), "rbe");
     if (file_ == nullptr) user_error("{}: cannot be read: {}", path, std::strerror(errno));
@@ -34,6 +35,8 @@ class BlockReader::Archive {
     std::array<char, 8> start{};
     const int got = gzread(file_, start.data(), start.size());
     if (got > 0) refuse_other_formats({start.data(), static_cast<size_t>(got)});
+    if (got > 0 && gzdirect(file_) != 0 && (path.ends_with(".gz") || path.ends_with(".dz")))
+      user_error("{}: is named as an archive and is none; rename it if it is text, or fetch it again", path);
     gzrewind(file_);
   }
   ~Archive() { gzclose_r(file_); }
@@ -53,6 +56,9 @@ class BlockReader::Archive {
       user_error("{}: the archive is damaged or truncated ({}); fetch it again", path_,
                  error == Z_BUF_ERROR ? "unexpected end" : message);
     }
+    // zlib takes what follows the last archive of a file for padding; a damaged archive among several looks like that.
+    if (got == 0 && disk_bytes() < size_)
+      user_error("{}: behind its first {} bytes is no archive, but more data; fetch it again", path_, disk_bytes());
     return got > 0;
   }
 
@@ -75,6 +81,7 @@ class BlockReader::Archive {
   }
 
   std::string path_;
+  int64_t size_ = 0;  // on disk
   gzFile file_ = nullptr;
 };
 

@@ -357,6 +357,17 @@ TEST(Tokenize, RefusesWhatIsNoText) {
       EXPECT_NE(error.find(says), std::string::npos) << error;
     }
   }
+  replace_text(folder / "text.gz", some_text(200));
+  EXPECT_NE(error_of(options_for(folder, "text.gz", "out")).find("is none"), std::string::npos);
+  // Two archives in one file are read as one text; behind a damaged second one the rest would be missing.
+  write_gzip(folder / "one.gz", some_text(20000));
+  const std::string one = read_text(folder / "one.gz");
+  replace_text(folder / "two.gz", one + one);
+  EXPECT_EQ(error_of(options_for(folder, "two.gz", "two")), "no error");
+  EXPECT_EQ(decoded(folder / "two", "train").size() + decoded(folder / "two", "valid").size(),
+            2 * some_text(20000).size());
+  replace_text(folder / "cut.gz", one + std::string(600000, 'x'));
+  EXPECT_NE(error_of(options_for(folder, "cut.gz", "out")).find("no archive"), std::string::npos);
   ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
   EXPECT_NE(error_of(options_for(folder, "pipe", "out")).find("standard input"), std::string::npos);
   EXPECT_FALSE(fs::exists(folder / "out"));
