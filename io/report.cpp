@@ -188,12 +188,17 @@ std::string describe_bytes_per_rank(const CheckpointManifest& manifest) {
   return table.text();
 }
 
-std::string describe_files(const std::string& path, const CheckpointManifest& manifest) {
+CheckpointReport describe_files(const std::string& path, const CheckpointManifest& manifest) {
+  CheckpointReport report;
   Table table;
   table.add({"file", "bytes", "state"});
-  for (const auto& file : manifest.files)
-    table.add({file.name, bytes_text(static_cast<double>(file.bytes)), file_fault(path, file).value_or("good")});
-  return table.text();
+  for (const auto& file : manifest.files) {
+    const auto fault = file_fault(path, file);
+    report.damaged_files += fault ? 1 : 0;
+    table.add({file.name, bytes_text(static_cast<double>(file.bytes)), fault.value_or("good")});
+  }
+  report.text = table.text();
+  return report;
 }
 
 }  // namespace
@@ -218,13 +223,15 @@ std::string describe_run(const std::string& path) {
          fmt::format("\n  checkpoints: {}\n", names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", ")));
 }
 
-std::string describe_checkpoint(const std::string& path) {
+CheckpointReport describe_checkpoint(const std::string& path) {
   const std::string found = find_checkpoint(path);
   const CheckpointManifest manifest = read_manifest(found);
-  return fmt::format(
+  CheckpointReport report = describe_files(found, manifest);
+  report.text = fmt::format(
       "checkpoint {}\n  step {}, written by {} rank(s), tokenizer {:016x}, configuration {:016x}\n\n{}\n{}\n{}", found,
       manifest.step, manifest.ranks, manifest.tokenizer_hash, manifest.config_hash, describe_groups(manifest),
-      describe_bytes_per_rank(manifest), describe_files(found, manifest));
+      describe_bytes_per_rank(manifest), report.text);
+  return report;
 }
 
 }  // namespace pkmesh

@@ -2,14 +2,19 @@
 // What `pkmesh inspect` prints of the files that a run wrote: tables for people, from the files alone.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace pkmesh {
 
 // A run folder: who and where, loss, validation, speed, health of the memories, checkpoints. UserError if it is none.
 std::string describe_run(const std::string& path);
+struct CheckpointReport {
+  std::string text;
+  int64_t damaged_files = 0;
+};
 // A checkpoint (or the latest of a folder or a run): tensors by group, files and their checksums, which are all read
 // for it, bytes that each of 1, 2, 4 and 8 ranks would hold. UserError if there is none.
-std::string describe_checkpoint(const std::string& path);
+CheckpointReport describe_checkpoint(const std::string& path);
 
 }  // namespace pkmesh

@@ -22,6 +22,14 @@ std::string describe_config(const std::string& name) {
   return text + to_text(config);
 }
 
+// Scripts learn of damage from the exit code.
+void inspect_checkpoint(const std::string& path) {
+  const CheckpointReport report = describe_checkpoint(path);
+  fmt::print("{}", report.text);
+  if (report.damaged_files > 0)
+    user_error("{}: {} of its files are not as they were written; use another checkpoint", path, report.damaged_files);
+}
+
 bool is_preset(const std::string& name) {
   return std::ranges::any_of(list_presets(), [&](const Preset& preset) { return preset.name == name; });
 }
@@ -35,7 +43,7 @@ int inspect_command(Communicator& world, const std::string& path) {
     if (std::filesystem::exists(path + "/run.json", error))
       fmt::print("{}", describe_run(path));
     else if (std::filesystem::is_directory(path, error))
-      fmt::print("{}", describe_checkpoint(path));
+      inspect_checkpoint(path);
     else if (std::filesystem::exists(path, error) || is_preset(path))
       fmt::print("{}", describe_config(path));
     else

@@ -27,7 +27,9 @@ namespace {
 void add_config_options(CLI::App& command, ConfigSource& source, bool required) {
   command.add_option("--config", source.config, "Configuration: a file, or a preset such as debug or quickstart")
       ->required(required);
-  command.add_option("--set", source.overrides, "Overrides one option: train.steps=100 (may be repeated)")
+  command
+      .add_option("--set", source.overrides,
+                  "Overrides one option: train.steps=100 (may be repeated; the last one counts)")
       ->expected(1)
       ->take_all();
 }

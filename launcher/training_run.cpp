@@ -190,6 +190,7 @@ void TrainingRun::step() {
     window->tokens += figures.tokens;
   }
   if (figures.skipped) log_info("step {} skipped: {}", figures.step, figures.why_skipped);
+  skipped_ += figures.skipped ? 1 : 0;
   const Ledger spent = world_.ledger() - since_line_.before;
   line_ = {{"step", figures.step},
            {"loss", figures.loss},
@@ -289,7 +290,8 @@ void TrainingRun::finish() {
   if (since_start_.steps == 0)
     log_info("nothing to do: all {} steps are done; for more, --set train.steps=...", steps_done());
   if (world_.rank() == 0 && since_start_.steps > 0)
-    log_info("done    {} steps in {}: {} tok/s", since_start_.steps, time_left_text(since_start_.seconds),
+    log_info("done    {} steps{} in {}: {} tok/s", since_start_.steps,
+             skipped_ > 0 ? fmt::format(" ({} of them skipped)", skipped_) : "", time_left_text(since_start_.seconds),
              count_text(static_cast<double>(since_start_.tokens) / since_start_.seconds));
   if (options_.profile && since_start_.steps > 0) report_profile();
 }

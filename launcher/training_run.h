@@ -61,6 +61,8 @@ class TrainingRun {
   nlohmann::json line_;         // of metrics.jsonl: this step's so far
   std::optional<Trace> trace_;  // with --profile
 
+  int64_t skipped_ = 0;  // steps, because something was not finite
+
   struct Window {  // since the last step line, or the last memory line
     int64_t steps = 0;
     double seconds = 0;

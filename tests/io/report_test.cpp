@@ -75,7 +75,8 @@ TEST(Report, DescribesARun) {
 TEST(Report, DescribesACheckpoint) {
   const TemporaryFolder folder;
   const std::string path = save_one(folder.path());
-  const std::string text = describe_checkpoint(folder.path());
+  const std::string text = describe_checkpoint(folder.path()).text;
+  EXPECT_EQ(describe_checkpoint(path).damaged_files, 0);
   expect_holds(text, "checkpoint " + path + "\n  step 40, written by 1 rank(s), tokenizer 00000000000000ff");
   expect_holds(text,
                "  adam.m                                1     2.05k  8.00 KiB\n"
@@ -89,7 +90,8 @@ TEST(Report, DescribesACheckpoint) {
   expect_holds(text, "dense.safetensors");
   EXPECT_EQ(text.find("altered"), std::string::npos);
   File::open_existing(path + "/dense.safetensors").truncate(70);
-  expect_holds(describe_checkpoint(path), "has 70 bytes, expected");
+  expect_holds(describe_checkpoint(path).text, "has 70 bytes, expected");
+  EXPECT_EQ(describe_checkpoint(path).damaged_files, 1);
   EXPECT_THROW(describe_checkpoint(folder / "nowhere"), UserError);
 }
 

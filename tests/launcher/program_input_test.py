@@ -238,6 +238,8 @@ class Checkpoints(program.Test):
                             ranks=(0,))
         for command in (["eval"], ["generate", "--prompt", "a"]):
             self.assert_refused(command + ["--checkpoint", "run"], *words, ranks=(0,))
+        job = Job(["inspect", self.newest])
+        self.check_refusal(job, [self.newest])
         # The user's way out: the checkpoint before.
         self.run_well(*DEBUG, "--resume", "run/checkpoints/step_00000002", "--out", "run", "--set", "train.steps=4")
         self.assertEqual(program.losses("run"), program.losses("whole"))
