@@ -149,7 +149,8 @@ void seal_files(Communicator& world, const std::string& folder, std::vector<Chec
 // What a crash left behind. Two runs never share a folder.
 void remove_leftovers(const std::string& folder) {
   for (const std::string& name : list_folder(folder))
-    if (name.starts_with(kTemporaryPrefix) && name.ends_with(kTemporarySuffix)) remove_quietly(fmt::format("{}/{}", folder, name));
+    if (name.starts_with(kTemporaryPrefix) && name.ends_with(kTemporarySuffix))
+      remove_quietly(fmt::format("{}/{}", folder, name));
 }
 
 // The complete folder takes its name. One of the same step changes places with it first, so that the name never stands
