@@ -45,63 +45,78 @@ double copy_rate_of(int64_t bytes, int repeats) {
   return per_second(16 * static_cast<double>(words), library.min < loop.min ? library : loop);
 }
 
-// Rows of 8-byte words: sums of integers vectorise in any order, so that only memory counts.
+// Rows of 8-byte words: sums of integers vectorise in any order, so that only memory counts. Four rows at once: the
+// misses of one hide behind those of the others. A pass takes other rows than the one before, so that it finds none of
+// them in a cache that is smaller than the table.
 class Rows {
  public:
   explicit Rows(const CeilingSizes& sizes)
       : words_(std::max<int64_t>(1, sizes.row_bytes / 8)),
         rows_(std::clamp<int64_t>(sizes.table_bytes / (8 * words_), 4, std::max<int64_t>(4, sizes.table_rows))),
+        reads_(std::min(sizes.reads, rows_) / 4 * 4),
         memory_({}, rows_ * words_) {
     parallel_for(0, memory_.count(), 4096, [&](int64_t begin, int64_t end) {
       std::fill(memory_.data() + begin, memory_.data() + end, uint64_t{1});
     });
     const Permutation shuffled(rows_, 1, 0);
-    order_.resize(static_cast<size_t>(rows_));
-    for (size_t i = 0; i < order_.size(); ++i) order_[i] = shuffled(static_cast<int64_t>(i));
-    reads_ = std::min(sizes.reads, rows_) / 4 * 4;
+    const int64_t used = rows_ / reads_ * reads_;
+    for (int64_t i = 0; i < used; ++i) random_.push_back(shuffled(i));
+    ascending_ = random_;
+    for (auto pass = ascending_.begin(); pass != ascending_.end(); pass += reads_) std::sort(pass, pass + reads_);
   }
 
   double bytes() const { return static_cast<double>(reads_) * static_cast<double>(words_) * 8; }  // of a pass
 
-  uint64_t read() {
-    uint64_t total = 0;
-    in_fours([&](int64_t begin, int64_t end) {
+  // In random order: what a token reads stands anywhere. Returns the sum of all words, so that all must be read.
+  uint64_t read(bool prefetch) {
+    return pass(random_, prefetch, [&](const uint64_t* a, const uint64_t* b, const uint64_t* c, const uint64_t* d) {
       uint64_t sum = 0;
-      for (int64_t i = begin; i < end; ++i) {
-        const uint64_t *a = row(4 * i), *b = row(4 * i + 1), *c = row(4 * i + 2), *d = row(4 * i + 3);
-        for (int64_t j = 0; j < words_; ++j) sum += (a[j] + b[j]) + (c[j] + d[j]);
-      }
-      __atomic_fetch_add(&total, sum, __ATOMIC_RELAXED);
+      for (int64_t j = 0; j < words_; ++j) sum += (a[j] + b[j]) + (c[j] + d[j]);
+      return sum;
     });
-    return total;
   }
 
-  void rewrite() {
-    in_fours([&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        uint64_t* __restrict a = row(4 * i), * __restrict b = row(4 * i + 1);
-        uint64_t* __restrict c = row(4 * i + 2), * __restrict d = row(4 * i + 3);
-        for (int64_t j = 0; j < words_; ++j) ++a[j], ++b[j], ++c[j], ++d[j];
-      }
-    });
+  // In ascending order: what is rewritten once can be sorted before.
+  void rewrite(bool prefetch) {
+    pass(ascending_, prefetch,
+         [&](uint64_t* __restrict a, uint64_t* __restrict b, uint64_t* __restrict c, uint64_t* __restrict d) {
+           for (int64_t j = 0; j < words_; ++j) ++a[j], ++b[j], ++c[j], ++d[j];
+           return uint64_t{0};
+         });
   }
 
  private:
-  uint64_t* row(int64_t i) const { return memory_.data() + order_[static_cast<size_t>((first_ + i) % rows_)] * words_; }
-  // Four rows at once: the misses of one hide behind those of the others. A pass goes on where the last one ended, so
-  // that it finds none of its rows in a cache that is smaller than the table.
-  template <class Body>
-  void in_fours(const Body& body) {
-    parallel_for(0, reads_ / 4, 16, body);
-    first_ = (first_ + reads_) % rows_;
+  template <class Fours>
+  uint64_t pass(const std::vector<int64_t>& order, bool prefetch, const Fours& fours) {
+    const int64_t* rows = order.data() + next_;
+    const auto row = [&](int64_t i) { return memory_.data() + rows[i] * words_; };
+    uint64_t total = 0;
+    parallel_for(0, reads_ / 4, 16, [&](int64_t begin, int64_t end) {
+      uint64_t sum = 0;
+      for (int64_t i = 4 * begin; i < 4 * end; i += 4) {
+        for (int64_t ahead = i + 4; prefetch && ahead < std::min(i + 8, 4 * end); ++ahead) fetch(row(ahead));
+        sum += fours(row(i), row(i + 1), row(i + 2), row(i + 3));
+      }
+      __atomic_fetch_add(&total, sum, __ATOMIC_RELAXED);
+    });
+    next_ = (next_ + reads_) % std::ssize(order);
+    return total;
+  }
+
+  // The beginning of a row into the cache; what follows is for the processor to foresee.
+  void fetch(const uint64_t* row) const {
+    constexpr int64_t kLine = 8;
+    constexpr int64_t kMost = 128;
+    for (int64_t j = 0; j < std::min(words_, kMost); j += kLine) __builtin_prefetch(row + j);
   }
 
   int64_t words_;
   int64_t rows_;
+  int64_t reads_;  // of a pass
   Buffer<uint64_t> memory_;
-  std::vector<int64_t> order_;
-  int64_t reads_ = 0;  // of a pass
-  int64_t first_ = 0;  // place in the order at which the next pass begins
+  std::vector<int64_t> random_;  // whole passes, one after the other
+  std::vector<int64_t> ascending_;
+  int64_t next_ = 0;  // where the next pass begins
 };
 
 double product_rate(Stream& stream, int64_t side, int repeats) {
@@ -150,8 +165,12 @@ Ceilings measure_ceilings(Stream& stream, const CeilingSizes& sizes, int repeats
   ceilings.copies.push_back({static_cast<double>(sizes.copy_bytes), copy_rate_of(sizes.copy_bytes, repeats)});
   Rows rows(sizes);
   volatile uint64_t sink = 0;  // what is read must be used
-  ceilings.rows_read = per_second(rows.bytes(), measure(repeats, [&] { sink = rows.read(); }));
-  ceilings.rows_updated = per_second(2 * rows.bytes(), measure(repeats, [&] { rows.rewrite(); }));
+  for (const bool prefetch : {false, true}) {
+    const Spread read = measure(repeats, [&] { sink = rows.read(prefetch); });
+    const Spread rewritten = measure(repeats, [&] { rows.rewrite(prefetch); });
+    ceilings.rows_read = std::max(ceilings.rows_read, per_second(rows.bytes(), read));
+    ceilings.rows_updated = std::max(ceilings.rows_updated, per_second(2 * rows.bytes(), rewritten));
+  }
   ceilings.flops = product_rate(stream, sizes.product, repeats);
   return ceilings;
 }
