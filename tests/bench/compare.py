@@ -164,11 +164,14 @@ def summary(title, peer, theirs, ours):
             "pkmesh_peak_mib": peaks[1], "memory_ratio": peaks[1] / peaks[0]}
 
 
-def heat(case, peers, steps):
-    """[(ms, peer, variant)], fastest first."""
+def heat(case, peers, steps, only):
+    """[(ms, peer, variant)], fastest first; not run if there is no choice."""
+    variants = [only.split()] if only else case["variants"]
+    if len(peers) * len(variants) == 1:
+        return [(0, peers[0], variants[0])]
     found = []
     for peer in peers:
-        for variant in case["variants"]:
+        for variant in variants:
             name = f"  heat   PyTorch {peer.version:<14} {' '.join(variant):<32}"
             try:
                 figures = torch_figures(peer.run(case, variant, steps))
@@ -183,7 +186,7 @@ def heat(case, peers, steps):
 def compare(name, peers, program, options, folder):
     case = CASES[name]
     print(f"\n{name}: {TITLES[name]}", flush=True)
-    fastest = heat(case, peers, options.steps)
+    fastest = heat(case, peers, options.steps, options.only)
     if not fastest:
         raise Unavailable(f"{name}: no PyTorch runs it")
     _, peer, variant = fastest[0]
@@ -211,6 +214,7 @@ def main():
     parser.add_argument("--pkmesh", required=True, metavar="PROGRAM")
     parser.add_argument("--torch", action="append", default=[], metavar="PYTHON", help="has PyTorch; may be repeated")
     parser.add_argument("--jemalloc", default="", metavar="LIBRARY", help="PyTorch's allocator")
+    parser.add_argument("--only", metavar="WORDS", help='the one way in which PyTorch may do it: "--values dense --compile"')
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=7, help="timed steps in each process")
     parser.add_argument("--json", metavar="FILE", help="all figures")

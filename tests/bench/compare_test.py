@@ -73,6 +73,11 @@ class Compare(unittest.TestCase):
         self.assertEqual(line["memory_ratio"], line["pkmesh_peak_mib"] / 500)
         self.assertIn("9.9.9 --values dense", out.splitlines()[-1])
 
+    def test_without_a_choice_there_is_no_heat(self):
+        code, out, _, (line,) = self.compare("tiny", "--only", "--values rows")
+        self.assertEqual((code, line["torch_ms"]), (0, [2000.0] * 3))
+        self.assertNotIn("heat", out)
+
     def test_two_processes(self):
         code, _, err, (line,) = self.compare("tiny-2")
         self.assertEqual((code, err), (0, ""))
