@@ -20,13 +20,17 @@ pkmesh_need(nlohmann_json "nlohmann-json3-dev")
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(SENTENCEPIECE REQUIRED IMPORTED_TARGET sentencepiece)
 pkg_check_modules(OPENBLAS REQUIRED IMPORTED_TARGET openblas)
+find_library(DNNL_LIBRARY dnnl)  # its own CMake package asks for OpenCL, which it does not use
+if(NOT DNNL_LIBRARY)
+  message(FATAL_ERROR "oneDNN was not found: install libdnnl-dev (scripts/test and scripts/quickstart do)")
+endif()
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 find_package(Threads REQUIRED)
 
 add_library(pkmesh_packages INTERFACE)
 target_link_libraries(pkmesh_packages INTERFACE
   MPI::MPI_CXX protobuf::libprotobuf fmt::fmt spdlog::spdlog CLI11::CLI11 nlohmann_json::nlohmann_json
-  PkgConfig::SENTENCEPIECE PkgConfig::OPENBLAS PkgConfig::XXHASH ZLIB::ZLIB Threads::Threads)
+  PkgConfig::SENTENCEPIECE PkgConfig::OPENBLAS ${DNNL_LIBRARY} PkgConfig::XXHASH ZLIB::ZLIB Threads::Threads)
 # libsentencepiece.so exports an old protobuf of its own, under the names of ours; whichever were found first would
 # serve both, and crash. So ours is linked statically, before SentencePiece, and its names stay inside the program.
 set_property(TARGET protobuf::libprotobuf APPEND PROPERTY INTERFACE_LINK_LIBRARIES ZLIB::ZLIB PkgConfig::SENTENCEPIECE)

@@ -143,14 +143,17 @@ Math math_of(const config::Config& config) {
 }
 
 Device choose_device(const config::Config& config, const Communicator& world) {
-  if (config.train().precision() != config::Train::FP32)
-    user_error("train.precision: {} has no matrix products in this program; set it to FP32",
-               config::Train::Precision_Name(config.train().precision()));
   const int gpus = device_count(DeviceKind::kCuda);
-  if (config.train().device() == config::Train::CPU || (config.train().device() == config::Train::AUTO && gpus == 0))
+  if (config.train().device() == config::Train::CPU || (config.train().device() == config::Train::AUTO && gpus == 0)) {
+    if (config.train().precision() == config::Train::FP16)
+      user_error("train.precision: the CPU has no products of FP16; set it to BF16 or FP32");
     return {};
+  }
   if (!compiled_with(DeviceKind::kCuda))
     user_error("train.device: this program was built without CUDA; set it to CPU, or build the cuda preset");
+  if (config.train().precision() != config::Train::FP32)
+    user_error("train.precision: CUDA has no products of {} in this program; set it to FP32",
+               config::Train::Precision_Name(config.train().precision()));
   const Hosts& hosts = world.hosts();
   int before = 0;  // ranks on this host below this one
   for (int rank = 0; rank < world.rank(); ++rank) before += hosts.of_rank[rank] == hosts.of_rank[world.rank()] ? 1 : 0;

@@ -3,8 +3,12 @@
 
 #include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "layers/gemm.h"
+#include "layers/gemm_onednn.h"
+#include "runtime/bf16.h"
+#include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
 namespace {
@@ -19,12 +23,32 @@ CBLAS_TRANSPOSE blas_transpose(Transpose transpose) {
   return transpose == Transpose::kYes ? CblasTrans : CblasNoTrans;
 }
 
+// sgemm of the operands rounded to bf16, where the CPU has no products of bf16: right, not fast.
+MatrixSlice<const float> rounded(MatrixSlice<const float> matrix, std::vector<float>& memory) {
+  memory.resize(static_cast<size_t>(matrix.rows * matrix.columns));
+  for (int64_t i = 0; i < matrix.rows; ++i)
+    std::transform(matrix.data + i * matrix.stride, matrix.data + i * matrix.stride + matrix.columns,
+                   memory.data() + i * matrix.columns, [](float x) { return static_cast<float>(bf16(x)); });
+  return {memory.data(), matrix.rows, matrix.columns, matrix.columns};
+}
+
 }  // namespace
 
-void gemm(Stream&, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixSlice<const float> a,
+void gemm(Stream& stream, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixSlice<const float> a,
           MatrixSlice<const float> b, float beta, MatrixSlice<float> c) {
   if (c.rows == 0 || c.columns == 0) return;
   const int64_t inner = transpose_a == Transpose::kYes ? a.rows : a.columns;
+  PKM_CHECK(stream.math() != Math::kFp16, "gemm: the CPU has no fp16 products");
+  const bool plain = alpha == 1.0F && (beta == 0.0F || beta == 1.0F);
+  if (plain && !in_parallel() && OneDnnProducts::suits(stream.math(), inner, c))
+    return OneDnnProducts::of(stream).multiply(stream, stream.math(), transpose_a, transpose_b, a, b, {}, beta == 1.0F,
+                                               c);
+  thread_local std::vector<float> rounded_a;
+  thread_local std::vector<float> rounded_b;
+  if (stream.math() == Math::kBf16) {
+    a = rounded(a, rounded_a);
+    b = rounded(b, rounded_b);
+  }
   // BLAS wants strides of at least 1, even of matrices that it does not read.
   cblas_sgemm(CblasRowMajor, blas_transpose(transpose_a), blas_transpose(transpose_b), narrow(c.rows),
               narrow(c.columns), narrow(inner), alpha, a.data, std::max<blasint>(1, narrow(a.stride)), b.data,

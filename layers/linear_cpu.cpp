@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "layers/gemm.h"
+#include "layers/gemm_onednn.h"
 #include "layers/linear.h"
 #include "runtime/parallel.h"
 
@@ -37,7 +38,10 @@ void add_column_sums(Matrix<const float> matrix, Vector<float> sums) {
 
 void linear_forward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Vector<const float> bias,
                     Matrix<float> y) {
-  // The bias goes in first: BLAS reads and writes y anyway, so adding it costs no pass over y.
+  if (OneDnnProducts::suits(stream.math(), x.size(1), y))
+    return OneDnnProducts::of(stream).multiply(stream, stream.math(), Transpose::kNo, Transpose::kYes, x, weight, bias,
+                                               /*accumulate=*/false, y);
+  // The bias goes in first: BLAS reads and writes y anyway, so adding it costs one pass less.
   if (!bias.empty())
     parallel_for(0, y.size(0), 1 + 16384 / bias.count(), [&](int64_t from, int64_t to) {
       for (int64_t t = from; t < to; ++t) std::copy(bias.begin(), bias.end(), y[t].begin());

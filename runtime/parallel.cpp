@@ -14,11 +14,17 @@ int threads() {
 void set_threads(int count) {
   omp_set_num_threads(count);
 }
+bool in_parallel() {
+  return omp_in_parallel() != 0;
+}
 #else
 int threads() {
   return 1;
 }
 void set_threads(int) {}
+bool in_parallel() {
+  return false;
+}
 #endif
 
 }  // namespace pkmesh

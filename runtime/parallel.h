@@ -11,6 +11,8 @@ namespace pkmesh {
 // Threads a parallel loop of this rank uses (OMP_NUM_THREADS, or set_threads()).
 int threads();
 void set_threads(int count);
+// Whether this is called from inside a parallel loop, where a further one would run on one thread.
+bool in_parallel();
 
 // Calls body(begin, end) for consecutive pieces of [begin, end), at most one per thread, none smaller than `grain`.
 // The body must not throw and must not depend on how the range was cut.

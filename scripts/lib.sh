@@ -7,7 +7,7 @@ jobs=$(nproc)
 say() { printf '\n\033[1m== %s\033[0m\n' "$*" >&2; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-build_packages=(g++ cmake ninja-build ccache pkg-config openmpi-bin libopenmpi-dev libopenblas-openmp-dev libprotobuf-dev
+build_packages=(g++ cmake ninja-build ccache pkg-config openmpi-bin libopenmpi-dev libopenblas-openmp-dev libdnnl-dev libprotobuf-dev
   protobuf-compiler libsentencepiece-dev libcli11-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libxxhash-dev zlib1g-dev
   libgtest-dev libbenchmark-dev)
 

@@ -100,7 +100,7 @@ class Configuration(program.Test):
         self.assert_refused(setting("model.memory.0.value_width=32"), "value_width is 32", "model.width (64)")
 
     def test_a_precision_that_the_device_has_not(self):
-        self.assert_refused(setting("train.precision=FP16"), "train.precision: FP16", "set it to FP32")
+        self.assert_refused(setting("train.precision=FP16"), "train.precision", "FP16", "BF16 or FP32")
         self.assert_refused(setting("train.precision=FP8"), "train.precision", "FP32, BF16, FP16", ranks=(0,))
 
     def test_files_that_are_no_configuration(self):

@@ -94,6 +94,15 @@ TEST_F(Train, SixteenBitRowsOnAnyWorld) {
   }
 }
 
+TEST_F(Train, Bf16ProductsStayCloseToFp32) {
+  const auto exact = run(1, {});
+  const auto rounded = run(1, {"train.precision=BF16"});
+  EXPECT_NE(rounded, exact);
+  for (size_t i = 0; i < exact.size(); ++i) EXPECT_NEAR(rounded[i], exact[i], 1e-2 * exact[i]) << "step " << i + 1;
+  const auto three = run(3, {"train.precision=BF16"});
+  for (size_t i = 0; i < exact.size(); ++i) EXPECT_NEAR(three[i], rounded[i], 5e-3 * exact[i]) << "step " << i + 1;
+}
+
 TEST_F(Train, ResumedRunEqualsTheUninterruptedOneBitForBit) {
   for (const int ranks : {1, 2}) {
     SCOPED_TRACE(ranks);

@@ -3,6 +3,7 @@
 
 #include "tests/reference/dense.h"
 #include "tests/reference/tensor.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -64,6 +65,31 @@ TEST_P(Linear, Backward) {
 INSTANTIATE_TEST_SUITE_P(Shapes, Linear,
                          testing::Values(Shape{1, 1, 1}, Shape{0, 3, 4}, Shape{5, 7, 3}, Shape{33, 17, 131},
                                          Shape{70, 5, 2}, Shape{3, 0, 2}));
+
+// Large enough for whichever library multiplies large matrices.
+TEST(Linear, LargeForwardAddsItsBias) {
+  const int64_t tokens = 131;
+  const int64_t inputs = 2100;
+  const int64_t outputs = 70;
+  const Numbers x = normals("x", tokens * inputs);
+  const Numbers weight = normals("weight", outputs * inputs, 0.02);
+  const Numbers bias = normals("bias", outputs);
+  Tensor<float> x_float(x);
+  Tensor<float> weight_float(weight);
+  Tensor<float> bias_float(bias);
+  const Numbers exact = linear(x, weight, bias, tokens, inputs, outputs);
+  for (const int count : {1, 2}) {
+    const ThreadScope scope(count);
+    for (const Math math : {Math::kFp32, Math::kBf16}) {
+      Stream stream;
+      stream.set_math(math);
+      Tensor<float> y(tokens * outputs);
+      linear_forward(stream, x_float.view(tokens, inputs), weight_float.view(outputs, inputs), bias_float.view(outputs),
+                     y.view(tokens, outputs));
+      expect_near("y", y, exact, math == Math::kFp32 ? kTolerance : 0.02);
+    }
+  }
+}
 
 TEST(Linear, GradientsOfParametersAccumulateAndUnwantedOnesAreLeftOut) {
   Stream stream;
