@@ -8,12 +8,12 @@
 
 #include "io/batches.h"
 #include "io/tokenizer.h"
+#include "layers/cross_entropy.h"
 
 namespace pkmesh {
 namespace {
 
 constexpr int64_t kFloat = 4;
-constexpr int64_t kLogitsChunk = 256;  // tokens, as in layers/transformer.cpp
 
 std::string count_text(int64_t count) {
   if (count >= 10'000'000'000) return fmt::format("{:.1f} G", static_cast<double>(count) / 1e9);

@@ -12,6 +12,9 @@ namespace pkmesh {
 
 constexpr int32_t kIgnoredTarget = -1;  // padding: loss 0, no gradient
 
+// Tokens whose logits exist at one time: enough for efficient matrix products, little beside the activations.
+constexpr int64_t kLogitsChunk = 512;
+
 PKM_OP(cross_entropy_forward, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
        Matrix<float> scratch, Vector<float> losses)
 PKM_OP(cross_entropy_train, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,

@@ -11,9 +11,6 @@
 namespace pkmesh {
 namespace {
 
-// Tokens whose logits exist at one time: enough for efficient matrix products, little beside the activations.
-constexpr int64_t kLogitsChunk = 256;
-
 Vector<const int32_t> flat(Matrix<const int32_t> ids) {
   return ids.reshape(ids.count());
 }
