@@ -118,6 +118,7 @@ int bench_command(Communicator& world, const BenchArguments& options) {
   BenchReport report(world.rank() == 0 ? stdout : nullptr);
   report.line(fmt::format("pkmesh {} {} bench {}: median (min-max) of {}", program_version(),
                           program_commit().substr(0, 10), options.name, bench.repeats));
+  report.line(options.threads);
   benchmark.run(world, config, bench, report);
   agree(world, [&] {
     if (world.rank() == 0 && !options.json.empty())

@@ -31,6 +31,7 @@ struct TrainArguments {
   bool dry_run = false;
   bool print_config = false;
   std::vector<std::string> command;  // the command line, for run.json
+  std::string threads;               // how many threads compute, and why, for people
 };
 
 struct EvalArguments {
@@ -53,6 +54,7 @@ struct BenchArguments {
   ConfigSource source;  // config "": the benchmark's own
   int repeats = 0;      // 0: the benchmark's own
   std::string json;     // file for the figures; empty: none
+  std::string threads;  // as for training
 };
 
 int tokenize_command(Communicator& world, const TokenizeArguments& options);

@@ -3,6 +3,7 @@
 // 0 done, 2 the user's mistake (nothing was written), 1 anything else.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <malloc.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "io/config_schema.h"
 #include "io/run_folder.h"
 #include "launcher/commands.h"
+#include "launcher/threads.h"
 #include "runtime/cpu.h"
 #include "runtime/log.h"
 
@@ -158,7 +160,8 @@ std::string complaint(const CLI::App& app, const std::vector<std::string>& argum
   return fmt::format("{}; {}", error.what(), help);
 }
 
-int run(Communicator& world, int argc, char** argv) {
+// `threads`: what is known of them, for people.
+int run(Communicator& world, int argc, char** argv, const std::string& threads) {
   CLI::App app("pkmesh trains language models whose capacity sits in product-key memory, sharded over the ranks.");
   app.name("pkmesh");
   app.set_version_flag("--version", program_version());
@@ -174,6 +177,7 @@ int run(Communicator& world, int argc, char** argv) {
   agree_on(world, "PKMESH_CPU", to_string(cpu_level()));
   Options options;
   options.train.command.assign(argv, argv + argc);
+  options.train.threads = options.bench.threads = threads;
   Action action;
   add_tokenize(app, options.tokenize, action);
   add_train(app, options.train, action);
@@ -194,9 +198,9 @@ int run(Communicator& world, int argc, char** argv) {
   return code;
 }
 
-int guarded_run(Communicator& world, int argc, char** argv) {
+int guarded_run(Communicator& world, int argc, char** argv, const std::string& threads) {
   try {
-    return run(world, argc, argv);
+    return run(world, argc, argv, threads);
   } catch (const AgreedError& error) {
     if (world.rank() == 0) fmt::print(stderr, "error: {}\n", one_line(error.what()));
     return 2;
@@ -218,6 +222,10 @@ int guarded_run(Communicator& world, int argc, char** argv) {
 }  // namespace pkmesh
 
 int main(int argc, char** argv) {
+  const std::string threads = pkmesh::settle_threads(argv);
+  // What MPI and BLAS take for a step and give back is kept for the next: the system would have to zero its pages.
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 512 << 20);
   try {
     pkmesh::MpiSession session(&argc, &argv);
     std::unique_ptr<pkmesh::Communicator> world;
@@ -228,7 +236,7 @@ int main(int argc, char** argv) {
       throw;
     }
     pkmesh::start_log(world->rank());
-    return pkmesh::guarded_run(*world, argc, argv);
+    return pkmesh::guarded_run(*world, argc, argv, threads);
   } catch (const std::exception& error) {  // MPI itself would not start
     fmt::print(stderr, "error: {}\n", error.what());
     return 2;

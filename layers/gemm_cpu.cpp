@@ -41,8 +41,7 @@ void gemm(Stream& stream, Transpose transpose_a, Transpose transpose_b, float al
   PKM_CHECK(stream.math() != Math::kFp16, "gemm: the CPU has no fp16 products");
   const bool plain = alpha == 1.0F && (beta == 0.0F || beta == 1.0F);
   if (plain && !in_parallel() && OneDnnProducts::suits(stream.math(), inner, c))
-    return OneDnnProducts::of(stream).multiply(stream, stream.math(), transpose_a, transpose_b, a, b, {}, beta == 1.0F,
-                                               c);
+    return OneDnnProducts::of(stream).multiply(stream.math(), transpose_a, transpose_b, a, b, {}, beta == 1.0F, c);
   thread_local std::vector<float> rounded_a;
   thread_local std::vector<float> rounded_b;
   if (stream.math() == Math::kBf16) {

@@ -50,6 +50,7 @@ struct OneDnnProducts::Engine {
     memory a, b, bias, c, scratch;
   };
 
+  Stream host;  // of the packing
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
   std::map<Shape, Product> products;
@@ -124,9 +125,9 @@ bool OneDnnProducts::suits(Math math, int64_t inner, MatrixSlice<float> c) {
   return has(dnnl::cpu_isa::avx512_core);
 }
 
-void OneDnnProducts::multiply(Stream& stream, Math math, Transpose transpose_a, Transpose transpose_b,
-                              MatrixSlice<const float> a, MatrixSlice<const float> b, Vector<const float> bias,
-                              bool accumulate, MatrixSlice<float> c) {
+void OneDnnProducts::multiply(Math math, Transpose transpose_a, Transpose transpose_b, MatrixSlice<const float> a,
+                              MatrixSlice<const float> b, Vector<const float> bias, bool accumulate,
+                              MatrixSlice<float> c) {
   const bool a_flips = transpose_a == Transpose::kYes;
   const bool b_flips = transpose_b == Transpose::kYes;
   const int64_t whole = a_flips ? a.rows : a.columns;
@@ -150,11 +151,11 @@ void OneDnnProducts::multiply(Stream& stream, Math math, Transpose transpose_a, 
     shape.accumulate = accumulate || k > 0;
     shape.bias = !bias.empty() && k == 0;
     uint32_t* const panels = grow(engine_->packed_b, shape.inner / 2 * round_up(c.columns, kPackPanel));
-    pack_panels(stream, b, transpose_b, {k, depth, 0, c.columns}, panels);
+    pack_panels(engine_->host, b, transpose_b, {k, depth, 0, c.columns}, panels);
     for (int64_t row = 0; row < c.rows; row += kSlab) {
       shape.m = std::min(kSlab, c.rows - row);
       uint16_t* const rows = grow(engine_->packed_a, shape.m * shape.inner);
-      pack_rows(stream, a, transpose_a, {row, shape.m, k, depth}, rows);
+      pack_rows(engine_->host, a, transpose_a, {row, shape.m, k, depth}, rows);
       engine_->run(shape, rows, panels, bias.data(), c.data + row * c.columns);
     }
   }

@@ -26,7 +26,7 @@ class OneDnnProducts {
   // c = op(a) op(b), added to what is there if `accumulate`; sizes as for gemm(), kFp32 or kBf16; from one thread at a
   // time. In a steady step no memory is taken but oneDNN's lists of arguments. bias (columns of c) is added to every
   // row; empty: none; not with `accumulate`.
-  void multiply(Stream& stream, Math math, Transpose transpose_a, Transpose transpose_b, MatrixSlice<const float> a,
+  void multiply(Math math, Transpose transpose_a, Transpose transpose_b, MatrixSlice<const float> a,
                 MatrixSlice<const float> b, Vector<const float> bias, bool accumulate, MatrixSlice<float> c);
 
  private:

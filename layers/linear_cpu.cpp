@@ -39,7 +39,7 @@ void add_column_sums(Matrix<const float> matrix, Vector<float> sums) {
 void linear_forward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Vector<const float> bias,
                     Matrix<float> y) {
   if (OneDnnProducts::suits(stream.math(), x.size(1), y))
-    return OneDnnProducts::of(stream).multiply(stream, stream.math(), Transpose::kNo, Transpose::kYes, x, weight, bias,
+    return OneDnnProducts::of(stream).multiply(stream.math(), Transpose::kNo, Transpose::kYes, x, weight, bias,
                                                /*accumulate=*/false, y);
   // The bias goes in first: BLAS reads and writes y anyway, so adding it costs one pass less.
   if (!bias.empty())

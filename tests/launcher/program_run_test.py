@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -136,6 +137,39 @@ class Resumed(program.Test):
         self.assertEqual([line["step"] for line in metrics("new")], [5, 6])
         with open("new/config.textproto", encoding="utf-8") as file:
             self.assertIn("seed: 7", file.read())
+
+
+class Threads(program.Test):
+    SAID = re.compile(r"threads (\d+) threads? per rank \((\S+)\), (\d+) cores? for (\d+) ranks?(.*)")
+
+    def start(self, out, ranks, threads=None):
+        """What a short run says of its threads: (threads, why, cores, ranks, remark), and the threads that OpenMP has."""
+        former = os.environ.pop("OMP_NUM_THREADS", None)
+        if former is not None:
+            self.addCleanup(os.environ.__setitem__, "OMP_NUM_THREADS", former)
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+            self.addCleanup(os.environ.pop, "OMP_NUM_THREADS")
+        log = self.train(out, "train.steps=2", ranks=ranks).err
+        said, has = self.SAID.search(log), re.search(r"(\d+) threads? each", log)
+        self.assertTrue(said and has, log)
+        count, why, cores, of, remark = said.groups()
+        return int(count), why, int(cores), int(of), remark, int(has.group(1))
+
+    def test_left_out_they_fill_the_cores(self):
+        for ranks in (0, 1, 2, 4):
+            with self.subTest(ranks=ranks):
+                count, why, cores, of, _, has = self.start(f"run-{ranks}", ranks)
+                self.assertEqual((why, of), ("chosen", max(1, ranks)))
+                self.assertEqual(count, max(1, cores // max(1, ranks)))
+                self.assertEqual(has, count)
+                self.assertLessEqual(cores, os.cpu_count())
+
+    def test_more_than_cores_sleep(self):
+        threads = os.cpu_count() + 1
+        count, why, _, _, remark, has = self.start("run", 2, threads)
+        self.assertEqual((count, why, has), (threads, "OMP_NUM_THREADS", threads))
+        self.assertIn("sleep", remark)
 
 
 class Commands(program.Test):
