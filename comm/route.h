@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A Route is who reads what from whom in one lookup: made once by plan_route(), a value from then on. The forward pass,
-// the backward pass, the profiler and the planner read the same Route; its arrays live in the step's arena.
+// the backward pass, the profiler and the planner read the same Route. Its arrays live in the step's arena, on the
+// device; the counts per rank are the host's, which needs them to size what is exchanged. The one time that the host
+// waits for a GPU in a lookup is for the counts of what it sends.
 //
 // Each of T tokens reads S rows, spread over the owners that the Placement names. What a token reads from one owner is
 // a *pair* (token, owner): the owner answers a pair with one vector, whatever the number of rows in it.
@@ -15,11 +17,13 @@
 #include <array>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "comm/communicator.h"
 #include "comm/placement.h"
 #include "runtime/buffer.h"
 #include "runtime/dispatch.h"
+#include "runtime/readback.h"
 
 namespace pkmesh {
 
@@ -47,21 +51,37 @@ struct Route {
   Vector<const int32_t> pair_token;                   // (pairs sent) by (owner, token)
   Vector<const int32_t> token_offsets;                // (T + 1) into token_pairs
   Vector<const int32_t> token_pairs;                  // (pairs sent) pairs of each token, by owner
-  Vector<const int64_t> sent_selections, sent_pairs;  // (R) to each owner
+  Vector<const int64_t> sent_selections, sent_pairs;  // (R) to each owner; in host memory
 
   // What this rank is asked for.
   Vector<const Selection> selections;                         // by (asking rank, token, position)
   Vector<const int32_t> pair_offsets;                         // (pairs received + 1) into selections
-  Vector<const int64_t> received_selections, received_pairs;  // (R) from each rank
+  Vector<const int64_t> received_selections, received_pairs;  // (R) from each rank; in host memory
 
   int64_t pairs_sent() const { return travels ? pair_token.count() : tokens; }
   int64_t pairs_received() const { return pair_offsets.count() - 1; }
 };
 
+// The host's side of the lookups of one layer: a Route's counts stand here until the next plan_route() with it.
+class RouteCounts {
+ public:
+  struct Message;  // what two ranks tell each other
+  RouteCounts();
+  ~RouteCounts();
+  RouteCounts(const RouteCounts&) = delete;
+  RouteCounts& operator=(const RouteCounts&) = delete;
+
+ private:
+  friend class RoutePlanner;
+  Readback<int64_t> sent_;
+  std::vector<int64_t> counts_;    // (4, R): selections sent, pairs sent, selections received, pairs received
+  std::vector<Message> out_, in_;  // (R)
+};
+
 // rows, weights (T, S): global rows in [0, placement.rows()); S < 65536, T*S and what arrives < 2^31. Collective: every
 // rank calls it, also with T = 0. Throws InternalError on a rank whose tag differs from another's.
 Route plan_route(Stream& stream, Arena& arena, Communicator& world, const Placement& placement, const RouteTag& tag,
-                 Matrix<const int32_t> rows, Matrix<const float> weights);
+                 Matrix<const int32_t> rows, Matrix<const float> weights, RouteCounts& counts);
 
 // The local part of planning: a stable sort of a rank's selections by owner. pairs <= T * min(S, R).
 struct OwnerOrder {
@@ -72,9 +92,14 @@ struct OwnerOrder {
   Vector<int32_t> pair_token;                     // (pairs)
   Vector<int32_t> token_offsets;                  // (T + 1)
   Vector<int32_t> token_pairs;                    // (pairs)
-  Vector<int64_t> selection_counts, pair_counts;  // (R)
+  Vector<int64_t> selection_counts, pair_counts;  // (R), one behind the other
 };
 PKM_OP(sort_by_owner, const Placement& placement, Matrix<const int32_t> rows, Matrix<const float> weights,
        const OwnerOrder& out)
+// In a world of one: selections (T*S) and pair_offsets (T + 1), a pair per token.
+PKM_OP(pair_with_tokens, Matrix<const int32_t> rows, Matrix<const float> weights, Vector<Selection> selections,
+       Vector<int32_t> pair_offsets)
+// offsets (pairs + 1) = 0 and the sums of the lengths so far, of which the last must be `total`.
+PKM_OP(add_lengths, Vector<const uint16_t> lengths, int64_t total, Vector<int32_t> offsets)
 
 }  // namespace pkmesh

@@ -98,4 +98,20 @@ void sort_by_owner(Stream&, const Placement& placement, Matrix<const int32_t> ro
   for_chunks([&](int64_t begin, int64_t end, ChunkState* state) { place_chunk(weights, begin, end, state, out); });
 }
 
+void pair_with_tokens(Stream&, Matrix<const int32_t> rows, Matrix<const float> weights, Vector<Selection> selections,
+                      Vector<int32_t> pair_offsets) {
+  parallel_for(0, rows.count(), 4096, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) selections[i] = {rows.data()[i], weights.data()[i]};
+  });
+  for (int64_t token = 0; token <= rows.size(0); ++token)
+    pair_offsets[token] = static_cast<int32_t>(token * rows.size(1));
+}
+
+void add_lengths(Stream&, Vector<const uint16_t> lengths, int64_t total, Vector<int32_t> offsets) {
+  offsets[0] = 0;
+  for (int64_t pair = 0; pair < lengths.count(); ++pair) offsets[pair + 1] = offsets[pair] + lengths[pair];
+  PKM_CHECK(offsets[lengths.count()] == total, "{} selections arrived for pairs of {}", total,
+            offsets[lengths.count()]);
+}
+
 }  // namespace pkmesh::PKM_CPU

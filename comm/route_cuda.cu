@@ -3,6 +3,8 @@
 // where its cell begins plus its number in the cell. A cell packs selections (high half) and pairs (low half) into one
 // number, so that one scan places both. A token is one warp's business, so no cell is counted by two. Scratch: 16 bytes
 // per cell.
+#include <thrust/iterator/transform_iterator.h>
+
 #include <cub/device/device_scan.cuh>
 
 #include "comm/route.h"
@@ -120,6 +122,33 @@ __global__ void __launch_bounds__(kThreads)
       [&](int64_t cell, int count) { places[cell] += static_cast<Cell>(count) * kSelection; });
 }
 
+struct PairWithTokens {
+  const int32_t* rows;
+  const float* weights;
+  int64_t tokens;
+  int64_t per_token;
+  Selection* selections;
+  int32_t* pair_offsets;
+  __device__ void operator()(int64_t i) const {
+    if (i < tokens * per_token) selections[i] = {rows[i], weights[i]};
+    if (i <= tokens) pair_offsets[i] = static_cast<int32_t>(i * per_token);
+  }
+};
+
+struct Widen {
+  __host__ __device__ int32_t operator()(uint16_t length) const { return length; }
+};
+
+struct CheckTotal {
+  const int32_t* sum;
+  int64_t total;
+  __device__ void operator()(int64_t) const {
+    if (*sum == total) return;
+    printf("%lld selections arrived for pairs of %d\n", static_cast<long long>(total), *sum);
+    __trap();
+  }
+};
+
 }  // namespace
 
 void sort_by_owner(Stream& stream, const Placement& placement, Matrix<const int32_t> rows, Matrix<const float> weights,
@@ -164,6 +193,27 @@ void sort_by_owner(Stream& stream, const Placement& placement, Matrix<const int3
   place_kernel<<<blocks, kThreads, 0, native_stream>>>(out.addresses.data(), weights.data(), tokens, per_token,
                                                        places.in(memory), out.selections.data(), out.order.data());
   PKM_CUDA(cudaGetLastError());
+}
+
+void pair_with_tokens(Stream& stream, Matrix<const int32_t> rows, Matrix<const float> weights,
+                      Vector<Selection> selections, Vector<int32_t> pair_offsets) {
+  for_each(
+      stream, std::max(rows.count(), rows.size(0) + 1),
+      PairWithTokens{rows.data(), weights.data(), rows.size(0), rows.size(1), selections.data(), pair_offsets.data()});
+}
+
+void add_lengths(Stream& stream, Vector<const uint16_t> lengths, int64_t total, Vector<int32_t> offsets) {
+  PKM_CUDA(cudaMemsetAsync(offsets.data(), 0, sizeof(int32_t), native(stream)));
+  if (!lengths.empty()) {
+    size_t bytes = 0;
+    // Sums in the type of what is written: lengths are of 16 bits, their sums are not.
+    const auto widened = thrust::make_transform_iterator(lengths.data(), Widen{});
+    PKM_CUDA(cub::DeviceScan::InclusiveSum(nullptr, bytes, widened, offsets.data() + 1, lengths.count()));
+    std::byte* const temporary = scratch<std::byte>(stream, static_cast<int64_t>(bytes));
+    PKM_CUDA(
+        cub::DeviceScan::InclusiveSum(temporary, bytes, widened, offsets.data() + 1, lengths.count(), native(stream)));
+  }
+  for_each(stream, 1, CheckTotal{offsets.data() + lengths.count(), total});
 }
 
 }  // namespace pkmesh::cuda

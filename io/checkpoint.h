@@ -15,6 +15,7 @@
 
 #include "comm/communicator.h"
 #include "io/safetensors.h"
+#include "runtime/device.h"
 
 namespace pkmesh {
 
@@ -44,9 +45,11 @@ struct ShardedTable {
   std::vector<RowTensor> tensors;  // same names, types and columns on all ranks
 };
 
+// Tensors may lie in a GPU's memory: they then pass through the host's in pieces, in the order of `stream`.
 struct CheckpointContents {
   std::vector<DenseTensor> dense;
   std::vector<ShardedTable> tables;
+  Stream* stream = nullptr;  // may be null if all is in host memory
 };
 
 template <class T, int N>

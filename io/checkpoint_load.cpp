@@ -98,28 +98,59 @@ void copy_bytes(std::span<const std::byte> from, std::span<std::byte> to) {
                [&](int64_t begin, int64_t end) { std::memcpy(to.data() + begin, from.data() + begin, end - begin); });
 }
 
-void read_dense(const std::string& path, const std::vector<DenseTensor>& dense) {
+void read_dense(const std::string& path, const std::vector<DenseTensor>& dense, Stream* stream) {
   const Safetensors file(path + "/" + kDenseFile);
-  for (const DenseTensor& tensor : dense)
-    copy_bytes(stored_bytes(file, tensor.info.name, tensor.info.dtype, tensor.info.shape), tensor.bytes);
+  Staging staging(stream);
+  for (const DenseTensor& tensor : dense) {
+    const auto stored = stored_bytes(file, tensor.info.name, tensor.info.dtype, tensor.info.shape);
+    for (size_t begin = 0; begin < stored.size(); begin += Staging::kBytes) {
+      const auto memory = tensor.bytes.subspan(begin, std::min<size_t>(Staging::kBytes, stored.size() - begin));
+      const auto host = staging.host(memory);
+      copy_bytes(stored.subspan(begin, memory.size()), host);
+      staging.send(host, memory);
+    }
+  }
 }
 
-void read_rows(const std::string& path, const CheckpointManifest::TableFacts& facts, const ShardedTable& table) {
-  const OwnedRows owned(table);
+// Local rows [first, ...) that this rank has, out of whichever files they stand in. bytes[t] (host memory) begins with
+// row `first` of tensor t.
+void read_rows(const std::string& path, const CheckpointManifest::TableFacts& facts, const ShardedTable& table,
+               const OwnedRows& owned, int64_t first, std::span<const std::span<std::byte>> bytes) {
   for (size_t i = 0; i < facts.files.size(); ++i) {
     const int64_t begin = static_cast<int64_t>(i) * facts.rows_per_file;
     const int64_t end = std::min(facts.rows, begin + facts.rows_per_file);
     if (!owned.any_in(begin, end)) continue;
     const Safetensors file(path + "/" + facts.files[i]);
-    for (const RowTensor& tensor : table.tensors) {
+    for (size_t t = 0; t < table.tensors.size(); ++t) {
+      const RowTensor& tensor = table.tensors[t];
       const std::array<int64_t, 2> shape = {end - begin, tensor.columns};
       const auto stored = stored_bytes(file, tensor.name, tensor.dtype, shape);
       const int64_t row = tensor.row_bytes();
       owned.for_each_run(begin, end, [&](int64_t global, int64_t local, int64_t count) {
         copy_bytes(stored.subspan(static_cast<size_t>((global - begin) * row), static_cast<size_t>(count * row)),
-                   tensor.bytes.subspan(static_cast<size_t>(local * row), static_cast<size_t>(count * row)));
+                   bytes[t].subspan(static_cast<size_t>((local - first) * row), static_cast<size_t>(count * row)));
       });
     }
+  }
+}
+
+void read_table(const std::string& path, const CheckpointManifest::TableFacts& facts, const ShardedTable& table,
+                Stream* stream) {
+  const int64_t at_once = rows_at_once(table);
+  std::vector<Staging> staging;
+  for (size_t t = 0; t < table.tensors.size(); ++t) staging.emplace_back(stream);
+  for (int64_t first = 0; first < table.local_rows; first += at_once) {
+    const int64_t last = std::min(table.local_rows, first + at_once);
+    std::vector<std::span<std::byte>> memory;
+    std::vector<std::span<std::byte>> bytes;
+    for (size_t t = 0; t < table.tensors.size(); ++t) {
+      const int64_t row = table.tensors[t].row_bytes();
+      memory.push_back(
+          table.tensors[t].bytes.subspan(static_cast<size_t>(first * row), static_cast<size_t>((last - first) * row)));
+      bytes.push_back(staging[t].host(memory[t]));
+    }
+    read_rows(path, facts, table, OwnedRows(table, first, last), first, bytes);
+    for (size_t t = 0; t < table.tensors.size(); ++t) staging[t].send(bytes[t], memory[t]);
   }
 }
 
@@ -153,8 +184,9 @@ CheckpointFacts load_checkpoint(Communicator& world, const std::string& path, co
   });
   agree(world, [&] {
     facts = read_facts(path, manifest);
-    read_dense(path, contents.dense);
-    for (const ShardedTable& table : contents.tables) read_rows(path, *find_named(manifest.tables, table.name), table);
+    read_dense(path, contents.dense, contents.stream);
+    for (const ShardedTable& table : contents.tables)
+      read_table(path, *find_named(manifest.tables, table.name), table, contents.stream);
   });
   return facts;
 }

@@ -164,10 +164,10 @@ std::optional<std::string> file_fault(const std::string& path, const CheckpointM
   return std::nullopt;
 }
 
-OwnedRows::OwnedRows(const ShardedTable& table) {
-  rows_.reserve(static_cast<size_t>(table.local_rows));
+OwnedRows::OwnedRows(const ShardedTable& table, int64_t begin, int64_t end) {
+  rows_.reserve(static_cast<size_t>(end - begin));
   bool ascending = true;
-  for (int64_t local = 0; local < table.local_rows; ++local) {
+  for (int64_t local = begin; local < end; ++local) {
     const int64_t global = table.global_row(local);
     PKM_CHECK(global >= 0 && global < table.rows, "{}: local row {} is row {} of {}", table.name, local, global,
               table.rows);
@@ -207,6 +207,39 @@ int64_t OwnedRows::fingerprint(int64_t begin, int64_t end) {
   int64_t sum = 0;
   for (int64_t row = begin; row < end; ++row) sum += row_hash(row);
   return sum;
+}
+
+std::span<std::byte> Staging::host(std::span<std::byte> memory) {
+  if (!on_device(memory.data())) return memory;
+  PKM_CHECK(stream_ != nullptr, "a checkpoint of device memory needs a stream");
+  if (buffer_.count() < std::ssize(memory))
+    buffer_ = Buffer<std::byte>(stream_->device(), std::ssize(memory), MemoryKind::kHost);
+  return buffer_.span().first(memory.size());
+}
+
+std::span<const std::byte> Staging::read(std::span<std::byte> memory) {
+  const std::span<std::byte> bytes = host(memory);
+  if (bytes.data() == memory.data()) return bytes;
+  copy(*stream_, memory, bytes);
+  stream_->synchronize();
+  return bytes;
+}
+
+void Staging::send(std::span<const std::byte> host, std::span<std::byte> memory) {
+  if (host.data() == memory.data()) return;
+  copy(*stream_, host, memory);
+  stream_->synchronize();  // the staging is written to again
+}
+
+int64_t rows_at_once(const ShardedTable& table) {
+  int64_t bytes = 0;
+  bool device = false;
+  for (const RowTensor& tensor : table.tensors) {
+    bytes = std::max(bytes, tensor.row_bytes());
+    device = device || on_device(tensor.bytes.data());
+  }
+  return device ? std::max<int64_t>(Staging::kBytes / std::max<int64_t>(bytes, 1), 1)
+                : std::max<int64_t>(table.local_rows, 1);
 }
 
 }  // namespace pkmesh

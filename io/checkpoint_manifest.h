@@ -3,6 +3,7 @@
 #pragma once
 
 #include "io/checkpoint.h"
+#include "runtime/buffer.h"
 
 namespace pkmesh {
 
@@ -15,7 +16,8 @@ std::string manifest_text(const CheckpointManifest& manifest);
 // This rank's rows of a table, ascending in the global row.
 class OwnedRows {
  public:
-  explicit OwnedRows(const ShardedTable& table);
+  explicit OwnedRows(const ShardedTable& table) : OwnedRows(table, 0, table.local_rows) {}
+  OwnedRows(const ShardedTable& table, int64_t begin, int64_t end);  // of local rows [begin, end) alone
 
   // Calls run(global, local, count) for the longest stretches of rows in [begin, end) that follow one another both
   // globally and here.
@@ -44,5 +46,24 @@ class OwnedRows {
 
   std::vector<Row> rows_;
 };
+
+// Pinned host memory through which tensors of a GPU pass. For tensors in host memory it does nothing.
+class Staging {
+ public:
+  static constexpr int64_t kBytes = int64_t{64} << 20;  // what passes at one time
+
+  explicit Staging(Stream* stream) : stream_(stream) {}
+  // `memory` for the host to read, and to write until it is sent: memory itself, or as many bytes of the staging.
+  std::span<std::byte> host(std::span<std::byte> memory);
+  std::span<const std::byte> read(std::span<std::byte> memory);             // the contents; valid until the next call
+  void send(std::span<const std::byte> host, std::span<std::byte> memory);  // memory = what was written to host()
+
+ private:
+  Stream* stream_;
+  Buffer<std::byte> buffer_;
+};
+
+// How many local rows of a table pass at one time: all if they are in host memory.
+int64_t rows_at_once(const ShardedTable& table);
 
 }  // namespace pkmesh

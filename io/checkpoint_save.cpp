@@ -70,12 +70,17 @@ CheckpointManifest plan(const CheckpointFacts& facts, const CheckpointContents& 
   return manifest;
 }
 
-void write_dense(const std::string& path, const std::vector<DenseTensor>& dense) {
+void write_dense(const std::string& path, const std::vector<DenseTensor>& dense, Stream* stream) {
   std::vector<TensorInfo> infos;
   for (const DenseTensor& tensor : dense) infos.push_back(tensor.info);
   create_safetensors(path, infos, {{"format", "pt"}});
   SafetensorsWriter writer(path);
-  for (const DenseTensor& tensor : dense) writer.write(tensor.info.name, tensor.bytes);
+  Staging staging(stream);
+  for (const DenseTensor& tensor : dense)
+    for (size_t begin = 0; begin < tensor.bytes.size(); begin += Staging::kBytes) {
+      const size_t bytes = std::min<size_t>(Staging::kBytes, tensor.bytes.size() - begin);
+      writer.write(tensor.info.name, staging.read(tensor.bytes.subspan(begin, bytes)), static_cast<int64_t>(begin));
+    }
   writer.sync();
 }
 
@@ -95,23 +100,49 @@ void create_range_files(const std::string& folder, const CheckpointManifest::Tab
   }
 }
 
-// This rank's rows of one table, into whichever files they belong.
+// Rows that this rank has, into whichever files they belong. bytes[t] (host memory) begins with local row `first` of
+// tensor t.
 void write_rows(const std::string& folder, const CheckpointManifest::TableFacts& facts, const ShardedTable& table,
-                const OwnedRows& owned) {
+                const OwnedRows& owned, int64_t first, std::span<const std::span<const std::byte>> bytes) {
   for (size_t i = 0; i < facts.files.size(); ++i) {
     const int64_t begin = static_cast<int64_t>(i) * facts.rows_per_file;
     const int64_t end = std::min(facts.rows, begin + facts.rows_per_file);
     if (!owned.any_in(begin, end)) continue;
     SafetensorsWriter writer(folder + "/" + facts.files[i]);
-    for (const RowTensor& tensor : table.tensors) {
+    for (size_t t = 0; t < table.tensors.size(); ++t) {
       owned.for_each_run(begin, end, [&](int64_t global, int64_t local, int64_t count) {
-        const int64_t row = tensor.row_bytes();
-        writer.write(tensor.name,
-                     tensor.bytes.subspan(static_cast<size_t>(local * row), static_cast<size_t>(count * row)),
+        const int64_t row = table.tensors[t].row_bytes();
+        writer.write(table.tensors[t].name,
+                     bytes[t].subspan(static_cast<size_t>((local - first) * row), static_cast<size_t>(count * row)),
                      (global - begin) * row);
       });
     }
-    writer.sync();
+  }
+}
+
+// All of this rank's rows of one table.
+void write_table(const std::string& folder, const CheckpointManifest::TableFacts& facts, const ShardedTable& table,
+                 const OwnedRows& owned, Stream* stream) {
+  const int64_t at_once = rows_at_once(table);
+  std::vector<Staging> staging;
+  for (size_t t = 0; t < table.tensors.size(); ++t) staging.emplace_back(stream);
+  for (int64_t first = 0; first < table.local_rows; first += at_once) {
+    const int64_t last = std::min(table.local_rows, first + at_once);
+    std::vector<std::span<const std::byte>> bytes;
+    for (size_t t = 0; t < table.tensors.size(); ++t) {
+      const int64_t row = table.tensors[t].row_bytes();
+      bytes.push_back(staging[t].read(
+          table.tensors[t].bytes.subspan(static_cast<size_t>(first * row), static_cast<size_t>((last - first) * row))));
+    }
+    if (last - first == table.local_rows)
+      write_rows(folder, facts, table, owned, first, bytes);
+    else
+      write_rows(folder, facts, table, OwnedRows(table, first, last), first, bytes);
+  }
+  for (size_t i = 0; i < facts.files.size(); ++i) {
+    const int64_t begin = static_cast<int64_t>(i) * facts.rows_per_file;
+    if (owned.any_in(begin, std::min(facts.rows, begin + facts.rows_per_file)))
+      SafetensorsWriter(folder + "/" + facts.files[i]).sync();
   }
 }
 
@@ -178,12 +209,12 @@ void write_all(Communicator& world, const std::string& temporary, const Checkpoi
     replace_text(temporary + "/" + kConfigFile, facts.config_text);
     for (const auto& [name, text] : facts.attachments) replace_text(fmt::format("{}/{}", temporary, name), text);
     for (const auto& table : manifest.tables) create_range_files(temporary, table);
-    write_dense(temporary + "/" + kDenseFile, contents.dense);
+    write_dense(temporary + "/" + kDenseFile, contents.dense, contents.stream);
   });
   for (size_t i = 0; i < contents.tables.size(); ++i) {
     const OwnedRows owned(contents.tables[i]);
     check_ownership(world, contents.tables[i], owned);
-    agree(world, [&] { write_rows(temporary, manifest.tables[i], contents.tables[i], owned); });
+    agree(world, [&] { write_table(temporary, manifest.tables[i], contents.tables[i], owned, contents.stream); });
   }
   seal_files(world, temporary, manifest.files);
 }

@@ -9,6 +9,7 @@
 
 #include "io/step_line.h"
 #include "launcher/bench.h"
+#include "layers/elementwise.h"
 #include "optim/clipping.h"
 #include "runtime/parallel.h"
 
@@ -93,7 +94,8 @@ void LayerBench::backward() {
 
 void LayerBench::update() {
   GateShare share;
-  share.dense_squares = sum_of_squares(parameters_.gradients());
+  add_sum_of_squares(stream_, Vector<const float>(parameters_.gradients().data(), parameters_.count()),
+                     Vector<double>(&share.dense_squares, 1));
   rows_.add_squares(stream_, table_.row_gradients(stream_), Vector<double>(&share.values_squares, 1));
   share.tokens = static_cast<double>(tokens_);
   const Gate gate = decide(world_, share);

@@ -5,7 +5,9 @@
 #include <cmath>
 #include <numbers>
 
+#include "layers/elementwise.h"
 #include "runtime/range.h"
+#include "runtime/readback.h"
 
 namespace pkmesh {
 namespace {
@@ -36,16 +38,25 @@ Evaluation evaluate(Model& model, const Tokens& tokens, int64_t sequences) {
 
   // Every rank makes the same number of passes, for each pass holds collectives; a share may be empty.
   std::array<double, 2> sums = {0, 0};  // losses, tokens
+  Stream& stream = model.stream();
+  const Device device = stream.device();
+  Buffer<int32_t> staged(device, 2 * kSequences * windows.context(), MemoryKind::kHost);
+  Event sent(device);  // what is staged has been copied
+  const Buffer<double> loss(device, 1);
   for (int64_t begin = 0; begin < all; begin += kSequences * world.size()) {
     const int64_t mine = std::min(all, begin + kSequences * world.rank());
     const SequenceRange share = {mine, std::min(all, mine + kSequences)};
     StepContext context = model.begin(/*training=*/false);
-    auto inputs = context.arena.take<int32_t>(share.count(), windows.context());
-    auto targets = context.arena.take<int32_t>(share.count(), windows.context());
-    windows.fill(share, inputs, targets);
-    for (const float loss : model.transformer().losses(context, inputs, targets).flat()) sums[0] += loss;
-    for (const int32_t target : targets.flat()) sums[1] += target != EvaluationWindows::kIgnored ? 1 : 0;
+    const auto ids = context.arena.take<int32_t>(2, share.count(), windows.context());
+    const View<int32_t, 3> host(staged.data(), ids.shape());
+    sent.synchronize();
+    windows.fill(share, host[0], host[1]);
+    for (const int32_t target : host[1].flat()) sums[1] += target != EvaluationWindows::kIgnored ? 1 : 0;
+    copy(stream, host.flat(), ids.flat());
+    sent.record(stream);
+    add_sum(stream, model.transformer().losses(context, ids[0], ids[1]), loss.view());
   }
+  sums[0] = OnHost(stream, loss.span()).span()[0];
   world.all_reduce(std::span<double>(sums), Reduction::kSum, Purpose::kControl);
 
   Evaluation evaluation;

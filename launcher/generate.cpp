@@ -17,6 +17,8 @@ class Generator {
     const TransformerShape& shape = model_.transformer().shape();
     const Device device = model_.stream().device();
     const int64_t size = shape.context * shape.block.width;
+    staged_ = Buffer<int32_t>(device, 2, MemoryKind::kHost);
+    logits_ = Buffer<float>(device, shape.vocabulary, MemoryKind::kHost);
     for (int64_t layer = 0; layer < shape.layers; ++layer) {
       memory_.emplace_back(device, 2 * size);
       float* keys = memory_.back().data();
@@ -34,11 +36,15 @@ class Generator {
       for (const int32_t former : kept) feed(former);
     }
     window_.push_back(id);
-    const auto position = static_cast<int32_t>(window_.size() - 1);
     StepContext context = model_.begin(/*training=*/false);
-    return model_.transformer()
-        .decode(context, Vector<const int32_t>(&id, 1), Vector<const int32_t>(&position, 1), caches_)
-        .flat();
+    const auto token = context.arena.take<int32_t>(2);  // its id, its position
+    staged_.data()[0] = id;
+    staged_.data()[1] = static_cast<int32_t>(window_.size() - 1);
+    copy(context.stream, staged_.span(), token.flat());
+    const auto logits = model_.transformer().decode(context, token.rows(0, 1), token.rows(1, 2), caches_);
+    copy(context.stream, logits.flat(), logits_.span());
+    context.stream.synchronize();
+    return logits_.span();
   }
 
   void clear() { window_.clear(); }
@@ -48,6 +54,8 @@ class Generator {
   std::vector<Buffer<float>> memory_;
   std::vector<KeyValueCache> caches_;
   std::vector<int32_t> window_;  // the tokens in the caches
+  Buffer<int32_t> staged_;       // host memory, as the next
+  Buffer<float> logits_;         // (V)
 };
 
 std::string continue_prompt(Communicator& world, const LoadedModel& loaded, Generator& generator,

@@ -8,6 +8,7 @@
 #include "comm/agree.h"
 #include "io/config.h"
 #include "io/file.h"
+#include "runtime/readback.h"
 
 namespace pkmesh {
 
@@ -19,6 +20,7 @@ Model::Model(const config::Config& config, Communicator& world, Device device, i
       transformer_(model_shape(config, vocabulary), parameters_, world, device, seed_) {
   stream_.set_math(math_of(config));
   parameters_.allocate(device, seed_);
+  world.use(stream_);
 }
 
 StepContext Model::begin(bool training) {
@@ -31,6 +33,7 @@ StepContext Model::begin(bool training) {
 
 CheckpointContents Model::contents() {
   CheckpointContents contents;
+  contents.stream = &stream_;
   add_dense(contents, "", parameters_.entries(), parameters_.values());
   add_dense(contents, "", parameters_.state_entries(), parameters_.states());
   for (const auto& table : transformer_.tables()) {
@@ -47,14 +50,17 @@ CheckpointContents Model::contents() {
 
 std::vector<MemoryHealth> Model::memory_health() {
   std::vector<MemoryHealth> health;
-  for (const auto& table : transformer_.tables())
-    health.push_back(pkmesh::memory_health(world_, table->usage_counts(), table->usage_weights(),
-                                           table->best_rows(world_), table->shape().slots));
+  for (const auto& table : transformer_.tables()) {
+    const OnHost counts(stream_, table->usage_counts());
+    const OnHost weights(stream_, table->usage_weights());
+    health.push_back(pkmesh::memory_health(world_, counts.span(), weights.span(), table->best_rows(stream_, world_),
+                                           table->shape().slots));
+  }
   return health;
 }
 
 void Model::reset_usage() {
-  for (const auto& table : transformer_.tables()) table->reset_usage();
+  for (const auto& table : transformer_.tables()) table->reset_usage(stream_);
 }
 
 void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,

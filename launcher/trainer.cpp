@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "layers/elementwise.h"
 #include "runtime/range.h"
 
 namespace pkmesh {
@@ -15,11 +16,8 @@ std::vector<Adam::Range> decaying_ranges(const Parameters& parameters) {
   return ranges;
 }
 
-double sum(std::span<const float> values) {
-  double total = 0;
-  for (const float value : values) total += value;
-  return total;
-}
+// What a rank's share of the gate is made of.
+enum Figure : int64_t { kDenseSquares, kValuesSquares, kLossSum, kFigures };
 
 }  // namespace
 
@@ -30,7 +28,10 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
       model_(config, world, device, vocabulary),
       batches_(std::move(batches)),
       adam_(device, model_.parameters().count(), dense_options(config), decaying_ranges(model_.parameters())),
-      buckets_(world, model_.parameters().gradients(), static_cast<int64_t>(config.train().bucket_mib() * (1 << 20))) {
+      buckets_(world, model_.parameters().gradients(), static_cast<int64_t>(config.train().bucket_mib() * (1 << 20))),
+      staged_(device, 2 * config.train().accumulate() * batch().largest_share() * batches_.context(),
+              MemoryKind::kHost),
+      figures_(device, kFigures) {
   for (const auto& table : model_.transformer().tables())
     row_optimizers_.emplace_back(device, table->shape().name, table->placement(), world.rank(), table->shape().width,
                                  row_options(config), config.train().seed());
@@ -44,12 +45,14 @@ StepFigures Trainer::step() {
   Range range("step");
   Communicator::Label label(world_, fmt::format("step {}", step_ + 1));
   const auto begin = Clock::now();
-  std::ranges::fill(model_.parameters().gradients(), 0.0F);
-  double loss_sum = 0;
-  for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro) loss_sum += forward_backward(micro);
+  Stream& stream = model_.stream();
+  clear(stream, model_.parameters().gradients());
+  clear(stream, figures_.span());
+  stage_batches();
+  for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro) forward_backward(micro);
   buckets_.finish();
 
-  const Gate gate = decide(world_, gate_share(loss_sum));
+  const Gate gate = decide(world_, gate_share());
   StepFigures figures = describe(gate);
   if (gate.open()) update(gate, figures.learning_rate);
   for (const auto& table : model_.transformer().tables()) table->forget_pending();
@@ -58,13 +61,25 @@ StepFigures Trainer::step() {
   return figures;
 }
 
-double Trainer::forward_backward(int64_t micro) {
+// The ids of all micro-steps at once: the copies of the step before are over, for its gate was waited for behind them.
+void Trainer::stage_batches() {
+  int32_t* memory = staged_.data();
+  for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro) {
+    const SequenceRange share = batch().share(step_, micro);
+    const Matrix<int32_t> inputs(memory, share.count(), batches_.context());
+    const Matrix<int32_t> targets(memory + inputs.count(), share.count(), batches_.context());
+    batches_.fill(share, inputs, targets);
+    memory += 2 * batch().largest_share() * batches_.context();
+  }
+}
+
+void Trainer::forward_backward(int64_t micro) {
   StepContext context = model_.begin(/*training=*/true);
   const SequenceRange share = batch().share(step_, micro);
   const int64_t length = batches_.context();
-  auto inputs = context.arena.take<int32_t>(share.count(), length);
-  auto targets = context.arena.take<int32_t>(share.count(), length);
-  batches_.fill(share, inputs, targets);
+  const auto ids = context.arena.take<int32_t>(2, share.count(), length);
+  const int64_t first = micro * 2 * batch().largest_share() * length;
+  copy(context.stream, staged_.view().rows(first, first + ids.count()).flat(), ids.flat());
 
   const int64_t micro_steps = config_.train().accumulate();
   context.draw = step_ * micro_steps + micro;
@@ -73,27 +88,30 @@ double Trainer::forward_backward(int64_t micro) {
   const auto scale = static_cast<float>(1.0 / static_cast<double>(config_.train().batch() * length));
   const bool last = micro + 1 == micro_steps;
   const auto losses =
-      model_.transformer().losses_and_gradients(context, inputs, targets, scale, [&](int64_t final_from) {
+      model_.transformer().losses_and_gradients(context, ids[0], ids[1], scale, [&](int64_t final_from) {
         if (last) buckets_.ready_down_to(final_from);
       });
-  return sum(losses.flat());
+  add_sum(context.stream, losses, figures_.view().rows(kLossSum, kLossSum + 1));
 }
 
-GateShare Trainer::gate_share(double loss_sum) {
+GateShare Trainer::gate_share() {
   Range range("gate");
+  Stream& stream = model_.stream();
+  const auto figure = [&](Figure which) { return figures_.view().rows(which, which + 1); };
+  const Vector<const float> gradients(model_.parameters().gradients().data(), model_.parameters().count());
+  const Share mine = share_of(gradients.count(), world_.rank(), world_.size());
+  add_sum_of_squares(stream, gradients.rows(mine.begin, mine.end), figure(kDenseSquares));
+  for (size_t i = 0; i < row_optimizers_.size(); ++i)
+    row_optimizers_[i].add_squares(stream, model_.transformer().tables()[i]->row_gradients(stream),
+                                   figure(kValuesSquares));
+  read_figures_.start(stream, figures_.span());
   GateShare share;
-  const auto gradients = model_.parameters().gradients();
-  const Share mine = share_of(static_cast<int64_t>(gradients.size()), world_.rank(), world_.size());
-  share.dense_squares =
-      sum_of_squares(gradients.subspan(static_cast<size_t>(mine.begin), static_cast<size_t>(mine.end - mine.begin)));
-  for (size_t i = 0; i < row_optimizers_.size(); ++i) {
-    ValueTable& table = *model_.transformer().tables()[i];
-    row_optimizers_[i].add_squares(model_.stream(), table.row_gradients(model_.stream()),
-                                   Vector<double>(&share.values_squares, 1));
-  }
   for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro)
     share.tokens += static_cast<double>(batch().share(step_, micro).count() * batches_.context());
-  share.loss_sum = loss_sum;
+  const auto figures = read_figures_.wait();
+  share.dense_squares = figures[kDenseSquares];
+  share.values_squares = figures[kValuesSquares];
+  share.loss_sum = figures[kLossSum];
   return share;
 }
 

@@ -2,6 +2,10 @@
 // The training run of one rank. N ranks compute what one rank computes: the same sequences in the same order, the same
 // statistics, the same decision to step or skip, the same update. After step s the state is a function of the
 // configuration, the tokens and s; so a resumed run goes on as if it had never stopped.
+//
+// On a GPU the host runs ahead of the device. In a steady step it waits for it once per lookup of a memory whose rows
+// are on several ranks (the counts of what it sends: comm/route.h) and once for the gate, whose decision the update
+// needs; nothing is allocated.
 #pragma once
 
 #include <string>
@@ -11,6 +15,7 @@
 #include "io/batches.h"
 #include "launcher/model.h"
 #include "optim/clipping.h"
+#include "runtime/readback.h"
 
 namespace pkmesh {
 
@@ -43,8 +48,9 @@ class Trainer {
   Model& model() { return model_; }
 
  private:
-  double forward_backward(int64_t micro);  // returns the sum of this rank's losses
-  GateShare gate_share(double loss_sum);
+  void stage_batches();
+  void forward_backward(int64_t micro);
+  GateShare gate_share();
   StepFigures describe(const Gate& gate) const;
   void update(const Gate& gate, double rate);
   BatchShape batch() const;
@@ -56,6 +62,9 @@ class Trainer {
   Adam adam_;
   std::vector<RowOptimizer> row_optimizers_;  // one per table
   GradientBuckets buckets_;
+  Buffer<int32_t> staged_;  // host memory: a step's inputs and targets, micro-step by micro-step
+  Buffer<double> figures_;  // on the device: what gate_share() reads, in the order of enum Figure
+  Readback<double> read_figures_;
   int64_t step_ = 0;  // updates done
 };
 

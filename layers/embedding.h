@@ -11,6 +11,8 @@ PKM_OP(embedding_forward, Vector<const int32_t> tokens, Vector<const int32_t> po
        Matrix<const float> token_table, Matrix<const float> position_table, Matrix<float> y)
 PKM_OP(embedding_backward, Vector<const int32_t> tokens, Vector<const int32_t> positions, Matrix<const float> dy,
        Matrix<float> dtoken_table, Matrix<float> dposition_table)
+// positions[t] = t % length: of the tokens of whole sequences, one after the other.
+PKM_OP(count_positions, int64_t length, Vector<int32_t> positions)
 
 // tokens, positions (T), token_table (V, d), position_table (context, d), y (T, d).
 // A token or position outside its table is an InternalError: whoever read the tokens has checked them.

@@ -55,4 +55,8 @@ void embedding_backward(Stream&, Vector<const int32_t> tokens, Vector<const int3
   });
 }
 
+void count_positions(Stream&, int64_t length, Vector<int32_t> positions) {
+  for (int64_t t = 0; t < positions.count(); ++t) positions[t] = static_cast<int32_t>(t % length);
+}
+
 }  // namespace pkmesh::PKM_CPU

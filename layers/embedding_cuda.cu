@@ -75,6 +75,12 @@ void add_rows(Stream& stream, Vector<const int32_t> rows, Matrix<const float> dy
   PKM_CUDA(cudaGetLastError());
 }
 
+struct CountPositions {
+  int64_t length;
+  int32_t* positions;
+  __device__ void operator()(int64_t t) const { positions[t] = static_cast<int32_t>(t % length); }
+};
+
 }  // namespace
 
 void embedding_forward(Stream& stream, Vector<const int32_t> tokens, Vector<const int32_t> positions,
@@ -90,6 +96,10 @@ void embedding_backward(Stream& stream, Vector<const int32_t> tokens, Vector<con
                         Matrix<const float> dy, Matrix<float> dtoken_table, Matrix<float> dposition_table) {
   add_rows(stream, tokens, dy, dtoken_table);
   add_rows(stream, positions, dy, dposition_table);
+}
+
+void count_positions(Stream& stream, int64_t length, Vector<int32_t> positions) {
+  for_each(stream, positions.count(), CountPositions{length, positions.data()});
 }
 
 }  // namespace pkmesh::cuda

@@ -4,26 +4,30 @@
 #include <algorithm>
 
 #include "runtime/random.h"
+#include "runtime/readback.h"
 
 namespace pkmesh {
 namespace {
 
-void fill(std::span<float> all, const std::vector<Parameters::Entry>& entries, uint64_t seed) {
-  for (const auto& entry : entries) {
-    const auto values = all.subspan(static_cast<size_t>(entry.offset), static_cast<size_t>(entry.count));
-    const Random random(seed, entry.name);
-    switch (entry.init.kind) {
-      case Init::Kind::kConstant:
-        std::ranges::fill(values, entry.init.scale);
-        break;
-      case Init::Kind::kNormal:
-        random.normals(0, entry.count, entry.init.scale, values.data());
-        break;
-      case Init::Kind::kUniform:
-        for (size_t i = 0; i < values.size(); ++i) values[i] = (2.0F * random.uniform(i) - 1.0F) * entry.init.scale;
-        break;
-    }
+void draw(const Parameters::Entry& entry, uint64_t seed, std::span<float> values) {
+  const Random random(seed, entry.name);
+  switch (entry.init.kind) {
+    case Init::Kind::kConstant:
+      std::ranges::fill(values, entry.init.scale);
+      break;
+    case Init::Kind::kNormal:
+      random.normals(0, entry.count, entry.init.scale, values.data());
+      break;
+    case Init::Kind::kUniform:
+      for (size_t i = 0; i < values.size(); ++i) values[i] = (2.0F * random.uniform(i) - 1.0F) * entry.init.scale;
+      break;
   }
+}
+
+void fill(Stream& stream, std::span<float> all, const std::vector<Parameters::Entry>& entries, uint64_t seed) {
+  for (const auto& entry : entries)
+    write_from_host(stream, all.subspan(static_cast<size_t>(entry.offset), static_cast<size_t>(entry.count)),
+                    [&](std::span<float> values) { draw(entry, seed, values); });
 }
 
 }  // namespace
@@ -45,8 +49,9 @@ void Parameters::allocate(Device device, uint64_t seed) {
   values_ = Buffer<float>(device, count_);
   gradients_ = Buffer<float>(device, count_);
   states_ = Buffer<float>(device, state_count_);
-  fill(values_.span(), entries_, seed);
-  fill(states_.span(), state_entries_, seed);
+  Stream stream(device);
+  fill(stream, values_.span(), entries_, seed);
+  fill(stream, states_.span(), state_entries_, seed);
 }
 
 }  // namespace pkmesh

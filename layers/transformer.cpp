@@ -65,7 +65,7 @@ Dropout Transformer::embedding_mask(const StepContext& context) const {
 
 Vector<const int32_t> Transformer::count_positions(StepContext& context, Matrix<const int32_t> inputs) {
   const auto positions = context.arena.take<int32_t>(inputs.count());
-  for (int64_t t = 0; t < inputs.count(); ++t) positions[t] = static_cast<int32_t>(t % inputs.size(1));
+  PKM_DISPATCH(context.stream, count_positions, inputs.size(1), positions);
   return positions;
 }
 

@@ -23,7 +23,7 @@ struct AdamOptions {
 
 // What one update needs, with both bias corrections folded in (computed in double once, used in fp32):
 //   g = scale * gradient;  m += (g - m) * one_minus_beta1;  v = beta2 * v + one_minus_beta2 * g^2
-//   value = keep * value - rate * m / (sqrt(v) + eps)
+//   value = keep * value - rate * m / (sqrt(v) + eps),  keep = 1 where nothing decays
 struct AdamCoefficients {
   float scale;            // of the gradient
   float one_minus_beta1;  // 1 - beta1
@@ -34,15 +34,17 @@ struct AdamCoefficients {
   float keep;  // 1 - lr * weight decay
 };
 
-// The t-th update, t >= 1. `decays`: whether options.weight_decay applies.
-AdamCoefficients adam_coefficients(const AdamOptions& options, double lr, int64_t step, double scale, bool decays);
+// The t-th update, t >= 1.
+AdamCoefficients adam_coefficients(const AdamOptions& options, double lr, int64_t step, double scale);
 
-PKM_OP(adam_update, const AdamCoefficients& coefficients, Vector<float> values, Vector<const float> gradients,
-       Vector<float> first_moments, Vector<float> second_moments)
+PKM_OP(adam_update, const AdamCoefficients& coefficients, Vector<const int64_t> decayed, Vector<float> values,
+       Vector<const float> gradients, Vector<float> first_moments, Vector<float> second_moments)
 
-// One update of all (n) elements. Results do not depend on the thread count.
-void adam_update(Stream& stream, const AdamCoefficients& coefficients, Vector<float> values,
-                 Vector<const float> gradients, Vector<float> first_moments, Vector<float> second_moments);
+// One update of all (n) elements, in one pass. decayed (2 ranges): begin and end of each range that decays, ascending
+// and apart. Results do not depend on the thread count.
+void adam_update(Stream& stream, const AdamCoefficients& coefficients, Vector<const int64_t> decayed,
+                 Vector<float> values, Vector<const float> gradients, Vector<float> first_moments,
+                 Vector<float> second_moments);
 
 // The moments of one flat span of parameters, both (count), in the parameters' order.
 class Adam {
@@ -53,7 +55,7 @@ class Adam {
   };
 
   // `decayed`: the ranges with weight decay, ascending and disjoint (matrices; biases and norms usually do not decay).
-  Adam(Device device, int64_t count, const AdamOptions& options, std::vector<Range> decayed = {});
+  Adam(Device device, int64_t count, const AdamOptions& options, const std::vector<Range>& decayed = {});
 
   // The t-th update, t >= 1, with gradients * scale.
   void step(Stream& stream, std::span<float> values, std::span<const float> gradients, double scale, double lr,
@@ -64,14 +66,8 @@ class Adam {
   static constexpr int64_t bytes_per_parameter() { return 2 * static_cast<int64_t>(sizeof(float)); }
 
  private:
-  struct Piece {
-    int64_t begin;
-    int64_t end;
-    bool decays;
-  };
-
   AdamOptions options_;
-  std::vector<Piece> pieces_;  // cover [0, count) in order
+  Buffer<int64_t> decayed_;  // (2 ranges)
   Buffer<float> first_;
   Buffer<float> second_;
 };

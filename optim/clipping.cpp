@@ -4,35 +4,15 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <vector>
 
-#include "optim/squares.h"
 #include "runtime/check.h"
-#include "runtime/parallel.h"
-#include "runtime/range.h"
 
 namespace pkmesh {
 namespace {
 
-constexpr int64_t kBlock = 4096;
+constexpr int64_t kBlock = 4096;  // elements of a partial sum in layers/elementwise_cpu.cpp
 
 }  // namespace
-
-double sum_of_squares(std::span<const float> data) {
-  Range range("sum of squares");
-  const auto count = static_cast<int64_t>(data.size());
-  const int64_t blocks = (count + kBlock - 1) / kBlock;
-  thread_local std::vector<double> sums;  // kept between calls: a steady step allocates nothing
-  sums.resize(static_cast<size_t>(blocks));
-  double* const sum = sums.data();
-  parallel_for(0, blocks, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block)
-      sum[block] = run_of_squares(data.data() + block * kBlock, std::min(kBlock, count - block * kBlock));
-  });
-  double total = 0;
-  for (const double block : sums) total += block;
-  return total;
-}
 
 Share share_of(int64_t count, int rank, int size) {
   PKM_CHECK(0 <= rank && rank < size, "rank {} of {}", rank, size);

@@ -4,15 +4,10 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 
 #include "comm/communicator.h"
 
 namespace pkmesh {
-
-// Sum of x^2 in double, over blocks of a fixed size added in order: the same bits for any thread count.
-// Infinite or NaN exactly if an element is.
-double sum_of_squares(std::span<const float> data);
 
 // The rank's part of [0, count) when the ranks share a pass over data that all of them hold. Parts are disjoint, in
 // rank order, and cover everything.

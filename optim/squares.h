@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// For _cpu.cpp files and clipping: the one order in which a short run of squares is added.
+// For _cpu.cpp files: the one order in which a short run of squares is added.
 #pragma once
 
 #include <array>

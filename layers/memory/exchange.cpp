@@ -8,19 +8,12 @@
 namespace pkmesh {
 namespace {
 
-// Counts of `width` floats for each counted thing.
-Vector<const int64_t> times(Arena& arena, Vector<const int64_t> counts, int64_t width) {
-  const auto product = arena.take<int64_t>(counts.count());
-  std::transform(counts.begin(), counts.end(), product.begin(), [&](int64_t count) { return count * width; });
-  return product;
-}
-
 class PooledExchange final : public Exchange {
  public:
   void forward(StepContext& context, ValueTable& table, const RouteTag& tag, Matrix<const int32_t> slots,
                Matrix<const float> weights, Matrix<float> out) override {
     const Range range("pooled exchange forward");
-    route_ = plan_route(context.stream, context.arena, context.world, table.placement(), tag, slots, weights);
+    route_ = plan_route(context.stream, context.arena, context.world, table.placement(), tag, slots, weights, counts_);
     table.count_usage(context.stream, route_.selections);
     if (!route_.travels)
       return pooled_gather(context.stream, table.rows(), route_.selections, route_.pair_offsets, out);
@@ -30,9 +23,8 @@ class PooledExchange final : public Exchange {
     const auto mine = context.arena.take<float>(route_.pairs_received(), width);
     pooled_gather(context.stream, table.rows(), route_.selections, route_.pair_offsets, mine);
     const auto partials = context.arena.take<float>(route_.pairs_sent(), width);
-    context.world.all_to_all_v<float>(mine.flat(), times(context.arena, route_.received_pairs, width).flat(),
-                                      partials.flat(), times(context.arena, route_.sent_pairs, width).flat(),
-                                      Purpose::kPartials);
+    context.world.all_to_all_v<float>(mine.flat(), times(width, route_.received_pairs, in_counts_), partials.flat(),
+                                      times(width, route_.sent_pairs, out_counts_), Purpose::kPartials);
     combine_partials(context.stream, partials, route_.token_offsets, route_.token_pairs, out);
   }
 
@@ -42,9 +34,9 @@ class PooledExchange final : public Exchange {
     check_shape("exchange: dweights", dweights,
                 {{"tokens", route_.tokens}, {"selections", route_.selections_per_token}});
     const auto all = dweights.reshape(dweights.count());
-    const Matrix<float> gradients = table.take_gradients(route_.pairs_received());
+    const Matrix<float> gradients = table.take_gradients(context.stream, route_.pairs_received());
     if (!route_.travels) {
-      std::copy(dout.begin(), dout.end(), gradients.begin());
+      copy(context.stream, dout.flat(), gradients.flat());
       weight_gradients(context.stream, table.rows(), route_.selections, route_.pair_offsets, gradients, all);
     } else {
       send_gradients(context, dout, gradients);
@@ -56,7 +48,7 @@ class PooledExchange final : public Exchange {
                                         route_.sent_selections.flat(), Purpose::kWeightGradients);
       scatter_scalars(context.stream, received, route_.order, all);
     }
-    table.add_pending(route_.selections, route_.pair_offsets);
+    table.add_pending(context.stream, route_.selections, route_.pair_offsets);
   }
 
  private:
@@ -65,10 +57,19 @@ class PooledExchange final : public Exchange {
     const int64_t width = dout.size(1);
     const auto sent = context.arena.take<float>(route_.pairs_sent(), width);
     copy_rows(context.stream, dout, route_.pair_token, sent);
-    context.world.all_to_all_v<float>(sent.flat(), times(context.arena, route_.sent_pairs, width).flat(),
-                                      gradients.flat(), times(context.arena, route_.received_pairs, width).flat(),
-                                      Purpose::kOutputGradients);
+    context.world.all_to_all_v<float>(sent.flat(), times(width, route_.sent_pairs, in_counts_), gradients.flat(),
+                                      times(width, route_.received_pairs, out_counts_), Purpose::kOutputGradients);
   }
+
+  // Counts of `width` floats for each counted thing, in memory that is kept from call to call.
+  static std::span<const int64_t> times(int64_t width, Vector<const int64_t> counts, std::vector<int64_t>& memory) {
+    memory.resize(static_cast<size_t>(counts.count()));
+    std::transform(counts.begin(), counts.end(), memory.begin(), [&](int64_t count) { return count * width; });
+    return memory;
+  }
+
+  std::vector<int64_t> in_counts_;
+  std::vector<int64_t> out_counts_;
 };
 
 }  // namespace

@@ -38,6 +38,7 @@ class Exchange {
 
  protected:
   Route route_;
+  RouteCounts counts_;
 };
 
 std::unique_ptr<Exchange> make_exchange(ExchangeKind kind);

@@ -93,7 +93,7 @@ Matrix<float> MemoryLayer::forward(StepContext& context, Matrix<const float> x, 
   kept_.slots = arena.take<int32_t>(tokens, shape_.heads * shape_.neighbours);
   kept_.weights = arena.take<float>(tokens, shape_.heads * shape_.neighbours);
   select_forward(context.stream, by_head(kept_.queries), keys_.value(), kept_.slots, kept_.weights);
-  table_.mark_best(kept_.slots, shape_.neighbours);
+  table_.mark_best(context.stream, kept_.slots, shape_.neighbours);
   kept_.sum = arena.take<float>(tokens, table_.shape().width);
   const RouteTag tag(name_, context.draw, table_.shape().slots);
   exchange_->forward(context, table_, tag, kept_.slots, kept_.weights, kept_.sum);

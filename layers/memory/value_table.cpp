@@ -9,6 +9,7 @@
 #include "runtime/parallel.h"
 #include "runtime/random.h"
 #include "runtime/range.h"
+#include "runtime/readback.h"
 
 namespace pkmesh {
 namespace {
@@ -49,7 +50,7 @@ ValueTable::ValueTable(const TableShape& shape, const Communicator& world, Devic
   PKM_CHECK(shape.slots >= 1 && shape.width >= 1, "table {} of {} rows of width {}", shape.name, shape.slots,
             shape.width);
   rows_ = make_rows(shape.type, device, local_rows() * shape.width);
-  best_.resize(static_cast<size_t>((shape.slots + 63) / 64));
+  best_ = Buffer<uint32_t>(device, (shape.slots + 31) / 32);
   usage_counts_ = Buffer<uint32_t>(device, local_rows());
   usage_weights_ = Buffer<float>(device, local_rows());
   initialise(seed);
@@ -62,16 +63,10 @@ TableRows ValueTable::rows() const {
 
 void ValueTable::initialise(uint64_t seed) {
   const Range range("initialise table");
-  const Random random(seed, shape_.name);
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape_.width)));
-  const auto stride = static_cast<uint64_t>((shape_.width + 3) / 4 * 4);  // Random::normals begins at multiples of 4
-  parallel_for(0, local_rows(), 16, [&](int64_t begin, int64_t end) {
-    std::vector<float> values(static_cast<size_t>(shape_.width));
-    for (int64_t local = begin; local < end; ++local) {
-      random.normals(static_cast<uint64_t>(global_row(local)) * stride, shape_.width, scale, values.data());
-      write_row(local, values);
-    }
-  });
+  Stream stream(device_);
+  PKM_DISPATCH(stream, draw_rows, Random(seed, shape_.name), scale, placement_, rank_, rows());
+  stream.synchronize();
 }
 
 void ValueTable::read_row(int64_t local, std::span<float> out) const {
@@ -84,12 +79,13 @@ void ValueTable::write_row(int64_t local, std::span<const float> values) {
   std::visit([&](const auto& matrix) { store(matrix, local, values); }, rows());
 }
 
-Matrix<float> ValueTable::take_gradients(int64_t pairs) {
+Matrix<float> ValueTable::take_gradients(Stream& stream, int64_t pairs) {
   const int64_t width = shape_.width;
   const int64_t needed = (gradients_kept_ + pairs) * width;
   if (needed > gradients_.count()) {
     Buffer<float> grown(device_, std::max(needed, gradients_.count() * 3 / 2));
-    std::copy_n(gradients_.data(), gradients_kept_ * width, grown.data());
+    const auto kept = static_cast<size_t>(gradients_kept_ * width);
+    copy(stream, gradients_.span().first(kept), grown.span().first(kept));
     gradients_ = std::move(grown);
     sorted_.reset();
   }
@@ -97,14 +93,14 @@ Matrix<float> ValueTable::take_gradients(int64_t pairs) {
   return Matrix<float>(gradients_.data() + gradients_kept_ * width, pairs, width);
 }
 
-void ValueTable::add_pending(Vector<const Selection> selections, Vector<const int32_t> pair_offsets) {
+void ValueTable::add_pending(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets) {
   PKM_CHECK(pair_offsets.count() - 1 == gradients_taken_, "{} pairs, but gradients of {}", pair_offsets.count() - 1,
             gradients_taken_);
   // Copies of the small things: the route lives in the arena of its micro-batch.
   const auto kept_selections = arena_.take<Selection>(selections.count());
   const auto kept_offsets = arena_.take<int32_t>(pair_offsets.count());
-  std::copy(selections.begin(), selections.end(), kept_selections.begin());
-  std::copy(pair_offsets.begin(), pair_offsets.end(), kept_offsets.begin());
+  copy(stream, selections.flat(), kept_selections.flat());
+  copy(stream, pair_offsets.flat(), kept_offsets.flat());
   pieces_.push_back({kept_selections, kept_offsets, gradients_kept_});
   gradients_kept_ += std::exchange(gradients_taken_, 0);
   sorted_.reset();
@@ -129,17 +125,17 @@ void ValueTable::count_usage(Stream& stream, Vector<const Selection> selections)
   PKM_DISPATCH(stream, count_usage, selections, usage_counts_.view(), usage_weights_.view());
 }
 
-void ValueTable::mark_best(Matrix<const int32_t> slots, int64_t neighbours) {
-  for (int64_t t = 0; t < slots.size(0); ++t)
-    for (int64_t s = 0; s < slots.size(1); s += neighbours)
-      best_[static_cast<size_t>(slots(t, s) / 64)] |= uint64_t{1} << (slots(t, s) % 64);
+void ValueTable::mark_best(Stream& stream, Matrix<const int32_t> slots, int64_t neighbours) {
+  const Range range("mark best");
+  PKM_DISPATCH(stream, mark_best, slots, neighbours, best_.view());
 }
 
 // Asking ranks send each slot that they marked to its owner, once.
-std::vector<uint8_t> ValueTable::best_rows(Communicator& world) const {
+std::vector<uint8_t> ValueTable::best_rows(Stream& stream, Communicator& world) const {
+  const OnHost best(stream, best_.span());
   std::vector<std::vector<int32_t>> of_owner(static_cast<size_t>(world.size()));
   for (int64_t slot = 0; slot < shape_.slots; ++slot) {
-    if ((best_[static_cast<size_t>(slot / 64)] >> (slot % 64) & 1) == 0) continue;
+    if ((best.span()[static_cast<size_t>(slot / 32)] >> (slot % 32) & 1U) == 0) continue;
     const RowAddress address = placement_.locate(static_cast<int32_t>(slot));
     of_owner[static_cast<size_t>(address.owner)].push_back(address.local);
   }
@@ -153,15 +149,15 @@ std::vector<uint8_t> ValueTable::best_rows(Communicator& world) const {
   world.all_to_all<int64_t>(sent, std::span<int64_t>(received), Purpose::kControl);
   std::vector<int32_t> mine(static_cast<size_t>(std::accumulate(received.begin(), received.end(), int64_t{0})));
   world.all_to_all_v<int32_t>(rows, sent, std::span<int32_t>(mine), received, Purpose::kControl);
-  std::vector<uint8_t> best(static_cast<size_t>(local_rows()));
-  for (const int32_t local : mine) best[static_cast<size_t>(local)] = 1;
-  return best;
+  std::vector<uint8_t> flags(static_cast<size_t>(local_rows()));
+  for (const int32_t local : mine) flags[static_cast<size_t>(local)] = 1;
+  return flags;
 }
 
-void ValueTable::reset_usage() {
-  std::ranges::fill(best_, 0U);
-  std::ranges::fill(usage_counts_.span(), 0U);
-  std::ranges::fill(usage_weights_.span(), 0.0F);
+void ValueTable::reset_usage(Stream& stream) {
+  clear(stream, best_.span());
+  clear(stream, usage_counts_.span());
+  clear(stream, usage_weights_.span());
 }
 
 namespace cpu {
@@ -177,6 +173,28 @@ void count_usage(Stream&, Vector<const Selection> selections, Vector<uint32_t> c
       weights[selection.row] += selection.weight;
     }
   });
+}
+
+void mark_best(Stream&, Matrix<const int32_t> slots, int64_t neighbours, Vector<uint32_t> bits) {
+  for (int64_t t = 0; t < slots.size(0); ++t)
+    for (int64_t s = 0; s < slots.size(1); s += neighbours) bits[slots(t, s) / 32] |= uint32_t{1} << (slots(t, s) % 32);
+}
+
+void draw_rows(Stream&, const Random& random, float scale, const Placement& placement, int rank, TableRows rows) {
+  const int64_t width = width_of(rows);
+  const auto stride = static_cast<uint64_t>((width + 3) / 4 * 4);  // Random::normals begins at multiples of 4
+  std::visit(
+      [&](const auto& matrix) {
+        parallel_for(0, matrix.size(0), 16, [&](int64_t begin, int64_t end) {
+          std::vector<float> values(static_cast<size_t>(width));
+          for (int64_t local = begin; local < end; ++local) {
+            const auto row = static_cast<uint64_t>(placement.global_row(rank, static_cast<int32_t>(local)));
+            random.normals(row * stride, width, scale, values.data());
+            store(matrix, local, values);
+          }
+        });
+      },
+      rows);
 }
 
 }  // namespace cpu

@@ -15,6 +15,7 @@
 #include "layers/memory/pooled.h"
 #include "layers/memory/row_gradients.h"
 #include "runtime/buffer.h"
+#include "runtime/random.h"
 
 namespace pkmesh {
 
@@ -30,6 +31,10 @@ struct TableShape {
 };
 
 PKM_OP(count_usage, Vector<const Selection> selections, Vector<uint32_t> counts, Vector<float> weights)
+// Sets bit slots(t, s) % 32 of word slots(t, s) / 32 for every neighbours-th selection s of each token.
+PKM_OP(mark_best, Matrix<const int32_t> slots, int64_t neighbours, Vector<uint32_t> bits)
+// Row l = random numbers N(0, scale) of the owner's l-th row, keyed by the row's number in the whole table.
+PKM_OP(draw_rows, const Random& random, float scale, const Placement& placement, int rank, TableRows rows)
 
 class ValueTable {
  public:
@@ -45,15 +50,15 @@ class ValueTable {
   TableRows rows() const;  // (local rows, dv)
   int32_t global_row(int64_t local) const { return placement_.global(rank_, static_cast<int32_t>(local)); }
 
-  // One row as floats (dv); a 16-bit row is rounded to nearest when written. For checkpoints and tests, on the CPU.
+  // One row as floats (dv); a 16-bit row is rounded to nearest when written. For tests, on the CPU.
   void read_row(int64_t local, std::span<float> out) const;
   void write_row(int64_t local, std::span<const float> values);
 
   // --- the gradient, from the backward passes of a step to its update ---
   // Memory for the output gradients of `pairs` pairs, (pairs, dv). Valid until the next call; add_pending() keeps it.
-  Matrix<float> take_gradients(int64_t pairs);
+  Matrix<float> take_gradients(Stream& stream, int64_t pairs);
   // Adds a backward pass: what its pairs read. Their output gradients stand in the memory last taken.
-  void add_pending(Vector<const Selection> selections, Vector<const int32_t> pair_offsets);
+  void add_pending(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets);
   // All that is pending, by row; sorted once, until more is added or it is forgotten.
   const RowGradients& row_gradients(Stream& stream);
   void forget_pending();
@@ -61,14 +66,15 @@ class ValueTable {
   // --- usage ---
   static constexpr int64_t kUsageBytes = sizeof(uint32_t) + sizeof(float);  // per row
   void count_usage(Stream& stream, Vector<const Selection> selections);
-  // Since the last reset_usage(), per local row: how often it was selected, and the sum of its softmax weights.
+  // Since the last reset_usage(), per local row: how often it was selected, and the sum of its softmax weights. On the
+  // table's device.
   std::span<const uint32_t> usage_counts() const { return usage_counts_.span(); }
   std::span<const float> usage_weights() const { return usage_weights_.span(); }
   // Marks the slots that were the best of a head: the first of every `neighbours` in slots (T, H*k).
-  void mark_best(Matrix<const int32_t> slots, int64_t neighbours);
+  void mark_best(Stream& stream, Matrix<const int32_t> slots, int64_t neighbours);
   // Per local row, 1 if a token of any rank had it as the best of a head since the last reset_usage(). Collective.
-  std::vector<uint8_t> best_rows(Communicator& world) const;
-  void reset_usage();
+  std::vector<uint8_t> best_rows(Stream& stream, Communicator& world) const;
+  void reset_usage(Stream& stream);
 
  private:
   void initialise(uint64_t seed);
@@ -80,7 +86,7 @@ class ValueTable {
   std::variant<Buffer<float>, Buffer<bf16>, Buffer<fp16>> rows_;  // as TableRows
   Buffer<uint32_t> usage_counts_;
   Buffer<float> usage_weights_;
-  std::vector<uint64_t> best_;  // a bit per slot of the whole table: what this rank's tokens had as the best of a head
+  Buffer<uint32_t> best_;  // a bit per slot of the whole table: what this rank's tokens had as the best of a head
   // What is pending outlives the micro-batch's arena.
   Arena arena_;
   Buffer<float> gradients_;      // (at least kept + taken, dv); grows in the first steps

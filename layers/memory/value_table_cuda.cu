@@ -39,6 +39,47 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+struct MarkBest {
+  const int32_t* slots;
+  int64_t neighbours;
+  uint32_t* bits;
+  // An atomic OR of bits: the order does not matter.
+  __device__ void operator()(int64_t head) const {
+    const int32_t slot = slots[head * neighbours];
+    atomicOr(bits + slot / 32, 1U << (slot % 32));
+  }
+};
+
+// Four columns of a row, from one block of random numbers: as Random::normals, in the device's own logarithm and sine.
+template <class T>
+struct DrawRows {
+  Random random;
+  float scale;
+  Placement placement;
+  int rank;
+  int64_t width;
+  int64_t fours;  // per row
+  T* rows;
+  __device__ void operator()(int64_t i) const {
+    const int64_t local = i / fours;
+    const int64_t column = i % fours * 4;
+    const auto row = static_cast<uint64_t>(placement.global_row(rank, static_cast<int32_t>(local)));
+    const std::array<uint32_t, 4> bits =
+        random.block(row * static_cast<uint64_t>(fours) + static_cast<uint64_t>(i % fours));
+    float drawn[4];
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {
+      const float radius = sqrtf(-2.0F * logf(1.0F - Random::to_unit(bits[j])));
+      const float angle = 2.0F * 3.14159265358979F * Random::to_unit(bits[j + 1]);
+      drawn[j] = radius * cosf(angle);
+      drawn[j + 1] = radius * sinf(angle);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (column + j < width) rows[local * width + column + j] = T(drawn[j] * scale);
+  }
+};
+
 }  // namespace
 
 void count_usage(Stream& stream, Vector<const Selection> selections, Vector<uint32_t> counts, Vector<float> weights) {
@@ -64,6 +105,22 @@ void count_usage(Stream& stream, Vector<const Selection> selections, Vector<uint
       buffers.rows[sorted], buffers.origins[sorted], count, begins.in(memory), number.in(memory), counts.data(),
       weights.data());
   PKM_CUDA(cudaGetLastError());
+}
+
+void mark_best(Stream& stream, Matrix<const int32_t> slots, int64_t neighbours, Vector<uint32_t> bits) {
+  for_each(stream, slots.count() / neighbours, MarkBest{slots.data(), neighbours, bits.data()});
+}
+
+void draw_rows(Stream& stream, const Random& random, float scale, const Placement& placement, int rank,
+               TableRows rows) {
+  const int64_t width = width_of(rows);
+  const int64_t fours = ceil_divide(width, 4);
+  std::visit(
+      [&]<class T>(Matrix<T> matrix) {
+        for_each(stream, matrix.size(0) * fours,
+                 DrawRows<T>{random, scale, placement, rank, width, fours, matrix.data()});
+      },
+      rows);
 }
 
 }  // namespace pkmesh::cuda

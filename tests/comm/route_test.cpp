@@ -149,8 +149,9 @@ TEST(Route, DeliversEverySelectionInGlobalTokenOrder) {
           const Asked asked(world.rank(), slots, per_token);
           Arena arena;
           Stream stream;
+          RouteCounts counts;
           const Route route = plan_route(stream, arena, world, placement, {"layers.2.memory", 4, slots},
-                                         asked.row_view(per_token), asked.weight_view(per_token));
+                                         asked.row_view(per_token), asked.weight_view(per_token), counts);
           expect_route(route, placement, world.rank(), ranks, slots, per_token);
           expect_asker_side(route, asked, placement, per_token);
         });
@@ -188,9 +189,10 @@ TEST(Route, RanksOutOfStepAreNamed) {
       const Placement placement(PlacementKind::kBlock, 10, 3);
       Arena arena;
       Stream stream;
+      RouteCounts counts;
       const RouteTag tag(world.rank() == 2 ? "layers.5.memory" : "layers.4.memory", 17, 10);
       plan_route(stream, arena, world, placement, tag, Matrix<const int32_t>(nullptr, 0, 4),
-                 Matrix<const float>(nullptr, 0, 4));
+                 Matrix<const float>(nullptr, 0, 4), counts);
     });
     FAIL() << "rank 2 is in another layer";
   } catch (const InternalError& error) {

@@ -37,8 +37,8 @@ inline std::vector<int32_t> ids(int64_t count) {
   return ids;
 }
 
-inline Trainer trainer(const config::Config& config, Communicator& world, const Tokens& tokens) {
-  return Trainer(config, world, Device{}, BatchSampler(tokens, config.model().context(), config.data().seed()),
+inline Trainer trainer(const config::Config& config, Communicator& world, const Tokens& tokens, Device device = {}) {
+  return Trainer(config, world, device, BatchSampler(tokens, config.model().context(), config.data().seed()),
                  kVocabulary);
 }
 

@@ -462,6 +462,16 @@ TEST_F(DenseCuda, Elementwise) {
   }
 }
 
+TEST_F(DenseCuda, PositionsOfWholeSequences) {
+  for (const int64_t length : {1, 7, 256})
+    for (const int64_t sequences : {0, 1, 33}) {
+      Twin<int32_t> positions(gpu(), sequences * length);
+      on_both(
+          [&](const Side& on) { PKM_DISPATCH(on.stream, count_positions, length, on(positions, sequences * length)); });
+      positions.expect_parity("count_positions", 0);
+    }
+}
+
 // Sums over many tokens, twice, to the bit.
 TEST_F(DenseCuda, ResultsRepeatBitForBit) {
   constexpr int64_t kTokens = 700;

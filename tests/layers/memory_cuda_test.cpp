@@ -246,6 +246,97 @@ TEST_F(MemoryCuda, UsageIsCountedExactly) {
     }
 }
 
+TEST_F(MemoryCuda, PairsOfTokensAndOffsetsOfLengthsAreTheCpus) {
+  struct Pairs {
+    std::vector<int32_t> rows, offsets, summed;
+    std::vector<float> weights;
+    bool operator==(const Pairs&) const = default;
+    bool same_bits(const Pairs& other) const { return *this == other; }
+  };
+  for (const int64_t tokens : {0, 1, 777})
+    for (const int64_t per_token : {1, 5, 128}) {
+      SCOPED_TRACE(fmt::format("{} tokens of {}", tokens, per_token));
+      const auto [expected, actual] = on_both([&](Stream& stream) {
+        Draw draw("pairs");
+        const int64_t count = tokens * per_token;
+        std::vector<int32_t> drawn;
+        for (int64_t i = 0; i < count; ++i) drawn.push_back(static_cast<int32_t>(draw.below(1000)));
+        const Placed<int32_t> rows(stream, drawn);
+        const Placed<float> weights(stream, draw.normals(count));
+        const Placed<Selection> selections(stream, count);
+        const Placed<int32_t> offsets(stream, tokens + 1);
+        PKM_DISPATCH(stream, pair_with_tokens, rows.view(tokens, per_token), weights.view(tokens, per_token),
+                     selections.view(), offsets.view());
+        std::vector<uint16_t> drawn_lengths;
+        int64_t total = 0;
+        for (int64_t i = 0; i < tokens; ++i) {
+          drawn_lengths.push_back(static_cast<uint16_t>(draw.below(65536)));  // their sums need more than 16 bits
+          total += drawn_lengths.back();
+        }
+        const Placed<uint16_t> lengths(stream, drawn_lengths);
+        const Placed<int32_t> summed(stream, tokens + 1);
+        PKM_DISPATCH(stream, add_lengths, lengths.view(), total, summed.view());
+        Pairs pairs = {.rows = {}, .offsets = offsets.values(), .summed = summed.values(), .weights = {}};
+        for (const Selection& selection : selections.values()) {
+          pairs.rows.push_back(selection.row);
+          pairs.weights.push_back(selection.weight);
+        }
+        return pairs;
+      });
+      EXPECT_EQ(actual, expected);
+    }
+}
+
+TEST_F(MemoryCuda, BestSlotsAreMarkedAsOnTheCpu) {
+  struct Bits {
+    std::vector<uint32_t> words;
+    bool operator==(const Bits&) const = default;
+    bool same_bits(const Bits& other) const { return *this == other; }
+  };
+  for (const int64_t tokens : {0, 1, 900}) {
+    const auto [expected, actual] = on_both([&](Stream& stream) {
+      Draw draw("best");
+      std::vector<int32_t> drawn;
+      for (int64_t i = 0; i < tokens * 8; ++i) drawn.push_back(static_cast<int32_t>(draw.below(1000)));
+      const Placed<int32_t> slots(stream, drawn);
+      const Placed<uint32_t> words(stream, std::vector<uint32_t>(32, 2));
+      PKM_DISPATCH(stream, mark_best, slots.view(tokens, 8), 4, words.view());
+      return Bits{words.values()};
+    });
+    EXPECT_EQ(actual, expected) << tokens << " tokens";
+  }
+}
+
+// The same random bits; logarithm and sine are the device's own.
+TEST_F(MemoryCuda, RowsStartAsOnTheCpu) {
+  constexpr double kTolerance = 2e-6;
+  constexpr double kBf16Step = 0x1p-7;
+  struct Rows {
+    std::vector<float> values;
+    bool same_bits(const Rows& other) const { return equal_bytes(values, other.values); }
+  };
+  const auto drawn = [&]<class T>(Stream& stream, T, const Placement& placement, int rank, int64_t width) {
+    const int64_t rows = placement.local_rows(rank);
+    const Placed<T> values(stream, rows * width);
+    PKM_DISPATCH(stream, draw_rows, Random(3, "rows"), 0.25F, placement, rank, values.view(rows, width));
+    Rows result;
+    for (const T value : values.values()) result.values.push_back(static_cast<float>(value));
+    return result;
+  };
+  for (const PlacementKind kind : {PlacementKind::kBlock, PlacementKind::kCyclic, PlacementKind::kHash})
+    for (const int ranks : {1, 3})
+      for (const int64_t width : {1, 6, 64}) {
+        SCOPED_TRACE(fmt::format("placement {} over {}, width {}", static_cast<int>(kind), ranks, width));
+        const Placement placement(kind, 301, ranks);
+        const auto [expected, actual] =
+            on_both([&](Stream& stream) { return drawn(stream, float{}, placement, ranks - 1, width); });
+        expect_close("fp32", actual.values, expected.values, kTolerance);
+        const auto [expected_half, half] =
+            on_both([&](Stream& stream) { return drawn(stream, bf16{}, placement, ranks - 1, width); });
+        expect_close("bf16", half.values, expected_half.values, kBf16Step);
+      }
+}
+
 struct SelectShape {
   int64_t tokens, heads, width, n, k;  // width of both halves
 };

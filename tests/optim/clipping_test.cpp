@@ -9,6 +9,7 @@
 
 #include "comm/self.h"
 #include "comm/thread.h"
+#include "layers/elementwise.h"
 #include "runtime/check.h"
 #include "runtime/parallel.h"
 #include "runtime/random.h"
@@ -20,6 +21,13 @@ std::vector<float> random_floats(int64_t count, float scale) {
   std::vector<float> result(static_cast<size_t>(count));
   Random(6, "gradients").normals(0, count, scale, result.data());
   return result;
+}
+
+double sum_of_squares(std::span<const float> data) {
+  Stream stream;
+  double total = 0;
+  add_sum_of_squares(stream, Vector<const float>(data.data(), std::ssize(data)), Vector<double>(&total, 1));
+  return total;
 }
 
 TEST(SumOfSquares, AgreesWithAPlainSumInLongDoubleOverOddSizes) {

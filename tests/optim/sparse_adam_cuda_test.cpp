@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The sparse optimiser's CUDA kernels against the CPU's. Output gradients and weights are small integers, so that a
+// The optimisers' CUDA kernels against the CPU's. Output gradients and weights are small integers, so that a
 // row's gradient is exact however its contributions are added.
 #include "layers/memory/value_table.h"
+#include "optim/adam.h"
 #include "optim/sparse_adam.h"
 #include "tests/reference/placed.h"
 
@@ -199,6 +200,34 @@ TEST_F(SparseAdamCuda, ListsOfEveryRowAndSumsEqualTheCpus) {
     return Lists{every_row.values(), every_offset.values(), touched.values(), total.values()};
   });
   EXPECT_EQ(actual, expected);
+}
+
+TEST_F(SparseAdamCuda, DenseUpdatesEqualTheCpus) {
+  struct Moved {
+    std::vector<float> values, first, second;
+    bool same_bits(const Moved& other) const {
+      return equal_bytes(values, other.values) && equal_bytes(first, other.first) && equal_bytes(second, other.second);
+    }
+  };
+  for (const int64_t count : {1, 7, 4096, 70001})
+    for (const std::vector<int64_t>& bounds :
+         {std::vector<int64_t>{}, {0, count}, {count / 7, count / 5, count / 2, count}}) {
+      SCOPED_TRACE(fmt::format("{} parameters, {} bounds", count, bounds.size()));
+      const AdamOptions options = {.eps = 1e-3, .weight_decay = 0.1};
+      const auto [expected, actual] = on_both([&](Stream& stream) {
+        const Placed<int64_t> decayed(stream, bounds);
+        const Placed<float> values(stream, normals<float>("values", count, false));
+        const Placed<float> gradients(stream, normals<float>("gradients", count, false));
+        const Placed<float> first(stream, normals<float>("first", count, false));
+        const Placed<float> second(stream, normals<float>("second", count, true));
+        adam_update(stream, adam_coefficients(options, 0.05, 3, 0.5), decayed.view(), values.view(), gradients.view(),
+                    first.view(), second.view());
+        return Moved{values.values(), first.values(), second.values()};
+      });
+      expect_close("values", actual.values, expected.values, 1e-6);
+      expect_close("first moments", actual.first, expected.first, 1e-6);
+      expect_close("second moments", actual.second, expected.second, 1e-6);
+    }
 }
 
 }  // namespace
