@@ -90,4 +90,17 @@ if(PKMESH_CUDA)
   # fmt 9 takes nvcc for a compiler without constexpr; nvcc takes View's constrained conversion for one to itself (554).
   list(APPEND PKMESH_FLAGS $<$<COMPILE_LANGUAGE:CUDA>:-DFMT_USE_CONSTEXPR=1;-diag-suppress=554;--expt-relaxed-constexpr>)
   target_link_libraries(pkmesh_packages INTERFACE CUDA::cudart CUDA::cublas)
+  find_path(PKMESH_NCCL_INCLUDE nccl.h HINTS ${NCCL_ROOT} ENV NCCL_ROOT ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+  find_library(PKMESH_NCCL_LIBRARY nccl HINTS ${NCCL_ROOT} ENV NCCL_ROOT ${CUDAToolkit_LIBRARY_DIR} PATH_SUFFIXES lib lib64)
+  mark_as_advanced(PKMESH_NCCL_INCLUDE PKMESH_NCCL_LIBRARY)
+  if(PKMESH_NCCL AND PKMESH_NCCL_INCLUDE AND PKMESH_NCCL_LIBRARY)
+    target_include_directories(pkmesh_packages SYSTEM INTERFACE ${PKMESH_NCCL_INCLUDE})
+    target_link_libraries(pkmesh_packages INTERFACE ${PKMESH_NCCL_LIBRARY})
+  elseif(PKMESH_NCCL)
+    message(FATAL_ERROR "NCCL was not found: install libnccl-dev, or name its folder with -DNCCL_ROOT=..., or build without "
+                        "it (-DPKMESH_NCCL=OFF): ranks on GPUs then talk through host memory")
+  endif()
+else()  # tests compile the NCCL communicator against the header alone
+  find_path(PKMESH_NCCL_INCLUDE nccl.h HINTS ${NCCL_ROOT} ENV NCCL_ROOT ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES include)
+  mark_as_advanced(PKMESH_NCCL_INCLUDE)
 endif()

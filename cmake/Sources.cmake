@@ -40,6 +40,9 @@ function(pkmesh_test name)
     add_test(NAME ${name}.${ranks} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} $<TARGET_FILE:${name}>)
     set_tests_properties(${name}.${ranks} PROPERTIES TIMEOUT 1200 LABELS "mpi;${TEST_LABELS}" PROCESSORS 2
       ENVIRONMENT "PKMESH_TEST_RANKS=${ranks};${PKMESH_TEST_ENV}")
+    if("cuda" IN_LIST TEST_LABELS)
+      set_tests_properties(${name}.${ranks} PROPERTIES SKIP_REGULAR_EXPRESSION "SKIPPED")
+    endif()
   endforeach()
 endfunction()
 

@@ -98,20 +98,17 @@ Communicator::Communicator(int rank, int size, Hosts hosts)
   PKM_CHECK(static_cast<int>(hosts_.of_rank.size()) == size, "{} ranks but hosts for {}", size, hosts_.of_rank.size());
 }
 
-// One collective on its way through the front.
-struct Communicator::Call {
-  int64_t number;
-  Collective collective;
-  Purpose purpose;
-  int64_t bytes;
-  double crossed;
-};
-
 Communicator::Call Communicator::describe(Collective collective, Purpose purpose, int64_t bytes) {
   const int next = (rank_ + 1) % size_;
   const bool crosses = hosts_.of_rank[static_cast<size_t>(rank_)] != hosts_.of_rank[static_cast<size_t>(next)];
   const double moved = static_cast<double>(bytes) * bus_factor(collective, size_);
   return {++calls_, collective, purpose, bytes, crosses ? moved : 0};
+}
+
+const Ledger& Communicator::ledger() {
+  settle();
+  for (Communicator* const one : on_top_) one->settle();
+  return *book_;
 }
 
 void Communicator::check_reachable(const void* memory) const {
@@ -120,28 +117,28 @@ void Communicator::check_reachable(const void* memory) const {
   PKM_CHECK(stream_ != nullptr, "device memory in a collective, but no stream is in use");
 }
 
-void Communicator::run(const Call& call, const std::function<void()>& body) {
+void Communicator::enter(const Call& call, LedgerEntry entry, const std::function<void()>& body) {
   Range range(range_name(call.collective, call.purpose));
   const auto begin = Clock::now();
+  call_ = call;
+  excused_ = {};
   board_.own().enter(call.number, call.collective, call.purpose, call.bytes);
   body();
   board_.own().leave();
-  ledger_.add(call.purpose, {1, call.bytes, static_cast<double>(call.bytes) * bus_factor(call.collective, size_),
-                             call.crossed, seconds_since(begin)});
+  entry.seconds = seconds_since(begin + excused_);
+  book_->add(call.purpose, entry);
+}
+
+void Communicator::run(const Call& call, const std::function<void()>& body) {
+  const double bus_bytes = static_cast<double>(call.bytes) * bus_factor(call.collective, size_);
+  enter(call, {1, call.bytes, bus_bytes, call.crossed, 0}, body);
 }
 
 Pending Communicator::start(const Call& call, const std::function<Pending()>& body) {
   const auto pending = std::make_shared<Pending>();
   run(call, [&] { *pending = body(); });
   if (!pending->under_way()) return {};
-  return Pending([this, call, pending] {
-    Range range(range_name(call.collective, call.purpose));
-    const auto begin = Clock::now();
-    board_.own().enter(call.number, call.collective, call.purpose, call.bytes);
-    pending->wait();
-    board_.own().leave();
-    ledger_.add(call.purpose, {0, 0, 0, 0, seconds_since(begin)});
-  });
+  return Pending([this, call, pending] { enter(call, {}, [&] { pending->wait(); }); });
 }
 
 void Communicator::all_reduce_bytes(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose) {
@@ -224,8 +221,10 @@ void Communicator::barrier() {
 
 void Communicator::watch(Clock::duration limit) {
   watchdog_.reset();
+  watch_limit_ = limit;
   if (limit > Clock::duration::zero())
-    watchdog_ = std::make_unique<Watchdog>(board_, limit, [this](const std::string& report) { on_hang(report); });
+    watchdog_ = std::make_unique<Watchdog>(
+        board_, limit, [this](const std::string& report) { on_hang(report); }, [this] { return poll(); });
 }
 
 Communicator::Label::Label(Communicator& communicator, std::string_view text)

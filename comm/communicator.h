@@ -3,10 +3,12 @@
 // one thread; what a call costs is entered in the ledger under its purpose. Spans are typed and sizes are int64_t
 // elements: neither bytes nor void* cross this interface. Sizes may exceed INT_MAX and may be zero.
 //
-// Kinds: Self (a world of one), Thread (ranks are threads of one process; for tests), Mpi (processes).
+// Kinds: Self (a world of one), Thread (ranks are threads of one process; for tests), Mpi (processes); and on top of
+// these, for ranks that compute on GPUs, Nccl and HostStaged (comm/device_communicator.h).
 //
 // Spans lie in host memory, or, with a kind that takes it, in device memory: then a collective has its place in the
-// order of the stream in use(), and the host does not wait for it. What the host itself reads stays in host memory.
+// order of the stream in use(), and the host does not wait for it. What the host itself reads stays in host memory. An
+// empty span lies where it points.
 //
 // The public front checks sizes, opens a Range, keeps the ledger and tells the watchdog where this rank is; a kind only
 // moves bytes (the protected core at the end).
@@ -92,13 +94,13 @@ class Communicator {
   int rank() const { return rank_; }
   int size() const { return size_; }
   const Hosts& hosts() const { return hosts_; }
-  Ledger& ledger() { return ledger_; }
-  const Ledger& ledger() const { return ledger_; }
+  // What these ranks' collectives cost this rank so far, those of a device communicator on top of this one included.
+  const Ledger& ledger();
 
   // Device spans are read after all work queued on `stream` before the call; what is queued on it after the call, or
   // after wait() where something is pending, finds the results. Host memory has them when the call, or wait(), returns,
   // as ever. All spans of one call lie on one side. The stream must outlive the last collective.
-  virtual void use(Stream& stream) { stream_ = &stream; }
+  void use(Stream& stream) { stream_ = &stream; }
 
   // data[i] becomes the reduction of all ranks' data[i]: the same bits on every rank, and the same again in every run
   // with these ranks and counts.
@@ -190,15 +192,35 @@ class Communicator {
   virtual void run_barrier() = 0;
   virtual bool takes_device_memory() const { return false; }
   Stream* stream() const { return stream_; }  // null: none is in use
+  // The same ranks once more, as a communicator whose calls match among themselves. Collective.
+  virtual std::unique_ptr<Communicator> twin() = 0;
   // The watchdog's thread calls this with its report when this rank waited too long: ends the job.
   virtual void on_hang(const std::string& report) = 0;
+  // The watchdog's thread asks this at every look: what went wrong behind this rank's back, or nothing.
+  virtual std::string poll() { return {}; }
+  // Enters in the ledger what only the device's clock knows.
+  virtual void settle() {}
   // Where the watchdog finds the ranks whose memory this one can read. Set by the kind's constructor, or its own only.
   void show_on(StatusBoard board) { board_ = std::move(board); }
+  RankStatus& own_status() { return board_.own(); }
   // A kind's destructor calls this first, so that the watchdog cannot call a half-dead object.
   void stop_watching() { watchdog_.reset(); }
 
+  // One collective on its way through the front.
+  struct Call {
+    int64_t number;
+    Collective collective;
+    Purpose purpose;
+    int64_t bytes;
+    double crossed;
+  };
+  const Call& call() const { return call_; }  // the one under way
+  // So much of the time in the call under way was not communication.
+  void excuse(Clock::duration time) { excused_ += time; }
+  void add_wait(Purpose purpose, double seconds) { book_->add(purpose, {0, 0, 0, 0, seconds}); }
+
  private:
-  struct Call;
+  friend class DeviceCommunicator;  // stands on another communicator's core
 
   void all_reduce_bytes(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose);
   Pending all_reduce_bytes_async(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose);
@@ -212,16 +234,22 @@ class Communicator {
   Call describe(Collective collective, Purpose purpose, int64_t bytes);
   void check_reachable(const void* memory) const;
   void run(const Call& call, const std::function<void()>& body);
+  void enter(const Call& call, LedgerEntry entry, const std::function<void()>& body);
   Pending start(const Call& call, const std::function<Pending()>& body);
 
   int rank_;
   int size_;
   Hosts hosts_;
   Ledger ledger_;
+  Ledger* book_ = &ledger_;            // where costs are entered: a device communicator's is its host's
+  std::vector<Communicator*> on_top_;  // device communicators that stand on this one
   Stream* stream_ = nullptr;
   int64_t calls_ = 0;
+  Call call_{};
+  Clock::duration excused_{};
   std::string label_;
   StatusBoard board_;
+  Clock::duration watch_limit_{};
   std::unique_ptr<Watchdog> watchdog_;
 };
 

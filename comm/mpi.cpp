@@ -239,6 +239,10 @@ class MpiCommunicator final : public Communicator {
 
   void run_barrier() override { PKM_MPI(MPI_Barrier(group_->world)); }
 
+  std::unique_ptr<Communicator> twin() override {
+    return std::make_unique<MpiCommunicator>(std::make_unique<MpiGroup>(), options_);
+  }
+
   void on_hang(const std::string& report) override {
     std::fprintf(stderr, "pkmesh: %s\n", report.c_str());
     std::this_thread::sleep_for(std::chrono::seconds(1));  // ranks of other hosts see other neighbours: let them speak

@@ -21,6 +21,7 @@ class SelfCommunicator final : public Communicator {
   void run_broadcast(std::span<std::byte>, int) override {}
   void run_barrier() override {}
   bool takes_device_memory() const override { return true; }
+  std::unique_ptr<Communicator> twin() override { return std::make_unique<SelfCommunicator>(); }
   void on_hang(const std::string& report) override;
 
  private:

@@ -37,15 +37,17 @@ class Group {
         ranks_(ranks),
         left_(static_cast<size_t>(ranks)) {}
 
-  std::shared_ptr<Meeting> join(int64_t number, int rank, Offer offer) {
+  // The `number`-th collective of a communicator; twins differ in `line`.
+  std::shared_ptr<Meeting> join(const std::vector<int>& line, int64_t number, int rank, Offer offer) {
     const std::lock_guard lock(mutex_);
     throw_if_ended();
-    auto meeting = meetings_[number];  // a copy: outlives its place among the incomplete ones
-    if (meeting == nullptr) meetings_[number] = meeting = std::make_shared<Meeting>(ranks_);
+    const auto key = std::make_pair(line, number);
+    auto meeting = meetings_[key];  // a copy: outlives its place among the incomplete ones
+    if (meeting == nullptr) meetings_[key] = meeting = std::make_shared<Meeting>(ranks_);
     offer.there = true;
     meeting->offers[static_cast<size_t>(rank)] = std::move(offer);
     if (--meeting->missing == 0) {
-      meetings_.erase(number);
+      meetings_.erase(key);
       changed_.notify_all();
     }
     return meeting;
@@ -105,7 +107,8 @@ class Group {
   std::vector<bool> left_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::map<int64_t, std::shared_ptr<Meeting>> meetings_;  // that some ranks have not joined
+  std::map<std::pair<std::vector<int>, int64_t>, std::shared_ptr<Meeting>>
+      meetings_;  // that some ranks have not joined
   std::exception_ptr error_;
   std::string why_;
   int exit_code_ = 1;
@@ -144,8 +147,9 @@ void copy(std::span<const std::byte> in, std::span<std::byte> out) {
 
 class ThreadCommunicator final : public Communicator {
  public:
-  ThreadCommunicator(int rank, int size, Hosts hosts, std::shared_ptr<Group> group)
-      : Communicator(rank, size, std::move(hosts)), group_(std::move(group)) {
+  ThreadCommunicator(int rank, int size, Hosts hosts, std::shared_ptr<Group> group, std::vector<int> line = {})
+      : Communicator(rank, size, std::move(hosts)), group_(std::move(group)), line_(std::move(line)) {
+    if (!line_.empty()) return;  // a twin: its waits are those of the communicator that uses it
     StatusBoard board{rank, {}, {}, group_};
     for (int r = 0; r < size; ++r) {
       board.ranks.push_back(r);
@@ -217,6 +221,12 @@ class ThreadCommunicator final : public Communicator {
     meet("barrier", {}, {}, [](const Meeting&) {}).wait();
   }
 
+  std::unique_ptr<Communicator> twin() override {
+    std::vector<int> line = line_;
+    line.push_back(++twins_);
+    return std::make_unique<ThreadCommunicator>(rank(), size(), hosts(), group_, std::move(line));
+  }
+
   void on_hang(const std::string& report) override {
     group_->end(std::make_exception_ptr(InternalError(report)), report, 1);
   }
@@ -236,7 +246,7 @@ class ThreadCommunicator final : public Communicator {
 
   Pending meet(std::string what, std::span<const std::byte> data, std::span<const int64_t> counts, Result result) {
     Offer offer{std::move(what), {data.begin(), data.end()}, {counts.begin(), counts.end()}};
-    auto meeting = group_->join(++meetings_, rank(), std::move(offer));
+    auto meeting = group_->join(line_, ++meetings_, rank(), std::move(offer));
     return Pending([this, meeting = std::move(meeting), result = std::move(result)] {
       group_->wait_for_all(*meeting, rank());
       const Offer& mine = meeting->offers[static_cast<size_t>(rank())];
@@ -248,7 +258,9 @@ class ThreadCommunicator final : public Communicator {
   }
 
   const std::shared_ptr<Group> group_;
+  const std::vector<int> line_;  // the first: empty; the n-th twin: its origin's, and n
   int64_t meetings_ = 0;
+  int twins_ = 0;
 };
 
 Hosts pretend(int ranks, const std::vector<int>& host_of_rank) {

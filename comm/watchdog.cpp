@@ -93,8 +93,9 @@ std::string report_hang(const StatusBoard& board, const RankStatus::Snapshot& mi
 
 }  // namespace
 
-Watchdog::Watchdog(const StatusBoard& board, Clock::duration limit, std::function<void(const std::string&)> on_hang)
-    : board_(board), limit_(limit), on_hang_(std::move(on_hang)), thread_([this] { look(); }) {}
+Watchdog::Watchdog(const StatusBoard& board, Clock::duration limit, std::function<void(const std::string&)> on_hang,
+                   std::function<std::string()> poll)
+    : board_(board), limit_(limit), on_hang_(std::move(on_hang)), poll_(std::move(poll)), thread_([this] { look(); }) {}
 
 Watchdog::~Watchdog() {
   {
@@ -110,6 +111,11 @@ void Watchdog::look() {
   auto since = Clock::now();
   std::unique_lock lock(mutex_);
   while (!wake_.wait_for(lock, std::min<Clock::duration>(limit_ / 8, std::chrono::seconds(1)), [&] { return stop_; })) {
+    if (const std::string error = poll_(); !error.empty()) {
+      lock.unlock();
+      on_hang_(error);
+      return;
+    }
     const auto status = board_.own().read();
     const auto now = Clock::now();
     if (!status.inside || status.call != call) {

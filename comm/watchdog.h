@@ -65,8 +65,10 @@ struct StatusBoard {
 
 class Watchdog {
  public:
-  // on_hang(report) is called at most once, on the watchdog's thread.
-  Watchdog(const StatusBoard& board, Clock::duration limit, std::function<void(const std::string&)> on_hang);
+  // Both are called on the watchdog's thread: poll() at every look, on_hang(report) at most once, after a hang or when
+  // poll() returned what went wrong.
+  Watchdog(const StatusBoard& board, Clock::duration limit, std::function<void(const std::string&)> on_hang,
+           std::function<std::string()> poll);
   ~Watchdog();
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
@@ -77,6 +79,7 @@ class Watchdog {
   const StatusBoard board_;
   const Clock::duration limit_;
   const std::function<void(const std::string&)> on_hang_;
+  const std::function<std::string()> poll_;
   std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;

@@ -11,16 +11,25 @@
 #include "runtime/readback.h"
 
 namespace pkmesh {
+namespace {
+
+std::unique_ptr<Communicator> connect(Communicator& world, Device device, DeviceLink link) {
+  if (device.kind == DeviceKind::kCpu || world.size() == 1) return nullptr;
+  return make_device_communicator(world, device, link);
+}
+
+}  // namespace
 
 Model::Model(const config::Config& config, Communicator& world, Device device, int64_t vocabulary)
-    : world_(world),
+    : device_world_(connect(world, device, device_link(config))),
+      world_(device_world_ == nullptr ? world : *device_world_),
       seed_(config.train().seed()),
       stream_(device),
       arena_(device),
-      transformer_(model_shape(config, vocabulary), parameters_, world, device, seed_) {
+      transformer_(model_shape(config, vocabulary), parameters_, world_, device, seed_) {
   stream_.set_math(math_of(config));
   parameters_.allocate(device, seed_);
-  world.use(stream_);
+  world_.use(stream_);
 }
 
 StepContext Model::begin(bool training) {

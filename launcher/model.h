@@ -29,13 +29,14 @@ class Model {
   std::vector<MemoryHealth> memory_health();
   void reset_usage();
 
-  Communicator& world() { return world_; }
+  Communicator& world() { return world_; }  // takes memory of the model's device
   Stream& stream() { return stream_; }
   Arena& arena() { return arena_; }
   Parameters& parameters() { return parameters_; }
   Transformer& transformer() { return transformer_; }
 
  private:
+  const std::unique_ptr<Communicator> device_world_;  // null on CPUs and in a world of one
   Communicator& world_;
   uint64_t seed_;
   Stream stream_;

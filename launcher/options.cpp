@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/options.h"
 
+#include <cstdlib>
+
 #include "runtime/check.h"
 
 namespace pkmesh {
@@ -142,7 +144,19 @@ Math math_of(const config::Config& config) {
   PKM_CHECK(false, "no precision {}", static_cast<int>(config.train().precision()));
 }
 
+DeviceLink device_link(const config::Config& config) {
+  switch (config.train().communication()) {
+    case config::NCCL:
+      return DeviceLink::kNccl;
+    case config::HOST_STAGED:
+      return DeviceLink::kHostStaged;
+    default:
+      return DeviceLink::kAuto;
+  }
+}
+
 Device choose_device(const config::Config& config, const Communicator& world) {
+  resolve(device_link(config));  // an error if it is not there, whatever computes
   const int gpus = device_count(DeviceKind::kCuda);
   if (config.train().device() == config::Train::CPU || (config.train().device() == config::Train::AUTO && gpus == 0)) {
     if (config.train().precision() == config::Train::FP16)
@@ -157,10 +171,16 @@ Device choose_device(const config::Config& config, const Communicator& world) {
   const Hosts& hosts = world.hosts();
   int before = 0;  // ranks on this host below this one
   for (int rank = 0; rank < world.rank(); ++rank) before += hosts.of_rank[rank] == hosts.of_rank[world.rank()] ? 1 : 0;
-  if (before >= gpus)
-    user_error("train.device: {} has {} GPUs and more ranks; start fewer ranks per host, or set it to CPU",
-               hosts.names[hosts.of_rank[world.rank()]], gpus);
-  return {DeviceKind::kCuda, before};
+  // NCCL refuses two ranks on one GPU, unless NCCL_HOSTID makes it take them for ranks of two hosts.
+  const bool may_share = resolve(device_link(config)) == DeviceLink::kHostStaged
+                             ? config.train().communication() == config::HOST_STAGED
+                             : std::getenv("NCCL_HOSTID") != nullptr;
+  if (before >= gpus && !may_share)
+    user_error(
+        "train.device: {} has {} GPUs and more ranks; start fewer ranks per host, let them share GPUs "
+        "(train.communication=HOST_STAGED), or set it to CPU",
+        hosts.names[hosts.of_rank[world.rank()]], gpus);
+  return {DeviceKind::kCuda, before % gpus};
 }
 
 }  // namespace pkmesh

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 
+#include "comm/device_communicator.h"
 #include "io/config.pb.h"
 #include "layers/transformer.h"
 #include "optim/adam.h"
@@ -20,8 +21,10 @@ AdamOptions dense_options(const config::Config& config);
 RowAdamOptions row_options(const config::Config& config);
 ScheduleOptions dense_schedule(const config::Config& config);
 ScheduleOptions values_schedule(const config::Config& config);
-// The device of this rank. UserError if CUDA was asked for and is not to be had, or has not the precision.
+// The device of this rank. UserError if CUDA or NCCL was asked for and is not to be had, if GPUs are too few, or if the
+// device has not the precision.
 Device choose_device(const config::Config& config, const Communicator& world);
+DeviceLink device_link(const config::Config& config);
 Math math_of(const config::Config& config);
 
 }  // namespace pkmesh

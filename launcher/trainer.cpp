@@ -24,11 +24,11 @@ enum Figure : int64_t { kDenseSquares, kValuesSquares, kLossSum, kFigures };
 Trainer::Trainer(const config::Config& config, Communicator& world, Device device, BatchSampler batches,
                  int64_t vocabulary)
     : config_(config),
-      world_(world),
       model_(config, world, device, vocabulary),
+      world_(model_.world()),
       batches_(std::move(batches)),
       adam_(device, model_.parameters().count(), dense_options(config), decaying_ranges(model_.parameters())),
-      buckets_(world, model_.parameters().gradients(), static_cast<int64_t>(config.train().bucket_mib() * (1 << 20))),
+      buckets_(world_, model_.parameters().gradients(), static_cast<int64_t>(config.train().bucket_mib() * (1 << 20))),
       staged_(device, 2 * config.train().accumulate() * batch().largest_share() * batches_.context(),
               MemoryKind::kHost),
       figures_(device, kFigures) {

@@ -56,8 +56,8 @@ class Trainer {
   BatchShape batch() const;
 
   const config::Config config_;
-  Communicator& world_;
   Model model_;
+  Communicator& world_;  // the model's
   BatchSampler batches_;
   Adam adam_;
   std::vector<RowOptimizer> row_optimizers_;  // one per table

@@ -160,6 +160,13 @@ void TrainingRun::report_changes(const CheckpointFacts& facts) const {
   }
 }
 
+// "cpu", "cuda:0 over nccl"
+std::string TrainingRun::computes_on() const {
+  const Device device = trainer_->model().stream().device();
+  const bool links = device.kind != DeviceKind::kCpu && world_.size() > 1;
+  return to_string(device) + (links ? fmt::format(" over {}", to_string(resolve(device_link(config_)))) : "");
+}
+
 void TrainingRun::describe() {
   if (world_.rank() != 0) return;
   const TransformerShape& shape = trainer_->model().transformer().shape();

@@ -44,6 +44,7 @@ class TrainingRun {
   void begin_folder();
   void resume(const std::string& checkpoint);
   void report_changes(const CheckpointFacts& facts) const;
+  std::string computes_on() const;
   void report_step(const StepFigures& figures);
   void report_profile();
 

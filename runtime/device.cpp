@@ -20,6 +20,7 @@ namespace cuda {
 [[gnu::weak]] void record(void* event, void* stream);
 [[gnu::weak]] void hold(void* event, void* stream);
 [[gnu::weak]] void synchronize_event(void* event);
+[[gnu::weak]] bool reached(void* event);
 [[gnu::weak]] double milliseconds(void* from, void* to);
 [[gnu::weak]] std::shared_ptr<std::byte> allocate(int index, int64_t bytes);
 [[gnu::weak]] std::shared_ptr<std::byte> allocate_host(int index, int64_t bytes);
@@ -102,6 +103,10 @@ void Event::synchronize() {
   if (native_ == nullptr) return;
   ++t_counters.synchronizations;
   cuda::synchronize_event(native_.get());
+}
+
+bool Event::reached() {
+  return native_ == nullptr || cuda::reached(native_.get());
 }
 
 double Event::milliseconds(Event& from, Event& to) {

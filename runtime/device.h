@@ -72,6 +72,7 @@ class Event {
   void record(Stream& stream);  // the place is behind all work queued so far
   void hold(Stream& stream);    // work queued on `stream` from now on starts after the recorded place
   void synchronize();           // returns once the place is reached
+  bool reached();               // whether it is; never waits
   // Milliseconds between two recorded places; waits for both.
   static double milliseconds(Event& from, Event& to);
 

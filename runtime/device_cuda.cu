@@ -49,6 +49,16 @@ void synchronize_event(void* event) {
   PKM_CUDA(cudaEventSynchronize(static_cast<cudaEvent_t>(event)));
 }
 
+bool reached(void* event) {
+  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  PKM_CUDA(status);
+  return true;
+}
+
 double milliseconds(void* from, void* to) {
   float elapsed = 0;
   PKM_CUDA(cudaEventElapsedTime(&elapsed, static_cast<cudaEvent_t>(from), static_cast<cudaEvent_t>(to)));

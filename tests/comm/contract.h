@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <functional>
 #include <ostream>
 #include <string>
@@ -20,6 +21,7 @@ using RankBody = std::function<void(Communicator& world)>;
 struct ContractWorld {
   std::string name;
   std::function<void(const RankBody& body)> run;  // runs the body on every rank
+  bool needs_gpu = false;
   friend void PrintTo(const ContractWorld& world, std::ostream* out) { *out << world.name; }
 };
 
@@ -28,6 +30,12 @@ std::vector<ContractWorld> contract_worlds();
 
 class ContractTest : public testing::TestWithParam<ContractWorld> {
  protected:
+  void SetUp() override {
+    if (!GetParam().needs_gpu || device_count(DeviceKind::kCuda) > 0) return;
+    const char* required = std::getenv("PKMESH_REQUIRE_GPU");
+    if (required != nullptr && std::string(required) == "1") FAIL() << "PKMESH_REQUIRE_GPU=1, but no CUDA device";
+    GTEST_SKIP() << "no CUDA device: this was not run";
+  }
   // In the body, use EXPECT only: a rank that returns early leaves the others waiting.
   void on_ranks(const RankBody& body) const { GetParam().run(body); }
 };

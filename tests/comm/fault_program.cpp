@@ -1,41 +1,67 @@
 // SPDX-License-Identifier: Apache-2.0
 // A job of several ranks in which rank 1 does what the first argument says; the others wait for it in an all-reduce.
+// The second argument says over what: mpi, or on device memory host_staged or nccl.
 #include <chrono>
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <thread>
 
+#include "comm/device_communicator.h"
 #include "comm/mpi.h"
+#include "runtime/buffer.h"
 #include "runtime/check.h"
 
 namespace pkmesh {
 namespace {
 
-void misbehave(Communicator& world, const std::string& how) {
-  if (how == "abort") world.abort(2);
-  if (how == "throw") user_error("rank 1 has had enough");
-  if (how == "hang") std::this_thread::sleep_for(std::chrono::minutes(2));
-  if (how == "counts") {
-    std::vector<float> in(static_cast<size_t>(world.size()), 1.0F);
-    std::vector<float> out = in;
-    const std::vector<int64_t> one(in.size(), 1);
-    world.all_to_all_v(in, one, std::span(out), one, Purpose::kPartials);
+// What every rank works with: memory where its communicator takes it, and the end of all work on it.
+struct Job {
+  Communicator& world;
+  Stream& stream;
+  Buffer<float> floats(int64_t count) const { return {stream.device(), count}; }
+  void exchange(int64_t elements) const {  // with every rank
+    const std::vector<int64_t> counts(static_cast<size_t>(world.size()), elements);
+    const auto in = floats(elements * world.size());
+    const auto out = floats(elements * world.size());
+    world.all_to_all_v<float>(in.span(), counts, out.span(), counts, Purpose::kPartials);
+    stream.synchronize();
   }
+};
+
+void misbehave(const Job& job, const std::string& how) {
+  if (how == "abort") job.world.abort(2);
+  if (how == "throw") user_error("rank 1 has had enough");
+  if (how == "die") std::raise(SIGKILL);
+  if (how == "hang") std::this_thread::sleep_for(std::chrono::minutes(2));
+  if (how == "counts") job.exchange(1);
 }
 
-void run(Communicator& world, const std::string& how) {
+void run(const Job& job, const std::string& how) {
+  Communicator& world = job.world;
   world.watch(how == "hang" ? std::chrono::milliseconds(500) : std::chrono::seconds(60));
   const Communicator::Label label(world, "step 17");
   world.barrier();
-  if (world.rank() == 1) misbehave(world, how);
-  if (how == "counts") {  // these expect two elements of everyone, themselves included
-    const std::vector<int64_t> two(static_cast<size_t>(world.size()), 2);
-    std::vector<float> in(2 * two.size(), 1.0F);
-    std::vector<float> out = in;
-    world.all_to_all_v(in, two, std::span(out), two, Purpose::kPartials);
+  if (world.rank() == 1) misbehave(job, how);
+  if (how == "counts") job.exchange(2);  // these expect two elements of everyone, themselves included
+  if (how == "lose") job.exchange(1);
+  const auto data = job.floats(4);
+  world.all_reduce(data.span(), Reduction::kSum, Purpose::kDense);
+  job.stream.synchronize();
+}
+
+void run_over(Communicator& host, const std::string& kind, const std::string& how) {
+  if (kind == "mpi") {
+    Stream stream;
+    return run({host, stream}, how);
   }
-  std::vector<float> data(4);
-  world.all_reduce(std::span(data), Reduction::kSum, Purpose::kDense);
+  const Device device{DeviceKind::kCuda, 0};
+  Stream stream(device);
+  const auto link = kind == "nccl" ? DeviceLink::kNccl : DeviceLink::kHostStaged;
+  const auto world = make_device_communicator(host, device, link);
+  world->use(stream);
+  run({*world, stream}, how);
 }
 
 }  // namespace
@@ -45,7 +71,7 @@ int main(int argc, char** argv) {
   try {
     pkmesh::MpiSession session(&argc, &argv);
     const auto world = session.world();
-    pkmesh::run(*world, argc > 1 ? argv[1] : "nothing");
+    pkmesh::run_over(*world, argc > 2 ? argv[2] : "mpi", argc > 1 ? argv[1] : "nothing");
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 3;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdio>
 #include <string>
+#include <vector>
 
 namespace pkmesh {
 namespace {
@@ -31,13 +32,24 @@ Outcome run(const std::string& launcher, const std::string& how) {
   return outcome;
 }
 
-Outcome run_on_3_ranks(const std::string& how) {
-  return run(PKMESH_MPIEXEC " -n 3", how);
-}
-
 constexpr double kSoon = 20;  // seconds, on a machine that is busy with other tests
 
-TEST(Faults, AHealthyJobEndsWithZero) {
+// Over MPI alone, and on device memory over each kind of link.
+class FaultsOf : public testing::TestWithParam<std::string> {
+ protected:
+  static Outcome run_on_3_ranks(const std::string& how, const std::string& environment = "") {
+    return run(environment + " " PKMESH_MPIEXEC " -n 3", how + " " + GetParam());
+  }
+};
+// The kinds that the fault program was built with; only `one` of them, unless it is empty.
+std::vector<std::string> kinds(const std::string& one = "") {
+  std::vector<std::string> all{PKMESH_FAULT_KINDS};
+  std::erase_if(all, [&](const std::string& kind) { return !one.empty() && kind != one; });
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(Faults, FaultsOf, testing::ValuesIn(kinds()), [](const auto& kind) { return kind.param; });
+
+TEST_P(FaultsOf, AHealthyJobEndsWithZero) {
   const Outcome outcome = run_on_3_ranks("nothing");
   EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
 }
@@ -53,19 +65,25 @@ TEST(Faults, LooseSlurmTasksAreRefused) {
   EXPECT_NE(outcome.output.find("use srun --mpi=pmix"), std::string::npos) << outcome.output;
 }
 
-TEST(Faults, AbortEndsTheJobWithItsCode) {
+TEST_P(FaultsOf, AbortEndsTheJobWithItsCode) {
   const Outcome outcome = run_on_3_ranks("abort");
   EXPECT_EQ(outcome.exit_code, 2) << outcome.output;
   EXPECT_LT(outcome.seconds, kSoon);
 }
 
-TEST(Faults, AnExceptionOnOneRankEndsTheJob) {
+TEST_P(FaultsOf, AnExceptionOnOneRankEndsTheJob) {
   const Outcome outcome = run_on_3_ranks("throw");
   EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
   EXPECT_LT(outcome.seconds, kSoon);
 }
 
-TEST(Faults, AHangIsNamedAndEndsTheJob) {
+TEST_P(FaultsOf, ARankThatDiesEndsTheJob) {
+  const Outcome outcome = run_on_3_ranks("die");
+  EXPECT_NE(outcome.exit_code, 0) << outcome.output;
+  EXPECT_LT(outcome.seconds, kSoon);
+}
+
+TEST_P(FaultsOf, AHangIsNamedAndEndsTheJob) {
   const Outcome outcome = run_on_3_ranks("hang");
   EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
   EXPECT_LT(outcome.seconds, kSoon);
@@ -74,10 +92,25 @@ TEST(Faults, AHangIsNamedAndEndsTheJob) {
   EXPECT_NE(outcome.output.find("rank 1 is not there: it left barrier"), std::string::npos) << outcome.output;
 }
 
-TEST(Faults, CountsThatDisagreeEndTheJob) {
+TEST_P(FaultsOf, CountsThatDisagreeEndTheJob) {
   const Outcome outcome = run_on_3_ranks("counts");
   EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
   EXPECT_LT(outcome.seconds, kSoon);
+}
+
+// NCCL works behind the host's back.
+class FaultsOfNccl : public FaultsOf {};
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(FaultsOfNccl);
+INSTANTIATE_TEST_SUITE_P(Faults, FaultsOfNccl, testing::ValuesIn(kinds("nccl")));
+
+TEST_P(FaultsOfNccl, ALostConnectionIsNamedAndEndsTheJob) {
+  const Outcome outcome = run_on_3_ranks("lose", "PKMESH_FAKE_NCCL_LOSE='1 3'");  // the first after the warm-up
+  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
+  EXPECT_LT(outcome.seconds, kSoon);
+  EXPECT_NE(outcome.output.find("NCCL on rank 1"), std::string::npos) << outcome.output;
+  EXPECT_NE(outcome.output.find("exchange link: remote process exited or there was a network error: the connection"),
+            std::string::npos)
+      << outcome.output;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "comm/device_communicator.h"
 #include "comm/self.h"
 #include "contract.h"
 #include "runtime/check.h"
@@ -200,6 +201,16 @@ TEST(SelfCommunicator, CountsMustAgreeWithItself) {
   const std::vector<int64_t> one = {1};
   const std::vector<int64_t> two = {2};
   EXPECT_THROW(world.all_to_all_v(in, one, std::span(out), two, Purpose::kPartials), InternalError);
+}
+
+TEST(DeviceCommunicator, WhatWasNotCompiledInSaysSo) {
+  if (compiled_with(DeviceKind::kCuda)) GTEST_SKIP() << "this program has CUDA";
+  SelfCommunicator host;
+  const std::string error = error_of([&] {
+    make_device_communicator(host, {DeviceKind::kCuda, 0}, DeviceLink::kNccl);
+  });
+  EXPECT_TRUE(has(error, "NCCL: this program was built without it")) << error;
+  EXPECT_EQ(resolve(DeviceLink::kAuto), DeviceLink::kHostStaged);
 }
 
 }  // namespace

@@ -100,7 +100,7 @@ struct Case {
 class EmulatedTrainOf : public EmulatedTrain, public testing::WithParamInterface<Case> {};
 
 TEST_P(EmulatedTrainOf, EqualsTheCpusBitForBit) {
-  for (const int ranks : {1}) {
+  for (const int ranks : {1, 2, 3}) {
     SCOPED_TRACE(ranks);
     const Trained expected = train(DeviceKind::kCpu, ranks, GetParam().overrides);
     for (const uint64_t order : {0, 1, 2}) {

@@ -99,6 +99,11 @@ class Configuration(program.Test):
     def test_value_width_that_does_not_match(self):
         self.assert_refused(setting("model.memory.0.value_width=32"), "value_width is 32", "model.width (64)")
 
+    def test_a_communicator_that_was_not_compiled_in(self):
+        self.assert_refused(setting("train.communication=NCCL"), "communication NCCL", "built without it", "HOST_STAGED")
+        self.assert_refused(setting("train.communication=GLOO"), "train.communication", "AUTO, NCCL, HOST_STAGED",
+                            ranks=(0,))
+
     def test_a_precision_that_the_device_has_not(self):
         self.assert_refused(setting("train.precision=FP16"), "train.precision", "FP16", "BF16 or FP32")
         self.assert_refused(setting("train.precision=FP8"), "train.precision", "FP32, BF16, FP16", ranks=(0,))
