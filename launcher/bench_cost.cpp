@@ -107,6 +107,11 @@ Cost sort_rows(const LookupShape& s) {
   return {.streamed = (kSelection + kContribution) * real(s.selections()) + kRowEntry * s.distinct_rows};
 }
 
+Cost row_bound(const LookupShape& s) {
+  const double outputs = real(s.tokens * s.value_width);
+  return {.streamed = kFloat * (outputs + real(s.selections())), .flops = 2 * outputs + real(s.selections())};
+}
+
 Cost row_norms(const LookupShape& s) {
   return {.streamed = kContribution * real(s.selections()) + kFloat * real(s.tokens * s.value_width) +
                       kRowEntry * s.distinct_rows,
@@ -188,7 +193,7 @@ std::vector<Cost> layer_backward(const LookupShape& s) {
 }
 
 std::vector<Cost> layer_update(const LookupShape& s, int64_t dense_parameters) {
-  return {sort_rows(s), row_norms(s), row_update(s), adam(dense_parameters)};
+  return {sort_rows(s), row_bound(s), row_update(s), adam(dense_parameters)};
 }
 
 double step_flops(const TransformerShape& shape, int64_t sequences) {

@@ -96,7 +96,7 @@ void LayerBench::update() {
   GateShare share;
   add_sum_of_squares(stream_, Vector<const float>(parameters_.gradients().data(), parameters_.count()),
                      Vector<double>(&share.dense_squares, 1));
-  rows_.add_squares(stream_, table_.row_gradients(stream_), Vector<double>(&share.values_squares, 1));
+  rows_.add_squares_bound(stream_, table_.row_gradients(stream_), Vector<double>(&share.values_squares, 1));
   share.tokens = static_cast<double>(tokens_);
   const Gate gate = decide(world_, share);
   PKM_CHECK(gate.open(), "a gradient of the benchmark is not finite");

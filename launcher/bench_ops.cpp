@@ -174,6 +174,8 @@ void time_rows(LayerBench& bench, const LookupShape& s, PhaseTable& table) {
   double squares = 0;
   table.phase("row gradients: norms", cost::row_norms(s),
               [&] { bench.rows().add_squares(stream, sorted, Vector<double>(&squares, 1)); });
+  table.phase("row gradients: finite?", cost::row_bound(s),
+              [&] { bench.rows().add_squares_bound(stream, sorted, Vector<double>(&squares, 1)); });
   int64_t step = 0;
   table.phase("row gradients + update", cost::row_update(s),
               [&] { bench.rows().step(stream, values.rows(), sorted, 1e-3, 1e-4, ++step); });

@@ -8,6 +8,7 @@
 // needs; nothing is allocated.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,12 +23,12 @@ namespace pkmesh {
 // What one step did, the same on every rank but for `seconds`.
 struct StepFigures {
   int64_t step = 0;
-  double loss = 0;           // mean over the step's tokens, nats
-  double dense_norm = 0;     // of the gradients before clipping
-  double values_norm = 0;    // of the table rows' gradients before clipping
-  double learning_rate = 0;  // dense
-  int64_t tokens = 0;        // over all ranks
-  bool skipped = false;      // a loss or a gradient was not finite: nothing moved
+  double loss = 0;                    // mean over the step's tokens, nats
+  double dense_norm = 0;              // of the gradients before clipping
+  std::optional<double> values_norm;  // of the table rows' gradients before clipping, where they are clipped
+  double learning_rate = 0;           // dense
+  int64_t tokens = 0;                 // over all ranks
+  bool skipped = false;               // a loss or a gradient was not finite: nothing moved
   std::string why_skipped;
   double seconds = 0;
 };
@@ -54,6 +55,7 @@ class Trainer {
   StepFigures describe(const Gate& gate) const;
   void update(const Gate& gate, double rate);
   BatchShape batch() const;
+  bool clips_values() const { return config_.values().clip_norm() > 0; }
 
   const config::Config config_;
   Model model_;

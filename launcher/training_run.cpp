@@ -204,9 +204,9 @@ void TrainingRun::step() {
            {"loss", figures.loss},
            {"lr", figures.learning_rate},
            {"grad_norm", figures.dense_norm},
-           {"values_grad_norm", figures.values_norm},
            {"step_ms", figures.seconds * 1e3},
            {"tokens_per_s", static_cast<double>(figures.tokens) / figures.seconds}};
+  if (figures.values_norm) line_["values_grad_norm"] = *figures.values_norm;
   if (figures.skipped) line_["skipped"] = true;
   if (world_.size() > 1) line_["communication"] = {{"exposed", spent.total().seconds / since_line_.seconds}};
   if (figures.step % config_.train().log_every() == 0 || figures.step == config_.train().steps() || figures.step == 1)

@@ -90,14 +90,25 @@ RowState RowOptimizer::views() const {
   return {matrix(first_, rows_), matrix(second_, rows_), steps_.view()};
 }
 
+Vector<double> RowOptimizer::take_squares(int64_t rows) {
+  if (squares_.count() < rows) squares_ = Buffer<double>(device_, std::min(rows_, rows * 3 / 2));
+  return squares_.view().rows(0, rows);
+}
+
 void RowOptimizer::add_squares(Stream& stream, const RowGradients& gradients, Vector<double> total) {
   check_shape("row optimizer: total", total, {{"one", 1}});
-  const int64_t rows = gradients.rows.count();
-  if (rows == 0) return;
-  if (squares_.count() < rows) squares_ = Buffer<double>(device_, std::min(rows_, rows * 3 / 2));
-  const Vector<double> squares = squares_.view().rows(0, rows);
+  if (gradients.rows.empty()) return;
+  const Vector<double> squares = take_squares(gradients.rows.count());
   row_squares(stream, gradients, squares);
   PKM_DISPATCH(stream, add_in_order, squares, total);
+}
+
+void RowOptimizer::add_squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> total) {
+  check_shape("row optimizer: total", total, {{"one", 1}});
+  check(gradients);
+  if (gradients.rows.empty()) return;
+  const Range range("row squares bound");
+  PKM_DISPATCH(stream, squares_bound, gradients, take_squares(gradients.rows.count()), total);
 }
 
 // The same gradients with every row of the shard listed: the other rows have no contribution, a gradient of zero.

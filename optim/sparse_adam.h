@@ -79,6 +79,7 @@ struct EveryRow {
 PKM_OP(update_rows, const RowUpdate& update, const TableRows& values, const RowState& state,
        const RowGradients& gradients)
 PKM_OP(row_squares, const RowGradients& gradients, Vector<double> squares)
+PKM_OP(squares_bound, const RowGradients& gradients, Vector<double> scratch, Vector<double> total)
 PKM_OP(add_in_order, Vector<const double> terms, Vector<double> total)
 PKM_OP(list_every_row, const RowGradients& gradients, const EveryRow& out)
 
@@ -106,6 +107,9 @@ class RowOptimizer {
   // total[0] (on the stream's device) += sum over the touched rows, in their order, of their squared gradients: this
   // rank's share of the clipping norm and of the gate.
   void add_squares(Stream& stream, const RowGradients& gradients, Vector<double> total);
+  // total[0] += something no less, which is finite if and only if all of these gradients are: what the gate needs to
+  // know where nothing is clipped. On the CPU it costs a pass over the output gradients; no row's gradient is summed.
+  void add_squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> total);
 
   // The t-th update, t >= 1, of values (rows, width) with gradients * scale.
   void step(Stream& stream, const TableRows& values, const RowGradients& gradients, double scale, double lr,
@@ -119,6 +123,7 @@ class RowOptimizer {
 
  private:
   RowState views() const;
+  Vector<double> take_squares(int64_t rows);
   RowGradients all_rows(Stream& stream, const RowGradients& gradients);
 
   Device device_;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -15,22 +17,21 @@ namespace {
 // A thread's workspace: a row's gradient and its random bits stay in its nearest cache.
 struct Workspace {
   std::vector<float> gradient;
-  std::vector<uint32_t> words;
   std::vector<uint16_t> value_bits;
   std::vector<uint16_t> first_bits;
   std::vector<uint16_t> second_bits;
 };
 
+// To whole vectors of either half.
 int64_t padded(int64_t width) {
   return (width + 7) / 8 * 8;
-}  // random words come by fours
+}
 
 Workspace& workspace(int64_t width) {
   thread_local Workspace space;
   const auto size = static_cast<size_t>(padded(width));
   if (space.gradient.size() < size) {
     space.gradient.resize(size);
-    space.words.resize(size / 2);
     space.value_bits.resize(size);
     space.first_bits.resize(size);
     space.second_bits.resize(size);
@@ -47,7 +48,7 @@ void sum_contributions(const RowGradients& gradients, int64_t u, float* gradient
     return WeightedRow<float>{gradients.d_output.data() + gradients.sources[first + c] * width,
                               gradients.weights[first + c]};
   };
-  weighted_sum<false>(count, count, width, contribution, gradient);
+  weighted_sum(count, 0, width, contribution, gradient);
 }
 
 // A row's gradient: factor times data (width). Of a single contribution nothing is to be summed: it is read where it
@@ -63,6 +64,18 @@ ScaledGradient gradient_of(const RowGradients& gradients, int64_t u, float* work
     return {gradients.d_output[gradients.sources[first]].data(), gradients.weights[first]};
   sum_contributions(gradients, u, workspace);
   return {workspace, 1.0F};
+}
+
+// |d_output[s]|^2 for every source, until this thread's next call.
+const double* source_squares(const RowGradients& gradients) {
+  thread_local std::vector<double> memory;
+  memory.resize(static_cast<size_t>(gradients.d_output.size(0)));
+  double* const squares = memory.data();
+  parallel_for(0, gradients.d_output.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s)
+      squares[s] = run_of_squares(gradients.d_output[s].data(), gradients.d_output.size(1));
+  });
+  return squares;
 }
 
 // Calls body(u) for every touched row, in parallel. Pieces are cut by work, not by rows: usage is skewed.
@@ -92,28 +105,46 @@ void for_touched_rows(const RowGradients& gradients, const Body& body) {
   });
 }
 
-// 16 random bits for each column of a row; the same for a (row, column) wherever the row lives. A random word serves
-// two columns, half a row apart.
-void fill_bits(const Random& random, int32_t global_row, int64_t width, Workspace& space, uint16_t* __restrict bits) {
+// 16 random bits for each column of a row; the same for a (row, column) wherever the row lives. A word of the row's
+// sequence serves two columns, half a row apart.
+void fill_bits(const Random& random, int32_t global_row, int64_t width, uint16_t* bits) {
+  const WordSequence words(random.block(static_cast<uint64_t>(global_row)));
   const int64_t half = padded(width) / 2;
-  uint32_t* const words = space.words.data();
-  random.fill_bits(static_cast<uint64_t>(global_row) * static_cast<uint64_t>(half), half, words);
+  uint16_t* __restrict const low = bits;
+  uint16_t* __restrict const high = bits + half;
+#pragma omp simd
   for (int64_t i = 0; i < half; ++i) {
-    bits[i] = static_cast<uint16_t>(words[i]);
-    bits[half + i] = static_cast<uint16_t>(words[i] >> 16);
+    const uint32_t word = words(static_cast<uint32_t>(i));
+    low[i] = static_cast<uint16_t>(word);
+    high[i] = static_cast<uint16_t>(word >> 16);
   }
 }
 
-template <class T>
-float load(T x) {
-  return static_cast<float>(x);
+constexpr int64_t kStrip = 64;  // columns that are widened and narrowed at a time
+using StripSpace = std::array<float, kStrip>;
+
+// A strip as floats: where it is, or in `space`.
+const float* widen(const float* strip, int64_t, StripSpace&) {
+  return strip;
 }
-void store(float x, uint16_t, float& out) {
-  out = x;
+template <class T>
+const float* widen(const T* strip, int64_t count, StripSpace& space) {
+  for (int64_t i = 0; i < count; ++i) space[i] = static_cast<float>(strip[i]);
+  return space.data();
+}
+// Where a strip's new numbers are to be written before narrow() stores them.
+float* new_strip(float* strip, StripSpace&) {
+  return strip;
 }
 template <class T>
-void store(float x, uint16_t bits, T& out) {
-  out = T::stochastic(x, bits);
+float* new_strip(T*, StripSpace& space) {
+  return space.data();
+}
+void narrow(const StripSpace&, const uint16_t*, int64_t, float*) {}
+template <class T>
+void narrow(const StripSpace& from, const uint16_t* __restrict bits, int64_t count, T* __restrict strip) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) strip[i] = T::stochastic(from[i], bits[i]);
 }
 
 struct Coefficients {
@@ -144,33 +175,43 @@ struct Row {
   Second* second;
 };
 
-// `count` columns of a row.
+// Columns [begin, begin + count) of a row, a strip at most.
 template <bool kRowWise, class Value, class First, class Second>
 [[gnu::always_inline]] inline void update_columns(const Coefficients& c, float row_rate, const ScaledGradient& gradient,
                                                   const Workspace& space, const Row<Value, First, Second>& row,
                                                   int64_t begin, int64_t count) {
-  const float* __restrict const from = gradient.data + begin;
-  const uint16_t* __restrict const value_bits = space.value_bits.data() + begin;
-  const uint16_t* __restrict const first_bits = space.first_bits.data() + begin;
-  const uint16_t* __restrict const second_bits = space.second_bits.data() + begin;
-  Value* __restrict const value = row.value + begin;
-  First* __restrict const first = row.first + begin;
-  Second* __restrict const second = kRowWise ? row.second : row.second + begin;
+  StripSpace value_space;
+  StripSpace first_space;
+  StripSpace second_space;
+  const float* const from = gradient.data + begin;
+  const float* const value = widen(row.value + begin, count, value_space);
+  const float* const first = widen(row.first + begin, count, first_space);
+  float* const new_value = new_strip(row.value + begin, value_space);
+  float* const new_first = new_strip(row.first + begin, first_space);
   const float factor = gradient.factor;
+  if constexpr (kRowWise) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    const float g = factor * from[i];
-    const float m = load(first[i]);
-    const float new_m = m + (g - m) * c.one_minus_beta1;
-    store(new_m, first_bits[i], first[i]);
-    if constexpr (kRowWise) {
-      store(load(value[i]) - row_rate * new_m, value_bits[i], value[i]);
-    } else {
-      const float v = c.beta2 * load(second[i]) + c.one_minus_beta2 * g * g;
-      store(v, second_bits[i], second[i]);
-      store(load(value[i]) - c.rate * new_m / (std::sqrt(v) + c.eps), value_bits[i], value[i]);
+    for (int64_t i = 0; i < count; ++i) {
+      const float m = first[i] + (factor * from[i] - first[i]) * c.one_minus_beta1;
+      new_first[i] = m;
+      new_value[i] = value[i] - row_rate * m;
     }
+  } else {
+    const float* const second = widen(row.second + begin, count, second_space);
+    float* const new_second = new_strip(row.second + begin, second_space);
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+      const float g = factor * from[i];
+      const float m = first[i] + (g - first[i]) * c.one_minus_beta1;
+      const float v = c.beta2 * second[i] + c.one_minus_beta2 * g * g;
+      new_first[i] = m;
+      new_second[i] = v;
+      new_value[i] = value[i] - c.rate * m / (std::sqrt(v) + c.eps);
+    }
+    narrow(second_space, space.second_bits.data() + begin, count, row.second + begin);
   }
+  narrow(first_space, space.first_bits.data() + begin, count, row.first + begin);
+  narrow(value_space, space.value_bits.data() + begin, count, row.value + begin);
 }
 
 template <class T>
@@ -183,7 +224,6 @@ template <class T>
 template <bool kRowWise, class Value, class First, class Second>
 void update_row(const Coefficients& c, int64_t width, const ScaledGradient& gradient, const Workspace& space,
                 const Row<Value, First, Second>& row, const Row<Value, First, Second>& next) {
-  constexpr int64_t kStrip = 64;
   float row_rate = 0;
   if constexpr (kRowWise) {
     const double squares = run_of_squares(gradient.data, width) * gradient.factor * gradient.factor;
@@ -217,11 +257,11 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
     ScaledGradient gradient = gradient_of(gradients, u, space.gradient.data());
     gradient.factor *= update.scale;
     if constexpr (sizeof(Value) == 2)
-      fill_bits(update.value_rounding, update.global_row(row), width, space, space.value_bits.data());
+      fill_bits(update.value_rounding, update.global_row(row), width, space.value_bits.data());
     if constexpr (sizeof(First) == 2)
-      fill_bits(update.first_rounding, update.global_row(row), width, space, space.first_bits.data());
+      fill_bits(update.first_rounding, update.global_row(row), width, space.first_bits.data());
     if constexpr (sizeof(Second) == 2)
-      fill_bits(update.second_rounding, update.global_row(row), width, space, space.second_bits.data());
+      fill_bits(update.second_rounding, update.global_row(row), width, space.second_bits.data());
     const Coefficients c = own_steps ? coefficients(update, ++steps[row]) : global;
     update_row<kRowWise>(c, width, gradient, space, row_at(u), row_at(std::min(u + 1, last)));
   });
@@ -248,12 +288,7 @@ void update_rows(Stream&, const RowUpdate& update, const TableRows& values, cons
 void row_squares(Stream&, const RowGradients& gradients, Vector<double> squares) {
   const int64_t width = gradients.d_output.size(1);
   // A row with one contribution, as most of a large table's are, has the norm of that output gradient times its weight.
-  thread_local std::vector<double> memory;
-  memory.resize(static_cast<size_t>(gradients.d_output.size(0)));
-  double* const of_source = memory.data();
-  parallel_for(0, gradients.d_output.size(0), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) of_source[s] = run_of_squares(gradients.d_output[s].data(), width);
-  });
+  const double* const of_source = source_squares(gradients);
   for_touched_rows(gradients, [&](int64_t u) {
     const int64_t first = gradients.offsets[u];
     if (gradients.offsets[u + 1] - first == 1) {
@@ -265,6 +300,19 @@ void row_squares(Stream&, const RowGradients& gradients, Vector<double> squares)
     sum_contributions(gradients, u, gradient);
     squares[u] = run_of_squares(gradient, width);
   });
+}
+
+// No gradient, nor what adds up on the way to it, is longer than the sum of all weights times the longest output
+// gradient.
+void squares_bound(Stream&, const RowGradients& gradients, Vector<double>, Vector<double> total) {
+  const double* const of_source = source_squares(gradients);
+  const double longest = std::sqrt(std::accumulate(of_source, of_source + gradients.d_output.size(0), 0.0));
+  double weights = 0;
+#pragma omp simd reduction(+ : weights)
+  for (int64_t c = 0; c < gradients.weights.count(); ++c) weights += std::abs(gradients.weights.data()[c]);
+  const double bound = weights * longest;
+  constexpr double kLargest = std::numeric_limits<float>::max();
+  total[0] += bound <= kLargest ? bound * bound : std::numeric_limits<double>::infinity();
 }
 
 void add_in_order(Stream&, Vector<const double> terms, Vector<double> total) {

@@ -3,8 +3,8 @@
 // row's gradient into shared memory (hot rows' chunks were summed by other blocks before) and updates value and moments
 // at once. Rows that were not read are not touched.
 //
-// Random bits are the CPU's: a word of Philox serves columns i and i + half a row, so a thread takes four columns of
-// either half and needs one block of four words for each tensor that is rounded.
+// Random bits are the CPU's: word i of a row's sequence serves columns i and i + half a row, so a thread takes four
+// columns of either half and needs four words for each tensor that is rounded.
 #include <cmath>
 #include <cub/device/device_scan.cuh>
 
@@ -76,12 +76,14 @@ struct Place {
 };
 
 template <class T>
-__device__ std::array<uint32_t, 4> words_for(const Random& random, int32_t global_row, int64_t half, int64_t column) {
-  if constexpr (sizeof(T) == 2)
-    return random.block(
-        (static_cast<uint64_t>(global_row) * static_cast<uint64_t>(half) + static_cast<uint64_t>(column)) / 4);
-  else
+__device__ std::array<uint32_t, 4> words_for(const Random& random, int32_t global_row, int64_t column) {
+  if constexpr (sizeof(T) == 2) {
+    const WordSequence words(random.block(static_cast<uint64_t>(global_row)));
+    const auto first = static_cast<uint32_t>(column);
+    return {words(first), words(first + 1), words(first + 2), words(first + 3)};
+  } else {
     return {};
+  }
 }
 
 __device__ void store_four(const Pack<4>& x, const std::array<uint32_t, 4>&, const Place& at, float* row) {
@@ -154,10 +156,10 @@ __device__ void update_row(const Update& update, int64_t u, float* gradient, Val
   __syncthreads();  // the gradient is complete
 
   for (int64_t j = static_cast<int64_t>(threadIdx.x) * 4; j < update.half; j += kThreads * 4) {
-    const auto value_words = words_for<Value>(update.value_rounding, global_row, update.half, j);
-    const auto first_words = words_for<First>(update.first_rounding, global_row, update.half, j);
+    const auto value_words = words_for<Value>(update.value_rounding, global_row, j);
+    const auto first_words = words_for<First>(update.first_rounding, global_row, j);
     std::array<uint32_t, 4> second_words{};
-    if constexpr (!kRowWise) second_words = words_for<Second>(update.second_rounding, global_row, update.half, j);
+    if constexpr (!kRowWise) second_words = words_for<Second>(update.second_rounding, global_row, j);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t column = half * update.half + j;
@@ -320,6 +322,12 @@ void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> s
   squares_kernel<<<blocks, kThreads, 0, native(stream)>>>(sums, gradients.touched.data(), squares.count(),
                                                           squares.data());
   PKM_CUDA(cudaGetLastError());
+}
+
+// The sum itself: to pass over all contributions costs as much as to sum them.
+void squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> squares, Vector<double> total) {
+  cuda::row_squares(stream, gradients, squares);
+  cuda::add_in_order(stream, squares, total);
 }
 
 void add_in_order(Stream& stream, Vector<const double> terms, Vector<double> total) {

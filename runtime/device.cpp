@@ -135,7 +135,10 @@ void detail::copy(Stream& stream, const void* from, int64_t from_bytes, void* to
   PKM_CHECK(from_bytes == to_bytes, "copy of {} bytes to {}", from_bytes, to_bytes);
   if (from_bytes == 0) return;
   if (stream.native() != nullptr) return cuda::copy(stream.native(), from, to, from_bytes);
-  std::memcpy(to, from, static_cast<size_t>(from_bytes));
+  parallel_for(0, from_bytes, int64_t{1} << 18, [=](int64_t begin, int64_t end) {
+    std::memcpy(static_cast<std::byte*>(to) + begin, static_cast<const std::byte*>(from) + begin,
+                static_cast<size_t>(end - begin));
+  });
 }
 
 void detail::clear(Stream& stream, void* memory, int64_t bytes) {

@@ -49,4 +49,21 @@ class Random {
   uint64_t step_;
 };
 
+// A sequence of 32-bit words from one block: word i is a hash of i that the block keys. A tenth of a block's cost per
+// word, for what needs many words and little of each, such as rounding. (The hash is MurmurHash3's finaliser, between
+// two additions of the key.)
+class WordSequence {
+ public:
+  PKM_HOST_DEVICE explicit WordSequence(const std::array<uint32_t, 4>& block) : key_{block[0], block[1]} {}
+  PKM_HOST_DEVICE uint32_t operator()(uint32_t i) const {
+    uint32_t x = (i ^ key_[1]) + key_[0];
+    x = (x ^ (x >> 16)) * 0x85EBCA6BU;
+    x = (x ^ (x >> 13)) * 0xC2B2AE35U;
+    return (x ^ (x >> 16)) + key_[1];
+  }
+
+ private:
+  std::array<uint32_t, 2> key_;
+};
+
 }  // namespace pkmesh

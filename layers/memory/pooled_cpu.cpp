@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <vector>
+
 #include "layers/memory/pooled.h"
 #include "layers/memory/row_kernels.h"
+#include "layers/memory/row_order.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
@@ -8,19 +11,120 @@ namespace {
 
 constexpr int64_t kPairGrain = 4;
 
+// Whether a table is read so often that what is in the cache decides: which, in bytes, is then to be made small.
+bool read_often(int64_t selections, int64_t rows) {
+  constexpr int64_t kManyUses = 8;  // of each row, on average
+  return selections >= kManyUses * rows;
+}
+
+// How many columns of all rows are read at a time: all, or as many as make the table's slice fit in the second-level
+// cache, if that is worth it. The sums are the same.
+int64_t slice_of(int64_t selections, int64_t rows, int64_t width, int64_t element_bytes) {
+  constexpr int64_t kCache = int64_t{2} << 20;
+  constexpr int64_t kLeast = 128;  // bytes of a row: two lines, which the hardware fetches together
+  const bool fits = rows * width * element_bytes <= kCache;
+  const bool could_fit = rows * kLeast <= kCache;
+  return !fits && could_fit && read_often(selections, rows) ? kLeast / element_bytes : width;
+}
+
 template <class T>
 void gather(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
             Matrix<float> partials) {
   const int64_t width = rows.size(1);
+  const int64_t slice = slice_of(selections.count(), rows.size(0), width, sizeof(T));
   parallel_for(0, partials.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t column = 0; column < width; column += slice) {
+      const int64_t columns = std::min(slice, width - column);
+      for (int64_t pair = begin; pair < end; ++pair) {
+        const int64_t start = pair_offsets[pair];
+        const int64_t known = slice == width ? pair_offsets[end] - start : 0;
+        const auto row_at = [&](int64_t i) {
+          const Selection selection = selections[start + i];
+          return WeightedRow<T>{rows.data() + selection.row * width + column, selection.weight};
+        };
+        weighted_sum(pair_offsets[pair + 1] - start, known, columns, row_at, partials.data() + pair * width + column);
+      }
+    }
+  });
+}
+
+// dweights by token: a token's gradient stays in the cache while its rows pass.
+template <class T>
+void dots_by_token(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+                   Matrix<const float> gradients, Vector<float> dweights) {
+  const int64_t width = rows.size(1);
+  parallel_for(0, gradients.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
+    const auto row_of = [&](int64_t i) -> const T* { return rows.data() + selections[i].row * width; };
+    const int64_t last = pair_offsets[end];
     for (int64_t pair = begin; pair < end; ++pair) {
-      const int64_t start = pair_offsets[pair];
-      const auto row_at = [&](int64_t i) {
-        const Selection selection = selections[start + i];
-        return WeightedRow<T>{rows.data() + selection.row * width, selection.weight};
-      };
-      weighted_sum<true>(pair_offsets[pair + 1] - start, pair_offsets[end] - start, width, row_at,
-                         partials.data() + pair * width);
+      const float* gradient = gradients.data() + pair * width;
+      int64_t i = pair_offsets[pair];
+      for (; i + 4 <= pair_offsets[pair + 1]; i += 4) {
+        const T* four[4] = {row_of(i), row_of(i + 1), row_of(i + 2), row_of(i + 3)};
+        for (int64_t next = i + 4; next < std::min(i + 8, last); ++next) prefetch_beginning(row_of(next));
+        dot_rows<4>(gradient, four, width, dweights.data() + i);
+      }
+      for (; i < pair_offsets[pair + 1]; ++i) {
+        const T* row = row_of(i);
+        dot_rows<1>(gradient, &row, width, dweights.data() + i);
+      }
+    }
+  });
+}
+
+// The row as floats: itself, or in `wide`.
+const float* widened(const float* row, int64_t, std::vector<float>&) {
+  return row;
+}
+template <class T>
+const float* widened(const T* row, int64_t width, std::vector<float>& wide) {
+  wide.resize(static_cast<size_t>(width));
+  std::transform(row, row + width, wide.begin(), [](T x) { return static_cast<float>(x); });
+  return wide.data();
+}
+
+// dweights by row: a row stays in the cache while the gradients of the tokens that read it pass. Those are fewer bytes
+// than the rows where each row is read by many. The same bits as by token.
+template <class T>
+void dots_by_row(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+                 Matrix<const float> gradients, int64_t chunks, Vector<float> dweights) {
+  struct Use {
+    int32_t pair;
+    int32_t selection;
+  };
+  struct Scratch {
+    std::vector<int32_t> places, touched;
+    std::vector<int64_t> offsets;
+    std::vector<Use> uses;
+  };
+  thread_local Scratch memory;  // kept from call to call
+  const int64_t width = rows.size(1);
+  memory.places.resize(static_cast<size_t>(chunks * rows.size(0)));
+  memory.touched.resize(static_cast<size_t>(rows.size(0)));
+  memory.offsets.resize(static_cast<size_t>(rows.size(0) + 1));
+  memory.uses.resize(static_cast<size_t>(selections.count()));
+  Use* const uses = memory.uses.data();
+  const int32_t* const touched = memory.touched.data();
+  const int64_t* const offsets = memory.offsets.data();
+  const GradientPiece piece = {selections, pair_offsets, 0};
+  const int64_t count = place_by_row({&piece, 1}, rows.size(0), chunks, memory.places.data(), memory.touched.data(),
+                                     memory.offsets.data(), [=](int32_t at, Selection, int32_t pair, int64_t i) {
+                                       uses[at] = {pair, static_cast<int32_t>(i)};
+                                     });
+  // Pieces are cut by uses, not by rows: usage is skewed.
+  parallel_for(0, selections.count(), 256, [&](int64_t from, int64_t to) {
+    std::vector<float> wide;
+    const int64_t end = std::lower_bound(offsets, offsets + count, to) - offsets;
+    for (int64_t u = std::lower_bound(offsets, offsets + count, from) - offsets; u < end; ++u) {
+      const float* row = widened(rows.data() + touched[u] * width, width, wide);
+      for (int64_t i = offsets[u]; i < offsets[u + 1]; i += 4) {
+        const int64_t batch = std::min<int64_t>(4, offsets[u + 1] - i);
+        const float* four[4];
+        for (int64_t r = 0; r < 4; ++r) four[r] = gradients.data() + uses[i + std::min(r, batch - 1)].pair * width;
+        float products[4];
+        dot_rows<4>(row, four, width, products);
+        for (int64_t r = 0; r < batch; ++r) dweights[uses[i + r].selection] = products[r];
+      }
     }
   });
 }
@@ -28,25 +132,11 @@ void gather(Matrix<T> rows, Vector<const Selection> selections, Vector<const int
 template <class T>
 void dots(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
           Matrix<const float> gradients, Vector<float> dweights) {
-  const int64_t width = rows.size(1);
-  parallel_for(0, gradients.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
-    const int64_t last = pair_offsets[end] - 1;
-    const auto row_of = [&](int64_t i) -> const T* { return rows.data() + selections[std::min(i, last)].row * width; };
-    for (int64_t pair = begin; pair < end; ++pair) {
-      const float* gradient = gradients.data() + pair * width;
-      int64_t i = pair_offsets[pair];
-      for (; i + 4 <= pair_offsets[pair + 1]; i += 4) {
-        const T* four[4] = {row_of(i), row_of(i + 1), row_of(i + 2), row_of(i + 3)};
-        const T* next[4] = {row_of(i + 4), row_of(i + 5), row_of(i + 6), row_of(i + 7)};
-        dot_rows<4>(gradient, four, next, width, dweights.data() + i);
-      }
-      for (; i < pair_offsets[pair + 1]; ++i) {
-        const T* row = row_of(i);
-        const T* next = row_of(i + 1);
-        dot_rows<1>(gradient, &row, &next, width, dweights.data() + i);
-      }
-    }
-  });
+  const int64_t chunks = threads();
+  if (read_often(selections.count(), chunks * rows.size(0)))
+    dots_by_row(rows, selections, pair_offsets, gradients, chunks, dweights);
+  else
+    dots_by_token(rows, selections, pair_offsets, gradients, dweights);
 }
 
 }  // namespace
@@ -69,7 +159,7 @@ void combine_partials(Stream&, Matrix<const float> partials, Vector<const int32_
       const int32_t* pairs = token_pairs.data() + token_offsets[token];
       const auto row_at = [&](int64_t i) { return WeightedRow<float>{partials.data() + pairs[i] * width, 1.0F}; };
       const int64_t count = token_offsets[token + 1] - token_offsets[token];
-      weighted_sum<false>(count, count, width, row_at, out.data() + token * width);
+      weighted_sum(count, 0, width, row_at, out.data() + token * width);
     }
   });
 }

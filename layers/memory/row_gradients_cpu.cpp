@@ -1,58 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0
 // A radix sort by row, least significant digit first, each pass stable and in parallel over chunks of records: two or
-// three passes over 12 bytes per selection, whatever the size of the table. Digits are of equal width, so that their
-// counters are few.
+// three passes over 12 bytes per selection, whatever the size of the table. (Digits of equal width, or a counter per row
+// where rows are few, were no faster on the whole: docs/benchmarks.md.)
 #include <algorithm>
 #include <bit>
 #include <utility>
 #include <vector>
 
 #include "layers/memory/row_gradients.h"
+#include "layers/memory/row_order.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
 namespace {
 
-constexpr int kMostDigitBits = 11;
+constexpr int kDigitBits = 11;
+constexpr int64_t kDigits = int64_t{1} << kDigitBits;
 constexpr int64_t kMinimumChunk = 8192;  // records
 
-// Calls body(chunk, begin, end) for `chunks` pieces of [0, count), in parallel.
-template <class Body>
-void for_chunks(int64_t count, int64_t chunks, const Body& body) {
-  parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t chunk = first; chunk < last; ++chunk)
-      body(chunk, count * chunk / chunks, count * (chunk + 1) / chunks);
-  });
-}
-
-void collect(std::span<const GradientPiece> pieces, Vector<RowRecord> records) {
+void collect(std::span<const GradientPiece> pieces, int64_t chunks, Vector<RowRecord> records) {
   int64_t first_record = 0;
   for (const GradientPiece& piece : pieces) {
-    parallel_for(0, piece.pair_offsets.count() - 1, 64, [&](int64_t begin, int64_t end) {
-      for (int64_t pair = begin; pair < end; ++pair)
-        for (int64_t i = piece.pair_offsets[pair]; i < piece.pair_offsets[pair + 1]; ++i)
-          records[first_record + i] = {piece.selections[i].row, piece.selections[i].weight,
-                                       static_cast<int32_t>(piece.first_source + pair)};
+    RowRecord* const to = records.data() + first_record;
+    for_chunks(piece.pair_offsets.count() - 1, chunks, [&](int64_t, int64_t begin, int64_t end) {
+      int64_t next = piece.pair_offsets[begin];
+      for_contributions({&piece, 1}, begin, end, [&](Selection selection, int32_t source, int64_t) {
+        to[next++] = {selection.row, selection.weight, source};
+      });
     });
     first_record += piece.selections.count();
   }
 }
 
-// `to` = `from` in the stable order of the digit of `bits` at `shift`. places (chunks, 2^bits) is scratch.
-void sort_by_digit(Vector<const RowRecord> from, Vector<RowRecord> to, int shift, int bits, int64_t chunks,
-                   int32_t* places) {
-  const int64_t digits = int64_t{1} << bits;
-  const auto digit = [=](const RowRecord& record) { return (record.row >> shift) & (digits - 1); };
+// `to` = `from` in the stable order of the digit at `shift`. places (chunks, kDigits) is scratch.
+void sort_by_digit(Vector<const RowRecord> from, Vector<RowRecord> to, int shift, int64_t chunks, int32_t* places) {
+  const auto digit = [=](const RowRecord& record) { return (record.row >> shift) & (kDigits - 1); };
   for_chunks(from.count(), chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-    int32_t* const counts = places + chunk * digits;
-    std::fill_n(counts, digits, 0);
+    int32_t* const counts = places + chunk * kDigits;
+    std::fill_n(counts, kDigits, 0);
     for (int64_t i = begin; i < end; ++i) ++counts[digit(from[i])];
   });
   int32_t next = 0;
-  for (int64_t value = 0; value < digits; ++value)
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) next += std::exchange(places[chunk * digits + value], next);
+  for (int64_t value = 0; value < kDigits; ++value)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) next += std::exchange(places[chunk * kDigits + value], next);
   for_chunks(from.count(), chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-    int32_t* const place = places + chunk * digits;
+    int32_t* const place = places + chunk * kDigits;
     for (int64_t i = begin; i < end; ++i) to[place[digit(from[i])]++] = from[i];
   });
 }
@@ -84,15 +76,13 @@ int64_t list_rows(Vector<const RowRecord> records, int64_t chunks, const RowGrad
 
 void sort_by_row(Stream&, std::span<const GradientPiece> pieces, int64_t local_rows, Vector<RowRecord> records,
                  Vector<RowRecord> scratch, const RowGradientsOut& out, int64_t& count) {
-  collect(pieces, records);
   const int64_t chunks = std::clamp<int64_t>(records.count() / kMinimumChunk, 1, threads());
   const int bits = local_rows <= 1 ? 0 : std::bit_width(static_cast<uint64_t>(local_rows - 1));
-  const int passes = (bits + kMostDigitBits - 1) / kMostDigitBits;
-  const int digit_bits = passes == 0 ? 0 : (bits + passes - 1) / passes;
   thread_local std::vector<int32_t> places;  // kept from call to call
-  places.resize(std::max(places.size(), static_cast<size_t>(chunks) << digit_bits));
-  for (int pass = 0; pass < passes; ++pass) {
-    sort_by_digit(records, scratch, pass * digit_bits, digit_bits, chunks, places.data());
+  places.resize(std::max(places.size(), static_cast<size_t>(chunks * kDigits)));
+  collect(pieces, chunks, records);
+  for (int shift = 0; shift < bits; shift += kDigitBits) {
+    sort_by_digit(records, scratch, shift, chunks, places.data());
     std::swap(records, scratch);
   }
   count = list_rows(records, chunks, out);

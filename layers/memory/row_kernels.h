@@ -56,25 +56,24 @@ struct WeightedRow {
   float weight;
 };
 
-// The row that comes kRows later is fetched while one is being read, line by line: rows are too short for the hardware
-// to notice that they are read through.
+// Fetches the beginning of a row that comes next into the second-level cache. What follows the hardware fetches by
+// itself, once it sees the row being read; hints for all of a row only got in its way (docs/benchmarks.md).
 template <class T>
-[[gnu::always_inline]] inline void prefetch_block(const T* block, int64_t count) {
+[[gnu::always_inline]] inline void prefetch_beginning(const T* row) {
   constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(block + i);
+  constexpr int64_t kLines = 8;
+  for (int64_t i = 0; i < kLines; ++i) __builtin_prefetch(row + i * kLine, 0, 2);
 }
 
-// out = (kFirst ? 0 : out) + sum over kRows rows of weight * row. next[r], if kFetch, is to come.
-template <int kRows, bool kFirst, bool kFetch, class T>
-[[gnu::always_inline]] inline void add_rows(const WeightedRow<T>* rows, const T* const* next, int64_t width,
-                                            float* out) {
+// out = (kFirst ? 0 : out) + sum over kRows rows of weight * row.
+template <int kRows, bool kFirst, class T>
+[[gnu::always_inline]] inline void add_rows(const WeightedRow<T>* rows, int64_t width, float* out) {
   constexpr int64_t kBlock = 2 * kLanes;
   int64_t j = 0;
   for (; j + kBlock <= width; j += kBlock) {
     Lanes a = kFirst ? Lanes{} : load_lanes(out + j);
     Lanes b = kFirst ? Lanes{} : load_lanes(out + j + kLanes);
     for (int r = 0; r < kRows; ++r) {
-      if constexpr (kFetch) prefetch_block(next[r] + j, kBlock);
       a += rows[r].weight * load_lanes(rows[r].row + j);
       b += rows[r].weight * load_lanes(rows[r].row + j + kLanes);
     }
@@ -88,41 +87,36 @@ template <int kRows, bool kFirst, bool kFetch, class T>
   }
 }
 
-// out (width) = sum over i < count of the WeightedRow that row_at(i) gives, four at a time. kFetch: row_at(i) is asked
-// for i < known as well, known >= count, to fetch rows that come next.
-template <bool kFetch, class RowAt>
+// out (width) = sum over i < count of the WeightedRow that row_at(i) gives, four at a time. row_at(i) is asked for
+// i < known as well, known >= count, to fetch what comes next; known = 0: nothing is to be fetched.
+template <class RowAt>
 inline void weighted_sum(int64_t count, int64_t known, int64_t width, const RowAt& row_at, float* out) {
   using Row = decltype(row_at(0));
-  using Element = decltype(Row::row);
   if (count < 4) {
     const Row rows[3] = {count > 0 ? row_at(0) : Row{}, count > 1 ? row_at(1) : Row{}, count > 2 ? row_at(2) : Row{}};
     if (count == 0) std::fill_n(out, width, 0.0F);
-    if (count == 1) add_rows<1, true, false>(rows, static_cast<Element*>(nullptr), width, out);
-    if (count == 2) add_rows<2, true, false>(rows, static_cast<Element*>(nullptr), width, out);
-    if (count == 3) add_rows<3, true, false>(rows, static_cast<Element*>(nullptr), width, out);
+    if (count == 1) add_rows<1, true>(rows, width, out);
+    if (count == 2) add_rows<2, true>(rows, width, out);
+    if (count == 3) add_rows<3, true>(rows, width, out);
     return;
   }
   for (int64_t i = 0; i + 4 <= count; i += 4) {
     const Row rows[4] = {row_at(i), row_at(i + 1), row_at(i + 2), row_at(i + 3)};
-    Element next[4] = {rows[0].row, rows[1].row, rows[2].row, rows[3].row};
-    if constexpr (kFetch)
-      for (int r = 0; r < 4; ++r)
-        if (i + 4 + r < known) next[r] = row_at(i + 4 + r).row;
+    for (int64_t next = i + 4; next < std::min(i + 8, known); ++next) prefetch_beginning(row_at(next).row);
     if (i == 0)
-      add_rows<4, true, kFetch>(rows, next, width, out);
+      add_rows<4, true>(rows, width, out);
     else
-      add_rows<4, false, kFetch>(rows, next, width, out);
+      add_rows<4, false>(rows, width, out);
   }
   for (int64_t i = count / 4 * 4; i < count; ++i) {
     const Row row = row_at(i);
-    add_rows<1, false, false>(&row, static_cast<Element*>(nullptr), width, out);
+    add_rows<1, false>(&row, width, out);
   }
 }
 
-// out[r] = x . rows[r] for kRows rows of `width`; next[r] is to come.
+// out[r] = x . rows[r] for kRows rows of `width`.
 template <int kRows, class T>
-[[gnu::always_inline]] inline void dot_rows(const float* x, const T* const* rows, const T* const* next, int64_t width,
-                                            float* out) {
+[[gnu::always_inline]] inline void dot_rows(const float* x, const T* const* rows, int64_t width, float* out) {
   constexpr int64_t kBlock = 2 * kLanes;
   Lanes a[kRows] = {};
   Lanes b[kRows] = {};
@@ -131,7 +125,6 @@ template <int kRows, class T>
     const Lanes first = load_lanes(x + j);
     const Lanes second = load_lanes(x + j + kLanes);
     for (int r = 0; r < kRows; ++r) {
-      prefetch_block(next[r] + j, kBlock);
       a[r] += first * load_lanes(rows[r] + j);
       b[r] += second * load_lanes(rows[r] + j + kLanes);
     }

@@ -15,7 +15,12 @@
 namespace pkmesh::PKM_CPU {
 namespace {
 
-constexpr int64_t kTokenBlock = 128;
+// Tokens whose scores are taken together: enough that packing the keys is little beside the product, few enough that
+// one half's scores stay in the second-level cache. Of n alone, so that results do not depend on the threads.
+int64_t token_block(int64_t n) {
+  return n <= 1024 ? 256 : 128;
+}
+
 constexpr int64_t kColumnVectors = 4;
 constexpr int64_t kColumnBlock = kColumnVectors * kLanes;
 
@@ -59,9 +64,9 @@ class HeadSelector {
         pairs_(k),
         sums_(static_cast<size_t>(pairs_.count())),
         best_(static_cast<size_t>(k)),
-        halves_{Half(kTokenBlock * k), Half(kTokenBlock * k)},
+        halves_{Half(token_block(n) * k), Half(token_block(n) * k)},
         top_k_(std::max(n, pairs_.count())),
-        scores_(static_cast<size_t>(kTokenBlock * n)) {}
+        scores_(static_cast<size_t>(token_block(n) * n)) {}
 
   static HeadSelector& of_this_thread(int64_t n, int64_t k) {
     thread_local std::optional<HeadSelector> selector;
@@ -107,9 +112,9 @@ class HeadSelector {
   RankPairs pairs_;
   std::vector<float> sums_;
   std::vector<float> best_;
-  std::array<Half, 2> halves_;  // (kTokenBlock, k)
+  std::array<Half, 2> halves_;  // (token block, k)
   TopK top_k_;
-  std::vector<float> scores_;  // (kTokenBlock, n)
+  std::vector<float> scores_;  // (token block, n)
 };
 
 // Line and column of a slot: slot / n and slot % n without a division. Exact for slots below n * n <= 2^31.
@@ -216,12 +221,13 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
   const int64_t heads = queries.size(1);
   const int64_t n = keys.size(2);
   const int64_t k = slots.size(1) / heads;
-  const int64_t blocks = (tokens + kTokenBlock - 1) / kTokenBlock;
+  const int64_t block = token_block(n);
+  const int64_t blocks = (tokens + block - 1) / block;
   parallel_for(0, blocks * heads, 1, [&](int64_t begin, int64_t end) {
     HeadSelector& selector = HeadSelector::of_this_thread(n, k);
     for (int64_t unit = begin; unit < end; ++unit) {  // heads outermost: a thread keeps a head's keys in its cache
-      const int64_t first = unit % blocks * kTokenBlock;
-      selector.run(stream, queries, keys, unit / blocks, first, std::min(first + kTokenBlock, tokens), slots, weights);
+      const int64_t first = unit % blocks * block;
+      selector.run(stream, queries, keys, unit / blocks, first, std::min(first + block, tokens), slots, weights);
     }
   });
 }

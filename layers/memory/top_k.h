@@ -97,33 +97,26 @@ class TopK {
       high = maxima[g] > high ? maxima[g] : high;
     }
     if (low != low) return kAll;
-    // Three cuts at a time: what takes long is to wait for a count. `low` is always such a value, whatever infinities
-    // or NaN do to the cuts.
-    constexpr int kRounds = 5;
+    // Three cuts at a time, all counts in one integer: what takes long is to wait for a sum over lanes. `low` is always
+    // such a value, whatever infinities or NaN do to the cuts.
+    constexpr int kRounds = 4;
     constexpr int kCuts = 3;
+    constexpr int kBits = 10;  // of a count, which is at most kMaxGroups
+    constexpr int32_t kOnes[kCuts] = {1, 1 << kBits, 1 << 2 * kBits};
     for (int round = 0; round < kRounds; ++round) {
-      float cuts[kCuts];
-      for (int c = 0; c < kCuts; ++c) {
-        const float share = static_cast<float>(c + 1) / (kCuts + 1);
-        cuts[c] = (1.0F - share) * low + share * high;
-      }
-      IntLanes counts[kCuts] = {};
+      float edges[kCuts + 2] = {low, 0.75F * low + 0.25F * high, 0.5F * low + 0.5F * high, 0.25F * low + 0.75F * high,
+                                high};
+      IntLanes counts{};
       for (int64_t g = 0; g < groups; g += kLanes) {
         Lanes lanes;
         std::memcpy(&lanes, maxima.data() + g, sizeof(lanes));
-        for (int c = 0; c < kCuts; ++c) counts[c] += lanes < cuts[c];  // minus one where it is
+        for (int c = 0; c < kCuts; ++c) counts += (lanes < edges[c + 1]) & kOnes[c];
       }
-      int64_t reached = groups;
-      for (int c = 0; c < kCuts; ++c) {
-        const int64_t above = groups + sum_lanes(counts[c]);
-        if (above < k) {
-          high = cuts[c];
-          break;
-        }
-        low = cuts[c];
-        reached = above;
-      }
-      if (reached <= k + 1) break;
+      const int32_t below = sum_lanes(counts);
+      int passed = 0;  // cuts that enough maxima reach: if one does, so do those below it
+      for (int c = 0; c < kCuts; ++c) passed += groups - (below >> c * kBits & (kOnes[1] - 1)) >= k ? 1 : 0;
+      low = edges[passed];
+      high = edges[passed + 1];
     }
     return low;
   }

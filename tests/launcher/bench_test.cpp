@@ -84,6 +84,7 @@ TEST(Cost, Rows) {
   EXPECT_EQ(update.flops, 2 * 16 * 7 + 13 * 9 * 7);
   EXPECT_EQ(cost::row_norms(s).flops, 2 * 16 * 7 + 2 * 9 * 7);
   EXPECT_EQ(cost::row_norms(s).rows_updated, 0);
+  EXPECT_EQ(cost::row_bound(s).streamed, 4 * (2 * 7 + 16));
 }
 
 TEST(Cost, ElementwiseAndLoss) {

@@ -200,60 +200,119 @@ TEST(Exchange, RandomInputsAreCloseToDouble) {
   }
 }
 
+// With 20 rows, dweights are computed by row on one thread and by token on three.
 TEST(Exchange, RunsRepeatBitForBitOnAnyThreads) {
   const int before = threads();
-  const Lookup lookup(301, 67, /*exact=*/false);
-  for (const int ranks : {1, 3}) {
-    set_threads(1);
-    const Result one = run(lookup, ranks, PlacementKind::kHash, RowType::kFloat);
-    EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat));
-    set_threads(3);
-    EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat));
+  for (const int64_t rows : {301, 20}) {
+    const Lookup lookup(rows, 67, /*exact=*/false);
+    for (const int ranks : {1, 3}) {
+      set_threads(1);
+      const Result one = run(lookup, ranks, PlacementKind::kHash, RowType::kFloat);
+      EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat));
+      set_threads(3);
+      EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat));
+    }
   }
   set_threads(before);
 }
 
+// A table beyond the second-level cache, each row read eight times and more: columns are read in slices, dweights by
+// row. Small integers: every sum is exact.
+template <class T>
+void expect_exact_lookup(int64_t width) {
+  constexpr int64_t kRows = 2100;
+  constexpr int64_t kPairs = 900;
+  constexpr int64_t kPerPair = 19;
+  const Random random(12, "often");
+  uint64_t at = 0;
+  const auto integer = [&] { return static_cast<float>(static_cast<int>(random.bits(at++) % 7) - 3); };
+  std::vector<T> table(kRows * width);
+  std::ranges::generate(table, [&] { return T(integer()); });
+  std::vector<float> gradients(kPairs * width);
+  std::ranges::generate(gradients, integer);
+  std::vector<Selection> selections(kPairs * kPerPair);
+  for (Selection& selection : selections)
+    selection = {static_cast<int32_t>(random.bits(at++) % kRows), 0.25F * integer()};
+  std::vector<int32_t> offsets(kPairs + 1);
+  for (int32_t pair = 0; pair <= kPairs; ++pair) offsets[pair] = pair * kPerPair;
+
+  const int before = threads();
+  set_threads(1);
+  Stream stream;
+  const TableRows rows = Matrix<T>(table.data(), kRows, width);
+  const Vector<const Selection> chosen(selections.data(), std::ssize(selections));
+  const Vector<const int32_t> pairs(offsets.data(), kPairs + 1);
+  std::vector<float> sums(kPairs * width, NAN);
+  std::vector<float> dweights(selections.size(), NAN);
+  pooled_gather(stream, rows, chosen, pairs, Matrix<float>(sums.data(), kPairs, width));
+  weight_gradients(stream, rows, chosen, pairs, Matrix<const float>(gradients.data(), kPairs, width),
+                   Vector<float>(dweights.data(), std::ssize(dweights)));
+  set_threads(before);
+  for (int64_t pair = 0; pair < kPairs; ++pair) {
+    std::vector<float> sum(static_cast<size_t>(width));
+    for (int64_t i = pair * kPerPair; i < (pair + 1) * kPerPair; ++i) {
+      float product = 0;
+      for (int64_t j = 0; j < width; ++j) {
+        const auto x = static_cast<float>(table[selections[i].row * width + j]);
+        sum[j] += selections[i].weight * x;
+        product += gradients[pair * width + j] * x;
+      }
+      ASSERT_EQ(dweights[i], product) << i;
+    }
+    ASSERT_TRUE(std::equal(sum.begin(), sum.end(), sums.begin() + pair * width)) << pair;
+  }
+}
+
+TEST(Pooled, TablesThatAreReadOftenGiveTheSameSums) {
+  expect_exact_lookup<float>(301);
+  expect_exact_lookup<bf16>(589);
+}
+
+constexpr int64_t kPairs = 9000;
+constexpr int64_t kPerPair = 5;
+
+// Both pieces are the same, so a row's contributions are its list twice.
+void expect_sorted(const RowGradients& sorted, const std::vector<Selection>& selections) {
+  ASSERT_EQ(sorted.weights.count(), 2 * std::ssize(selections));
+  EXPECT_EQ(sorted.offsets[sorted.rows.count()], sorted.weights.count());
+  for (int64_t u = 0; u < sorted.rows.count(); ++u) {
+    if (u > 0) {
+      ASSERT_LT(sorted.rows[u - 1], sorted.rows[u]);
+    }
+    ASSERT_LT(sorted.offsets[u], sorted.offsets[u + 1]);
+    const int64_t half = (sorted.offsets[u + 1] - sorted.offsets[u]) / 2;
+    for (int64_t c = sorted.offsets[u]; c < sorted.offsets[u + 1]; ++c) {
+      const auto i = static_cast<size_t>(sorted.weights[c]);
+      ASSERT_EQ(selections[i].row, sorted.rows[u]);
+      ASSERT_EQ(sorted.sources[c], static_cast<int32_t>(i / kPerPair));
+      if (c > sorted.offsets[u] && c != sorted.offsets[u] + half) {
+        ASSERT_LT(sorted.weights[c - 1], sorted.weights[c]);
+      }
+    }
+  }
+}
+
+// Of 5,000,000 rows by three digits, of 1,000 by one.
 TEST(RowGradients, LargeSortsAreStableOnAnyThreads) {
   const int before = threads();
-  constexpr int64_t kPairs = 9000;
-  constexpr int64_t kPerPair = 5;
-  constexpr int64_t kLocalRows = 5'000'000;  // three digits
   const Random random(5, "sort test");
-  std::vector<Selection> selections;
-  std::vector<int32_t> offsets = {0};
-  for (int64_t i = 0; i < kPairs * kPerPair; ++i) {
-    const uint32_t row = i % 4 == 0 ? 4'999'999 : random.bits(i) % (i % 2 == 0 ? 300 : kLocalRows);
-    selections.push_back({static_cast<int32_t>(row), static_cast<float>(i)});
-    if ((i + 1) % kPerPair == 0) offsets.push_back(static_cast<int32_t>(i + 1));
-  }
-  const std::vector<GradientPiece> pieces(2, {Vector<const Selection>(selections.data(), selections.size()),
-                                              Vector<const int32_t>(offsets.data(), offsets.size()), 0});
-  std::vector<float> d_output(kPairs * 2);
-  for (const int thread_count : {1, 3}) {
-    set_threads(thread_count);
-    Stream stream;
-    Arena arena;
-    const RowGradients sorted =
-        sort_by_row(stream, arena, pieces, Matrix<const float>(d_output.data(), kPairs * 2, 1), kLocalRows);
-    ASSERT_EQ(sorted.weights.count(), 2 * std::ssize(selections));
-    EXPECT_EQ(sorted.offsets[sorted.rows.count()], sorted.weights.count());
-    for (int64_t u = 0; u < sorted.rows.count(); ++u) {
-      if (u > 0) {
-        ASSERT_LT(sorted.rows[u - 1], sorted.rows[u]);
-      }
-      ASSERT_LT(sorted.offsets[u], sorted.offsets[u + 1]);
-      int64_t in_first_piece = 0;  // both pieces are the same: the row's list is its first half twice
-      const int64_t half = (sorted.offsets[u + 1] - sorted.offsets[u]) / 2;
-      for (int64_t c = sorted.offsets[u]; c < sorted.offsets[u + 1]; ++c) {
-        const auto i = static_cast<size_t>(sorted.weights[c]);
-        ASSERT_EQ(selections[i].row, sorted.rows[u]);
-        ASSERT_EQ(sorted.sources[c], static_cast<int32_t>(i / kPerPair));
-        if (c > sorted.offsets[u] && c != sorted.offsets[u] + half) {
-          ASSERT_LT(sorted.weights[c - 1], sorted.weights[c]);
-        }
-        in_first_piece += c < sorted.offsets[u] + half;
-      }
-      ASSERT_EQ(in_first_piece, half);
+  for (const int64_t local_rows : {5'000'000, 1000}) {
+    std::vector<Selection> selections;
+    std::vector<int32_t> offsets = {0};
+    for (int64_t i = 0; i < kPairs * kPerPair; ++i) {
+      const int64_t row = i % 4 == 0 ? local_rows - 1 : random.bits(i) % (i % 2 == 0 ? 300 : local_rows);
+      selections.push_back({static_cast<int32_t>(row), static_cast<float>(i)});
+      if ((i + 1) % kPerPair == 0) offsets.push_back(static_cast<int32_t>(i + 1));
+    }
+    const std::vector<GradientPiece> pieces(2, {Vector<const Selection>(selections.data(), selections.size()),
+                                                Vector<const int32_t>(offsets.data(), offsets.size()), 0});
+    std::vector<float> d_output(kPairs * 2);
+    for (const int thread_count : {1, 3}) {
+      set_threads(thread_count);
+      Stream stream;
+      Arena arena;
+      expect_sorted(sort_by_row(stream, arena, pieces, Matrix<const float>(d_output.data(), kPairs * 2, 1), local_rows),
+                    selections);
     }
   }
   set_threads(before);

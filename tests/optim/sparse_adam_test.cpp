@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <string>
@@ -349,6 +351,36 @@ TEST(RowAdam, GradientSquaresAreThoseOfTheDenseGradient) {
     EXPECT_EQ(squares(Gradients({}, {}, width).view()), 0.0);
   }
   set_threads(before);
+}
+
+TEST(RowAdam, TheBoundOfSquaresIsFiniteIfAndOnlyIfTheGradientsAre) {
+  constexpr int64_t kWidth = 19;
+  Stream stream;
+  auto optimizer = whole_table(23, kWidth, {});
+  const auto figures = [&](const Gradients& gradients) {
+    double squares = 0;
+    double bound = 0;
+    optimizer.add_squares(stream, gradients.view(), Vector<double>(&squares, 1));
+    optimizer.add_squares_bound(stream, gradients.view(), Vector<double>(&bound, 1));
+    return std::array{squares, bound};
+  };
+  const Gradients usual = random_gradients(23, 90, kWidth, 1);
+  const auto [squares, bound] = figures(usual);
+  EXPECT_TRUE(std::isfinite(bound));
+  EXPECT_GE(bound, squares);
+  for (const float bad : {INFINITY, -INFINITY, NAN}) {
+    Gradients gradients = usual;
+    gradients.d_output[gradients.sources[5] * kWidth + 7] = bad;
+    EXPECT_FALSE(std::isfinite(figures(gradients)[0]));
+    EXPECT_FALSE(std::isfinite(figures(gradients)[1]));
+    gradients = usual;
+    gradients.weights.back() = bad;
+    EXPECT_FALSE(std::isfinite(figures(gradients)[1]));
+  }
+  Gradients overflowing = usual;  // each is finite, but not their sum
+  for (float& x : overflowing.d_output) x = 2e38F;
+  EXPECT_FALSE(std::isfinite(figures(overflowing)[0]));
+  EXPECT_FALSE(std::isfinite(figures(overflowing)[1]));
 }
 
 TEST(RowAdam, NamesAndSizesItsState) {

@@ -33,6 +33,32 @@ TEST(Random, BitsInBulkAreBitsOneByOne) {
   }
 }
 
+// Each bit of a word is fair and independent of the same bit of its neighbours in the sequence and among the blocks.
+TEST(Random, WordsOfASequenceAreFairBitByBit) {
+  const Random random(5, "rounding", 2);
+  constexpr int kBlocks = 400;
+  constexpr int kWords = 256;
+  for (int bit = 0; bit < 32; ++bit) {
+    int ones = 0;
+    int as_the_one_before = 0;
+    int as_in_the_block_before = 0;
+    for (int block = 1; block < kBlocks; ++block) {
+      const WordSequence words(random.block(static_cast<uint64_t>(block)));
+      const WordSequence before(random.block(static_cast<uint64_t>(block - 1)));
+      for (uint32_t i = 1; i < kWords; ++i) {
+        ones += static_cast<int>(words(i) >> bit & 1);
+        as_the_one_before += static_cast<int>(~(words(i) ^ words(i - 1)) >> bit & 1);
+        as_in_the_block_before += static_cast<int>(~(words(i) ^ before(i)) >> bit & 1);
+      }
+    }
+    constexpr double kCount = (kBlocks - 1) * (kWords - 1);
+    const double four_deviations = 4 * 0.5 * std::sqrt(kCount);
+    EXPECT_NEAR(ones, kCount / 2, four_deviations) << bit;
+    EXPECT_NEAR(as_the_one_before, kCount / 2, four_deviations) << bit;
+    EXPECT_NEAR(as_in_the_block_before, kCount / 2, four_deviations) << bit;
+  }
+}
+
 TEST(Random, NormalsHaveMeanZeroVarianceOneAndDoNotDependOnTheSlice) {
   const Random random(3, "values");
   std::vector<float> all(40000);
