@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A radix sort by row, least significant digit first, each pass stable and in parallel over chunks of records: two or
-// three passes over 12 bytes per selection, whatever the size of the table. (Digits of equal width, or a counter per row
-// where rows are few, were no faster on the whole: docs/benchmarks.md.)
+// three passes over 12 bytes per selection, whatever the size of the table. (Digits of equal width, or a counter per
+// row where rows are few, were no faster on the whole: docs/benchmarks.md.)
 #include <algorithm>
 #include <bit>
 #include <utility>
