@@ -349,7 +349,8 @@ TEST(Bench, FlatGoesOverTablesAndRowsRead) {
 TEST(Bench, MemoryIsHeldAgainstThePlan) {
   run_ranks(2, [&](Communicator& world) {
     BenchReport report(nullptr);
-    bench_memory(world, tiny_config({"data.source=BUILT_IN", "tokenizer.kind=BYTE"}), tiny_options(), report);
+    bench_memory(world, tiny_config({"data.train=", "data.source=BUILT_IN", "tokenizer.kind=BYTE"}), tiny_options(),
+                 report);
     const auto& lines = report.figures.at("memory");
     ASSERT_EQ(lines.size(), 6);
     EXPECT_EQ(lines[0].at("of_plan"), 1.0);
