@@ -50,12 +50,12 @@ void synchronize_event(void* event) {
 }
 
 bool reached(void* event) {
-  const cudaError_t status = cudaEventQuery(static_cast<cudaEvent_t>(event));
-  if (status == cudaErrorNotReady) {
+  const cudaError_t answer = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (answer == cudaErrorNotReady) {
     cudaGetLastError();
     return false;
   }
-  PKM_CUDA(status);
+  PKM_CUDA(answer);
   return true;
 }
 
