@@ -40,7 +40,6 @@ void bench_flat(Communicator& world, const config::Config& config, const BenchOp
 void bench_memory(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report);
 
 // The memory's kernels alone, on the configuration's device, against its copy bandwidth. A world of one.
-void bench_kernels(Communicator& world, const config::Config& config, const BenchOptions& options,
-                   BenchReport& report);
+void bench_kernels(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report);
 
 }  // namespace pkmesh

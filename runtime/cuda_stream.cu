@@ -11,6 +11,16 @@ StreamState& state(Stream& stream) {
   return *static_cast<StreamState*>(kept.get());
 }
 
+void require_math(Stream& stream) {
+  if (stream.math() != Math::kBf16) return;
+  int& capability = state(stream).capability;
+  if (capability == 0)
+    PKM_CUDA(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, stream.device().index));
+  if (capability < 8)
+    user_error("train.precision: {} has no BF16 (compute capability {}.x, 8 or more is needed); set it to FP16",
+               to_string(stream.device()), capability);
+}
+
 std::byte* scratch_bytes(Stream& stream, int64_t bytes) {
   StreamState& own = state(stream);
   if (own.scratch == nullptr || own.scratch_bytes < bytes) {

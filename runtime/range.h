@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A Range names a stretch of time on one rank: `Range range("attention forward");` lasts to the end of the scope.
-// Where the time goes is the observer's business: a trace file, NVTX, or nowhere (one load and a branch).
+// Where the time goes is the observer's business: a trace file, or nowhere (one load and a branch). In a program with
+// CUDA, ranges are NVTX ranges too.
 #pragma once
 
 #include <chrono>

@@ -343,6 +343,40 @@ TEST_F(DenseCuda, AttentionForwardAndBackward) {
   }
 }
 
+TEST_F(DenseCuda, SixteenBitAttention) {
+  // Contexts around the size of a tile; heads that fill it, and heads that do not.
+  for (const Math math : kNarrow)
+    for (const AttentionCase& c : std::vector<AttentionCase>{{0, 4, 1, 2, 0},
+                                                             {1, 1, 1, 1, 0},
+                                                             {2, 5, 3, 3, 0.3F},
+                                                             {1, 64, 2, 64, 0},
+                                                             {2, 65, 1, 20, 0},
+                                                             {1, 130, 2, 33, 0.2F}}) {
+      const AttentionShape shape = {c.sequences, c.context, c.heads};
+      const int64_t tokens = shape.tokens();
+      const int64_t width = c.heads * c.head_width;
+      const Dropout mask = {Random(3, "attention"), c.dropout, 5};
+      Operand qkv(gpu(), math, normals("qkv", tokens * 3 * width, 1.5));
+      Operand doutput(gpu(), math, normals("doutput", tokens * width));
+      Twin<> output(gpu(), tokens * width);
+      Twin<> logsumexp(gpu(), c.heads * tokens);
+      Twin<> dqkv(gpu(), tokens * 3 * width);
+      on_both([&](const Side& on) {
+        const MathScope scope(on.stream, on.stream.device().kind == DeviceKind::kCpu ? Math::kFp32 : math);
+        attention_forward(on.stream, shape, qkv(on, tokens, 3 * width), mask, on(output, tokens, width),
+                          on(logsumexp, c.heads, tokens));
+        attention_backward(on.stream, shape, qkv(on, tokens, 3 * width), on(output, tokens, width),
+                           on(logsumexp, c.heads, tokens), doutput(on, tokens, width), mask,
+                           on(dqkv, tokens, 3 * width));
+      });
+      // The CPU rounds neither weights nor gradients of scores.
+      const double step = math == Math::kBf16 ? 0x1p-8 : 0x1p-11;
+      logsumexp.expect_parity("logsumexp", 1e-5);
+      output.expect_parity("output", 4 * step);
+      dqkv.expect_parity("dqkv", 16 * step);
+    }
+}
+
 TEST_F(DenseCuda, AttentionRefusesHeadsThatDoNotFit) {
   Twin<> qkv(gpu(), Numbers(3 * 257, 0.0));
   Twin<> output(gpu(), 257);
