@@ -15,6 +15,7 @@ struct StepLine {
   double loss = 0;
   double grad_norm = 0;
   double learning_rate = 0;
+  std::optional<double> loss_scale;  // absent unless losses are scaled (FP16)
   double step_ms = 0;
   double tokens_per_s = 0;
   std::optional<double> flops_utilization;  // 0..1; absent where the machine's peak is not known

@@ -165,9 +165,7 @@ Device choose_device(const config::Config& config, const Communicator& world) {
   }
   if (!compiled_with(DeviceKind::kCuda))
     user_error("train.device: this program was built without CUDA; set it to CPU, or build the cuda preset");
-  if (config.train().precision() != config::Train::FP32)
-    user_error("train.precision: CUDA has no products of {} in this program; set it to FP32",
-               config::Train::Precision_Name(config.train().precision()));
+  if (gpus == 0) user_error("train.device: this machine has no CUDA devices; set it to CPU or AUTO");
   const Hosts& hosts = world.hosts();
   int before = 0;  // ranks on this host below this one
   for (int rank = 0; rank < world.rank(); ++rank) before += hosts.of_rank[rank] == hosts.of_rank[world.rank()] ? 1 : 0;

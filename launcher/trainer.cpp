@@ -35,6 +35,7 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
   for (const auto& table : model_.transformer().tables())
     row_optimizers_.emplace_back(device, table->shape().name, table->placement(), world.rank(), table->shape().width,
                                  row_options(config), config.train().seed());
+  if (config.train().precision() == config::Train::FP16) scale_losses({});
 }
 
 BatchShape Trainer::batch() const {
@@ -55,6 +56,7 @@ StepFigures Trainer::step() {
   const Gate gate = decide(world_, gate_share());
   StepFigures figures = describe(gate);
   if (gate.open()) update(gate, figures.learning_rate);
+  scaler_.update(gate.finite_gradients());
   for (const auto& table : model_.transformer().tables()) table->forget_pending();
   ++step_;
   figures.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
@@ -84,8 +86,8 @@ void Trainer::forward_backward(int64_t micro) {
   const int64_t micro_steps = config_.train().accumulate();
   context.draw = step_ * micro_steps + micro;
   context.first_token = (share.begin - batch().micro_step(step_, micro).begin) * length;
-  // The mean over all tokens of the step, whatever rank and micro-step they are in.
-  const auto scale = static_cast<float>(1.0 / static_cast<double>(config_.train().batch() * length));
+  // The mean over all tokens of the step, whatever rank and micro-step they are in, times the loss scale.
+  const auto scale = static_cast<float>(scaler_.scale() / static_cast<double>(config_.train().batch() * length));
   const bool last = micro + 1 == micro_steps;
   const auto losses =
       model_.transformer().losses_and_gradients(context, ids[0], ids[1], scale, [&](int64_t final_from) {
@@ -123,14 +125,16 @@ StepFigures Trainer::describe(const Gate& gate) const {
   StepFigures figures;
   figures.step = step_ + 1;
   figures.loss = gate.loss_sum / gate.tokens;
-  figures.dense_norm = std::sqrt(gate.dense_squares);
-  if (clips_values()) figures.values_norm = std::sqrt(gate.values_squares);
+  figures.loss_scale = scaler_.scale();
+  figures.dense_norm = std::sqrt(gate.dense_squares) / scaler_.scale();
+  if (clips_values()) figures.values_norm = std::sqrt(gate.values_squares) / scaler_.scale();
   figures.learning_rate = learning_rate(dense_schedule(config_), step_ + 1);
   figures.tokens = static_cast<int64_t>(gate.tokens);
   figures.skipped = !gate.open();
   if (figures.skipped)
     figures.why_skipped = fmt::format("not finite: the loss on {} ranks, dense gradients on {}, row gradients on {}",
                                       gate.bad_loss, gate.bad_dense, gate.bad_values);
+  if (figures.skipped && scaler_.on()) figures.why_skipped += fmt::format("; the loss scale was {}", scaler_.scale());
   return figures;
 }
 
@@ -138,6 +142,9 @@ CheckpointContents Trainer::contents() {
   CheckpointContents contents = model_.contents();
   add_dense(contents, "adam.m/", model_.parameters().entries(), adam_.first_moments());
   add_dense(contents, "adam.v/", model_.parameters().entries(), adam_.second_moments());
+  if (scaler_.on())
+    contents.dense.push_back(
+        dense_tensor("loss_scale", Vector<double>(scaler_.state().data(), std::ssize(scaler_.state()))));
   for (size_t i = 0; i < row_optimizers_.size(); ++i)
     for (const StateTensor& state : row_optimizers_[i].state())
       std::visit([&](const auto& rows) { contents.tables[i].tensors.push_back(row_tensor(state.name, rows)); },
@@ -147,10 +154,13 @@ CheckpointContents Trainer::contents() {
 
 void Trainer::update(const Gate& gate, double rate) {
   Range range("update");
-  const double dense_scale = clip_factor(std::sqrt(gate.dense_squares), config_.optimizer().clip_norm());
+  const auto factor = [&](double squares, double clip_norm) {  // of the gradients: clipping, and the loss scale undone
+    return clip_factor(std::sqrt(squares) / scaler_.scale(), clip_norm) / scaler_.scale();
+  };
+  const double dense_scale = factor(gate.dense_squares, config_.optimizer().clip_norm());
   adam_.step(model_.stream(), model_.parameters().values(), model_.parameters().gradients(), dense_scale, rate,
              step_ + 1);
-  const double values_scale = clip_factor(std::sqrt(gate.values_squares), config_.values().clip_norm());
+  const double values_scale = factor(gate.values_squares, config_.values().clip_norm());
   const double values_rate = learning_rate(values_schedule(config_), step_ + 1);
   for (size_t i = 0; i < row_optimizers_.size(); ++i) {
     ValueTable& table = *model_.transformer().tables()[i];

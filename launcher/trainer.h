@@ -16,6 +16,7 @@
 #include "io/batches.h"
 #include "launcher/model.h"
 #include "optim/clipping.h"
+#include "optim/loss_scaler.h"
 #include "runtime/readback.h"
 
 namespace pkmesh {
@@ -28,6 +29,7 @@ struct StepFigures {
   std::optional<double> values_norm;  // of the table rows' gradients before clipping, where they are clipped
   double learning_rate = 0;           // dense
   int64_t tokens = 0;                 // over all ranks
+  double loss_scale = 1;              // of this step's backward pass
   bool skipped = false;               // a loss or a gradient was not finite: nothing moved
   std::string why_skipped;
   double seconds = 0;
@@ -48,6 +50,10 @@ class Trainer {
 
   Model& model() { return model_; }
 
+  // Scales losses as FP16 does, whatever the precision. Before the first step, and before a checkpoint is loaded.
+  void scale_losses(const LossScaler::Options& options) { scaler_ = LossScaler(options); }
+  bool scales_losses() const { return scaler_.on(); }
+
  private:
   void stage_batches();
   void forward_backward(int64_t micro);
@@ -67,6 +73,7 @@ class Trainer {
   Buffer<int32_t> staged_;  // host memory: a step's inputs and targets, micro-step by micro-step
   Buffer<double> figures_;  // on the device: what gate_share() reads, in the order of enum Figure
   Readback<double> read_figures_;
+  LossScaler scaler_;
   int64_t step_ = 0;  // updates done
 };
 

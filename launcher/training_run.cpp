@@ -208,6 +208,7 @@ void TrainingRun::step() {
            {"tokens_per_s", static_cast<double>(figures.tokens) / figures.seconds}};
   if (figures.values_norm) line_["values_grad_norm"] = *figures.values_norm;
   if (figures.skipped) line_["skipped"] = true;
+  if (trainer_->scales_losses()) line_["loss_scale"] = figures.loss_scale;
   if (world_.size() > 1) line_["communication"] = {{"exposed", spent.total().seconds / since_line_.seconds}};
   if (figures.step % config_.train().log_every() == 0 || figures.step == config_.train().steps() || figures.step == 1)
     report_step(figures);
@@ -221,6 +222,7 @@ void TrainingRun::report_step(const StepFigures& figures) {
   line.loss = figures.loss;
   line.grad_norm = figures.dense_norm;
   line.learning_rate = figures.learning_rate;
+  if (trainer_->scales_losses()) line.loss_scale = figures.loss_scale;
   line.step_ms = since_line_.seconds * 1e3 / static_cast<double>(since_line_.steps);
   line.tokens_per_s = static_cast<double>(since_line_.tokens) / since_line_.seconds;
   line.memory_used = static_cast<double>(memory.resident);

@@ -41,6 +41,7 @@ struct Gate {
   int64_t bad_loss;
 
   // The step happens on all ranks or on none. A step without a token does not happen.
+  bool finite_gradients() const { return bad_dense == 0 && bad_values == 0; }
   bool open() const { return bad_dense == 0 && bad_values == 0 && bad_loss == 0 && tokens > 0; }
 };
 

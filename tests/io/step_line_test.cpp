@@ -12,6 +12,15 @@ namespace {
 
 constexpr double kGi = 1024.0 * 1024 * 1024;
 
+TEST(StepLine, NamesTheLossScaleWhereThereIsOne) {
+  StepLine line;
+  line.step = 1;
+  line.steps = 2;
+  EXPECT_EQ(to_string(line).find("scale"), std::string::npos);
+  line.loss_scale = 65536;
+  EXPECT_NE(to_string(line).find(" | lr 0.00e+00 | scale 65536 | 0.00 ms | "), std::string::npos) << to_string(line);
+}
+
 TEST(StepLine, SaysEverythingOnce) {
   StepLine line{120, 20000, 3.41273, 0.8249, 5.98e-4, 412.3, 254321, 0.418, 38.1 * kGi, 79.1 * kGi, 0.091, 6730};
   EXPECT_EQ(to_string(line),

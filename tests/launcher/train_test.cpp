@@ -3,9 +3,12 @@
 // uninterrupted one would have computed.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
+#include <mutex>
 
+#include "comm/self.h"
 #include "comm/thread.h"
 #include "tests/io/temporary_folder.h"
 #include "tests/launcher/tiny_run.h"
@@ -101,6 +104,73 @@ TEST_F(Train, Bf16ProductsStayCloseToFp32) {
   for (size_t i = 0; i < exact.size(); ++i) EXPECT_NEAR(rounded[i], exact[i], 1e-2 * exact[i]) << "step " << i + 1;
   const auto three = run(3, {"train.precision=BF16"});
   for (size_t i = 0; i < exact.size(); ++i) EXPECT_NEAR(three[i], rounded[i], 5e-3 * exact[i]) << "step " << i + 1;
+}
+
+TEST_F(Train, LossScalesChangeNoBit) {
+  for (const int ranks : {1, 2}) {
+    SCOPED_TRACE(ranks);
+    const config::Config config = tiny::config({"train.accumulate=2", "model.dropout=0.1"});
+    std::mutex mutex;
+    run_ranks(ranks, [&](Communicator& world) {
+      Trainer plain = tiny::trainer(config, world, tokens_);
+      Trainer scaled = tiny::trainer(config, world, tokens_);
+      scaled.scale_losses({.initial = 1024, .growth_interval = 3});
+      for (int i = 0; i < 8; ++i) {
+        const StepFigures expected = plain.step();
+        const StepFigures actual = scaled.step();
+        const std::lock_guard lock(mutex);
+        EXPECT_EQ(actual.loss, expected.loss);
+        EXPECT_EQ(actual.dense_norm, expected.dense_norm);
+        EXPECT_EQ(actual.values_norm, expected.values_norm);
+        EXPECT_EQ(actual.loss_scale, 1024 << (i / 3));
+        EXPECT_EQ(expected.loss_scale, 1);
+      }
+      EXPECT_TRUE(std::ranges::equal(scaled.model().parameters().values(), plain.model().parameters().values()));
+    });
+  }
+}
+
+TEST_F(Train, AnOverflowSkipsTheStepEverywhereAndHalvesTheLossScale) {
+  const config::Config config = tiny::config();
+  run_ranks(2, [&](Communicator& world) {
+    Trainer trainer = tiny::trainer(config, world, tokens_);
+    trainer.scale_losses({.initial = 0x1p140});  // no float
+    const auto values = trainer.model().parameters().values();
+    const std::vector<float> before(values.begin(), values.end());
+    StepFigures figures = trainer.step();
+    int skipped = 0;
+    for (; figures.skipped && skipped < 40; ++skipped) {
+      EXPECT_EQ(figures.loss_scale, std::ldexp(1.0, 140 - skipped));
+      EXPECT_NE(figures.why_skipped.find("loss scale was"), std::string::npos);
+      EXPECT_TRUE(std::ranges::equal(values, before));
+      figures = trainer.step();
+    }
+    EXPECT_GE(skipped, 5) << "2^128 and more are no floats";
+    EXPECT_FALSE(figures.skipped);
+    EXPECT_FALSE(std::ranges::equal(values, before));
+    EXPECT_TRUE(std::isfinite(figures.dense_norm));
+  });
+}
+
+TEST_F(Train, TheLossScaleIsPartOfTheCheckpoint) {
+  const LossScaler::Options options = {.initial = 0x1p138, .growth_interval = 3};
+  const config::Config config = tiny::config();
+  TemporaryFolder checkpoints;
+  SelfCommunicator world;
+  Trainer whole = tiny::trainer(config, world, tokens_);
+  whole.scale_losses(options);
+  tiny::losses(whole, 11);
+  const std::string path = save_checkpoint(world, checkpoints.path(), at_step(11), whole.contents());
+  Trainer resumed = tiny::trainer(config, world, tokens_);
+  resumed.scale_losses(options);
+  resumed.set_steps_done(load_checkpoint(world, path, resumed.contents()).step);
+  for (int i = 0; i < 6; ++i) {
+    const StepFigures expected = whole.step();
+    const StepFigures actual = resumed.step();
+    EXPECT_EQ(actual.loss, expected.loss);
+    EXPECT_EQ(actual.loss_scale, expected.loss_scale);
+    EXPECT_LT(actual.loss_scale, options.initial);
+  }
 }
 
 TEST_F(Train, ResumedRunEqualsTheUninterruptedOneBitForBit) {
