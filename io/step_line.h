@@ -15,7 +15,6 @@ struct StepLine {
   double loss = 0;
   double grad_norm = 0;
   double learning_rate = 0;
-  std::optional<double> loss_scale;  // absent unless losses are scaled (FP16)
   double step_ms = 0;
   double tokens_per_s = 0;
   std::optional<double> flops_utilization;  // 0..1; absent where the machine's peak is not known
@@ -23,6 +22,7 @@ struct StepLine {
   double memory_total = 0;                  // bytes
   std::optional<double> exposed;            // share of the step spent waiting for communication, 0..1
   double seconds_left = 0;
+  std::optional<double> loss_scale;  // absent unless losses are scaled (FP16)
 };
 
 struct MemoryLine {
