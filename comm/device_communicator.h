@@ -5,7 +5,8 @@
 //   Nccl        from GPU to GPU; each rank needs a GPU of its own
 //   HostStaged  through pinned host memory and the host's communicator: several ranks may share a GPU
 //
-// Costs are entered in the host's ledger, waits are shown on its status board, and the watchdog is that of the device's.
+// Costs are entered in the host's ledger, waits are shown on its status board, and the watchdog is that of the
+// device's.
 #pragma once
 
 #include <memory>

@@ -43,7 +43,7 @@ struct OneDnnProducts::Engine {
     int64_t a_row = 0, a_column = 0, b_row = 0, b_column = 0;  // strides of op(a) and op(b) in fp32
     bool accumulate = false, bias = false;
     int threads = 1;
-    auto operator<=>(const Shape&) const = default;
+    auto operator<=>(const Shape&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 sees a 0 in it
   };
   struct Product {
     dnnl::matmul matmul;
