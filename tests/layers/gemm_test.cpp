@@ -89,7 +89,8 @@ TEST(Gemm, LargeProductsAreAsExactAsALoopInFp32) {
     for (const int count : {1, 2}) {
       const ThreadScope scope(count);
       gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, a.view(m, k), b.view(k, n), 0.0F, c.view(m, n));
-      EXPECT_LE(worst_error(c, exact, magnitude), std::max(worst_error(loop, exact, magnitude), 0x1p-22))
+      // Of another order of the sum than the loop, whose own error is one draw: up to twice as much.
+      EXPECT_LE(worst_error(c, exact, magnitude), std::max(2 * worst_error(loop, exact, magnitude), 0x1p-21))
           << m << " x " << n << " x " << k << " on " << count << " threads";
     }
   }
