@@ -29,28 +29,25 @@ class BlockReader::Archive {
       user_error("{}: is a folder; name the files in it", path);
     size_ = status.st_size;
     errno = 0;
-    file_ = gzopen(path.c_str(), "rbe");
+    file_.reset(gzopen(path.c_str(), "rbe"));
     if (file_ == nullptr) user_error("{}: cannot be read: {}", path, std::strerror(errno));
-    gzbuffer(file_, kReadBytes);
+    gzbuffer(file_.get(), kReadBytes);
     std::array<char, 8> start{};
-    const int got = gzread(file_, start.data(), start.size());
+    const int got = gzread(file_.get(), start.data(), start.size());
     if (got > 0) refuse_other_formats({start.data(), static_cast<size_t>(got)});
-    if (got > 0 && gzdirect(file_) != 0 && (path.ends_with(".gz") || path.ends_with(".dz")))
+    if (got > 0 && gzdirect(file_.get()) != 0 && (path.ends_with(".gz") || path.ends_with(".dz")))
       user_error("{}: is named as an archive and is none; rename it if it is text, or fetch it again", path);
-    gzrewind(file_);
+    gzrewind(file_.get());
   }
-  ~Archive() { gzclose_r(file_); }
-  Archive(const Archive&) = delete;
-  Archive& operator=(const Archive&) = delete;
 
   // Appends what comes next to `text`; false at the end.
   bool read(std::string& text) {
     const size_t before = text.size();
     text.resize(before + kReadBytes);
-    const int got = gzread(file_, text.data() + before, kReadBytes);
+    const int got = gzread(file_.get(), text.data() + before, kReadBytes);
     text.resize(before + static_cast<size_t>(std::max(got, 0)));
     int error = Z_OK;
-    const char* message = gzerror(file_, &error);
+    const char* message = gzerror(file_.get(), &error);
     if (got < 0 || error != Z_OK) {
       if (error == Z_ERRNO) user_error("{}: cannot be read: {}", path_, std::strerror(errno));
       user_error("{}: the archive is damaged or truncated ({}); fetch it again", path_,
@@ -62,9 +59,12 @@ class BlockReader::Archive {
     return got > 0;
   }
 
-  int64_t disk_bytes() const { return std::max<int64_t>(gzoffset(file_), 0); }
+  int64_t disk_bytes() const { return std::max<int64_t>(gzoffset(file_.get()), 0); }
 
  private:
+  struct Close {
+    void operator()(gzFile file) const { gzclose_r(file); }
+  };
   // What would be learnt as noise if it were taken for text.
   void refuse_other_formats(std::string_view start) const {
     for (const auto& [mark, tool] : {std::pair<std::string_view, const char*>{"\xFD"
@@ -82,7 +82,7 @@ class BlockReader::Archive {
 
   std::string path_;
   int64_t size_ = 0;  // on disk
-  gzFile file_ = nullptr;
+  std::unique_ptr<gzFile_s, Close> file_;
 };
 
 BlockReader::BlockReader(std::vector<std::string> files, int64_t block_bytes)
