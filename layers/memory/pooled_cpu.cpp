@@ -113,7 +113,7 @@ void dots_by_row(Matrix<T> rows, Vector<const Selection> selections, Vector<cons
                                      });
   // Pieces are cut by uses, not by rows: usage is skewed.
   parallel_for(0, selections.count(), 256, [&](int64_t from, int64_t to) {
-    std::vector<float> wide;
+    thread_local std::vector<float> wide;  // kept from call to call
     const int64_t end = std::lower_bound(offsets, offsets + count, to) - offsets;
     for (int64_t u = std::lower_bound(offsets, offsets + count, from) - offsets; u < end; ++u) {
       const float* row = widened(rows.data() + touched[u] * width, width, wide);
