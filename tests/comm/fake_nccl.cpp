@@ -20,6 +20,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -261,6 +262,14 @@ ncclResult_t add_message(ncclComm_t comm, Message message, void* stream) {
   return add(comm, std::move(exchange));
 }
 
+// Kept to the end of the process, destroyed or not: the watchdog's thread may ask about it at any time.
+ncclComm& kept_communicator() {
+  static std::mutex mutex;
+  static auto& all = *new std::deque<ncclComm>;  // reachable, so no leak, and outlives the threads
+  const std::lock_guard lock(mutex);
+  return all.emplace_back();
+}
+
 }  // namespace
 
 extern "C" {
@@ -282,7 +291,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int size, ncclUniqueId id,
   void* const memory = mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   close(file);
   if (memory == MAP_FAILED) return ncclSystemError;
-  *comm = new ncclComm;  // kept to the end: the watchdog's thread may ask about it at any time
+  *comm = &kept_communicator();
   (*comm)->rank = rank;
   (*comm)->size = size;
   (*comm)->shared = static_cast<Shared*>(memory);
