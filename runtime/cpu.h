@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <string_view>
+#include <utility>
 
 // The namespace of the level that a file of kernels is being compiled for; CMake names it for all but the baseline.
 #ifndef PKM_CPU
@@ -35,6 +36,25 @@ constexpr int64_t kLanes = 16;
 constexpr int64_t kLanes = 8;
 #endif
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));  // a vector register
+using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
+
+// All lanes as one number: lane i with lane i + kLanes / 2, then those with theirs, and so on down to one.
+template <int64_t kHalf = kLanes / 2, class Vector, class Fold>
+[[gnu::always_inline]] inline auto fold_lanes(Vector lanes, const Fold& fold) {
+  if constexpr (kHalf == 0) {
+    return lanes[0];
+  } else {
+    const Vector other = [lanes]<int... i>(std::integer_sequence<int, i...>) {
+      return __builtin_shufflevector(lanes, lanes, (i ^ static_cast<int>(kHalf))...);
+    }
+    (std::make_integer_sequence<int, kLanes>{});
+    return fold_lanes<kHalf / 2>(fold(lanes, other), fold);
+  }
+}
+template <class Vector>
+[[gnu::always_inline]] inline auto sum_lanes(Vector lanes) {
+  return fold_lanes(lanes, [](Vector a, Vector b) { return a + b; });
+}
 }  // namespace PKM_CPU
 
 }  // namespace pkmesh

@@ -41,14 +41,6 @@ namespace pkmesh::PKM_CPU {
   std::memcpy(to, &lanes, sizeof(lanes));
 }
 
-[[gnu::always_inline]] inline float sum_lanes(Lanes lanes) {
-  float sums[kLanes];
-  std::memcpy(sums, &lanes, sizeof(lanes));
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
-  return sums[0];
-}
-
 // A row and what it is multiplied with.
 template <class T>
 struct WeightedRow {

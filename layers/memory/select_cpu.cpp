@@ -24,16 +24,19 @@ int64_t token_block(int64_t n) {
 constexpr int64_t kColumnVectors = 4;
 constexpr int64_t kColumnBlock = kColumnVectors * kLanes;
 
-// The pairs (a, b) of 0-based ranks with (a + 1)(b + 1) <= k.
+// The pairs (a, b) of 0-based ranks with (a + 1)(b + 1) <= k: for each a, those with b < k / (a + 1).
 struct RankPairs {
   explicit RankPairs(int64_t k) {
-    for (int64_t a = 0; a < k; ++a)
-      for (int64_t b = 0; (a + 1) * (b + 1) <= k; ++b) {
+    for (int64_t a = 0; a < k; ++a) {
+      counts.push_back(k / (a + 1));
+      for (int64_t b = 0; b < counts.back(); ++b) {
         first.push_back(static_cast<uint16_t>(a));
         second.push_back(static_cast<uint16_t>(b));
       }
+    }
   }
   int64_t count() const { return static_cast<int64_t>(first.size()); }
+  std::vector<int64_t> counts;  // of each a
   std::vector<uint16_t> first;
   std::vector<uint16_t> second;
 };
@@ -62,9 +65,9 @@ class HeadSelector {
       : n_(n),
         k_(k),
         pairs_(k),
-        sums_(static_cast<size_t>(pairs_.count())),
+        sums_(static_cast<size_t>(pairs_.count() + kLanes)),
         best_(static_cast<size_t>(k)),
-        halves_{Half(token_block(n) * k), Half(token_block(n) * k)},
+        halves_{Half(token_block(n) * k + kLanes), Half(token_block(n) * k + kLanes)},
         top_k_(std::max(n, pairs_.count())),
         scores_(static_cast<size_t>(token_block(n) * n)) {}
 
@@ -99,7 +102,9 @@ class HeadSelector {
     const float* const second = halves_[1].scores.data() + token * k_;
     const int32_t* const lines = halves_[0].indices.data() + token * k_;
     const int32_t* const columns = halves_[1].indices.data() + token * k_;
-    for (int64_t p = 0; p < pairs_.count(); ++p) sums_[p] = first[pairs_.first[p]] + second[pairs_.second[p]];
+    float* sums = sums_.data();  // in the pairs' order, a vector at a time: what is behind a's last pair is overwritten
+    for (int64_t a = 0; a < k_; sums += pairs_.counts[a++])
+      for (int64_t b = 0; b < pairs_.counts[a]; b += kLanes) store_lanes(sums + b, first[a] + load_lanes(second + b));
     const auto slot_of = [&](int32_t pair) {
       return lines[pairs_.first[pair]] * static_cast<int32_t>(n_) + columns[pairs_.second[pair]];
     };

@@ -20,20 +20,10 @@
 
 namespace pkmesh::PKM_CPU {
 
-using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
-
 // An integer in the order of the scores: -0 and +0 tie, NaN is the largest.
 inline int32_t score_order(float score) {
   const auto bits = std::bit_cast<int32_t>(score + 0.0F);  // -0 becomes +0
   return score != score ? std::numeric_limits<int32_t>::max() : bits ^ ((bits >> 31) & 0x7FFFFFFF);
-}
-
-inline int32_t sum_lanes(IntLanes lanes) {
-  int32_t sums[kLanes];
-  std::memcpy(sums, &lanes, sizeof(lanes));
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
-  return sums[0];
 }
 
 class TopK {
@@ -78,6 +68,22 @@ class TopK {
     return places;
   }();
 
+  // The least and the largest of `count` values, a multiple of kLanes; the least is NaN if any is.
+  static std::pair<float, float> range_of(const float* values, int64_t count) {
+    const auto least = [](Lanes a, Lanes b) { return (b < a) | (b != b) ? b : a; };
+    const auto largest = [](Lanes a, Lanes b) { return b > a ? b : a; };
+    Lanes low;
+    std::memcpy(&low, values, sizeof(low));
+    Lanes high = low;
+    for (int64_t i = kLanes; i < count; i += kLanes) {
+      Lanes lanes;
+      std::memcpy(&lanes, values + i, sizeof(lanes));
+      low = least(low, lanes);
+      high = largest(high, lanes);
+    }
+    return {fold_lanes(low, least), fold_lanes(high, largest)};
+  }
+
   // A value that at least k scores are not below.
   static float bound_below(const float* scores, int64_t n, int64_t k) {
     constexpr float kAll = -std::numeric_limits<float>::infinity();
@@ -90,12 +96,7 @@ class TopK {
       for (int64_t g = 0; g < groups; ++g) maxima[g] = scores[begin + g] > maxima[g] ? scores[begin + g] : maxima[g];
     for (int64_t i = begin; i < n; ++i)
       maxima[i - begin] = scores[i] > maxima[i - begin] ? scores[i] : maxima[i - begin];
-    float low = maxima[0];
-    float high = maxima[0];
-    for (int64_t g = 1; g < groups; ++g) {
-      low = maxima[g] < low ? maxima[g] : low;
-      high = maxima[g] > high ? maxima[g] : high;
-    }
+    auto [low, high] = range_of(maxima.data(), groups);
     if (low != low) return kAll;
     // Three cuts at a time, all counts in one integer: what takes long is to wait for a sum over lanes. `low` is always
     // such a value, whatever infinities or NaN do to the cuts.
@@ -147,7 +148,7 @@ class TopK {
       IntLanes mine;
       std::memcpy(&mine, orders_.data() + begin, sizeof(mine));
       IntLanes above{};
-      for (int64_t j = 0; j < count; ++j) above -= orders_[j] > mine;
+      for (int64_t j = 0; j < count; ++j) above = orders_[j] > mine ? above + 1 : above;
       std::memcpy(places_.data() + begin, &above, sizeof(above));
       total += above;
     }
