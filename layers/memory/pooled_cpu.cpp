@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <array>
 #include <vector>
 
 #include "layers/memory/pooled.h"
@@ -17,33 +18,86 @@ bool read_often(int64_t selections, int64_t rows) {
   return selections >= kManyUses * rows;
 }
 
-// How many columns of all rows are read at a time: all, or as many as make the table's slice fit in the second-level
-// cache, if that is worth it. The sums are the same.
-int64_t slice_of(int64_t selections, int64_t rows, int64_t width, int64_t element_bytes) {
-  constexpr int64_t kCache = int64_t{2} << 20;
-  constexpr int64_t kLeast = 128;  // bytes of a row: two lines, which the hardware fetches together
-  const bool fits = rows * width * element_bytes <= kCache;
-  const bool could_fit = rows * kLeast <= kCache;
-  return !fits && could_fit && read_often(selections, rows) ? kLeast / element_bytes : width;
+constexpr int64_t kMostVectors = 4;  // of a slice's columns
+
+// How many columns of all rows make a slice of half the second-level cache: 0 if that is not worth it.
+int64_t slice_of(int64_t selections, int64_t rows, int64_t width) {
+  constexpr int64_t kFloats = (int64_t{1} << 20) / sizeof(float);
+  if (rows * width <= kFloats || !read_often(selections, rows)) return 0;
+  for (int64_t slice = kMostVectors * kLanes; slice >= kLanes; slice /= 2)
+    if (rows * slice <= kFloats) return slice;
+  return 0;
+}
+
+// out (kVectors * kLanes) = the weighted sum of `count` rows of a slice. The sums stay in registers; there are several
+// of each, for an addition waits for the one before it.
+template <int kVectors>
+void sum_of_slice(const float* slice, const Selection* selections, int64_t count, float* out) {
+  constexpr int kSums = 8 / kVectors;
+  Lanes sums[kSums][kVectors] = {};
+  const auto add = [&](int64_t i, Lanes* sum) {
+    const float* row = slice + selections[i].row * (kVectors * kLanes);
+    for (int v = 0; v < kVectors; ++v) sum[v] += selections[i].weight * load_lanes(row + v * kLanes);
+  };
+  int64_t i = 0;
+  for (; i + kSums <= count; i += kSums)
+    for (int s = 0; s < kSums; ++s) add(i + s, sums[s]);
+  for (; i < count; ++i) add(i, sums[0]);
+  for (int s = 1; s < kSums; ++s)
+    for (int v = 0; v < kVectors; ++v) sums[0][v] += sums[s][v];
+  for (int v = 0; v < kVectors; ++v) store_lanes(out + v * kLanes, sums[0][v]);
+}
+
+// Where each row is read by many, a slice of columns of all rows at a time, copied so that it lies in one piece: as it
+// lies in the table, a slice's lines share a few of the cache's sets.
+template <class T>
+void gather_by_slices(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+                      int64_t slice, Matrix<float> partials) {
+  parallel_for(0, partials.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<Lanes> memory;  // kept from call to call
+    memory.resize(static_cast<size_t>(rows.size(0) * slice / kLanes));
+    float* const copy = reinterpret_cast<float*>(memory.data());
+    for (int64_t column = 0; column < rows.size(1); column += slice) {
+      const int64_t columns = std::min(slice, rows.size(1) - column);
+      for (int64_t row = 0; row < rows.size(0); ++row)
+        std::transform(&rows(row, column), &rows(row, column) + columns, copy + row * slice,
+                       [](T x) { return static_cast<float>(x); });
+      for (int64_t pair = begin; pair < end; ++pair) {
+        const Selection* const first = selections.data() + pair_offsets[pair];
+        const int64_t count = pair_offsets[pair + 1] - pair_offsets[pair];
+        std::array<float, kMostVectors * kLanes> sums;
+        switch (slice / kLanes) {
+          case 1:
+            sum_of_slice<1>(copy, first, count, sums.data());
+            break;
+          case 2:
+            sum_of_slice<2>(copy, first, count, sums.data());
+            break;
+          default:
+            sum_of_slice<kMostVectors>(copy, first, count, sums.data());
+        }
+        std::copy_n(sums.data(), columns, &partials(pair, column));
+      }
+    }
+  });
 }
 
 template <class T>
 void gather(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
             Matrix<float> partials) {
   const int64_t width = rows.size(1);
-  const int64_t slice = slice_of(selections.count(), rows.size(0), width, sizeof(T));
+  if (const int64_t slice = slice_of(selections.count(), rows.size(0), width); slice > 0)
+    return gather_by_slices(rows, selections, pair_offsets, slice, partials);
   parallel_for(0, partials.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t column = 0; column < width; column += slice) {
-      const int64_t columns = std::min(slice, width - column);
-      for (int64_t pair = begin; pair < end; ++pair) {
-        const int64_t start = pair_offsets[pair];
-        const int64_t known = slice == width ? pair_offsets[end] - start : 0;
-        const auto row_at = [&](int64_t i) {
-          const Selection selection = selections[start + i];
-          return WeightedRow<T>{rows.data() + selection.row * width + column, selection.weight};
-        };
-        weighted_sum(pair_offsets[pair + 1] - start, known, columns, row_at, partials.data() + pair * width + column);
-      }
+    const auto row_at = [&](int64_t i) {
+      const Selection selection = selections[i];
+      return WeightedRow<T>{rows.data() + selection.row * width, selection.weight};
+    };
+    for (int64_t pair = begin; pair < end; ++pair) {
+      const int64_t start = pair_offsets[pair];
+      weighted_sum(
+          pair_offsets[pair + 1] - start, pair_offsets[end] - start, width,
+          [&](int64_t i) { return row_at(start + i); }, partials.data() + pair * width);
     }
   });
 }

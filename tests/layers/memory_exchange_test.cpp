@@ -219,36 +219,35 @@ TEST(Exchange, RunsRepeatBitForBitOnAnyThreads) {
 // A table beyond the second-level cache, each row read eight times and more: columns are read in slices, dweights by
 // row. Small integers: every sum is exact.
 template <class T>
-void expect_exact_lookup(int64_t width) {
-  constexpr int64_t kRows = 2100;
-  constexpr int64_t kPairs = 900;
+void expect_exact_lookup(int64_t row_count, int64_t width) {
   constexpr int64_t kPerPair = 19;
+  const int64_t pair_count = row_count * 8 / kPerPair + 1;
   const Random random(12, "often");
   uint64_t at = 0;
   const auto integer = [&] { return static_cast<float>(static_cast<int>(random.bits(at++) % 7) - 3); };
-  std::vector<T> table(kRows * width);
+  std::vector<T> table(row_count * width);
   std::ranges::generate(table, [&] { return T(integer()); });
-  std::vector<float> gradients(kPairs * width);
+  std::vector<float> gradients(pair_count * width);
   std::ranges::generate(gradients, integer);
-  std::vector<Selection> selections(kPairs * kPerPair);
+  std::vector<Selection> selections(pair_count * kPerPair);
   for (Selection& selection : selections)
-    selection = {static_cast<int32_t>(random.bits(at++) % kRows), 0.25F * integer()};
-  std::vector<int32_t> offsets(kPairs + 1);
-  for (int32_t pair = 0; pair <= kPairs; ++pair) offsets[pair] = pair * kPerPair;
+    selection = {static_cast<int32_t>(random.bits(at++) % row_count), 0.25F * integer()};
+  std::vector<int32_t> offsets(pair_count + 1);
+  for (int32_t pair = 0; pair <= pair_count; ++pair) offsets[pair] = pair * kPerPair;
 
   const int before = threads();
   set_threads(1);
   Stream stream;
-  const TableRows rows = Matrix<T>(table.data(), kRows, width);
+  const TableRows rows = Matrix<T>(table.data(), row_count, width);
   const Vector<const Selection> chosen(selections.data(), std::ssize(selections));
-  const Vector<const int32_t> pairs(offsets.data(), kPairs + 1);
-  std::vector<float> sums(kPairs * width, NAN);
+  const Vector<const int32_t> pairs(offsets.data(), pair_count + 1);
+  std::vector<float> sums(pair_count * width, NAN);
   std::vector<float> dweights(selections.size(), NAN);
-  pooled_gather(stream, rows, chosen, pairs, Matrix<float>(sums.data(), kPairs, width));
-  weight_gradients(stream, rows, chosen, pairs, Matrix<const float>(gradients.data(), kPairs, width),
+  pooled_gather(stream, rows, chosen, pairs, Matrix<float>(sums.data(), pair_count, width));
+  weight_gradients(stream, rows, chosen, pairs, Matrix<const float>(gradients.data(), pair_count, width),
                    Vector<float>(dweights.data(), std::ssize(dweights)));
   set_threads(before);
-  for (int64_t pair = 0; pair < kPairs; ++pair) {
+  for (int64_t pair = 0; pair < pair_count; ++pair) {
     std::vector<float> sum(static_cast<size_t>(width));
     for (int64_t i = pair * kPerPair; i < (pair + 1) * kPerPair; ++i) {
       float product = 0;
@@ -264,8 +263,10 @@ void expect_exact_lookup(int64_t width) {
 }
 
 TEST(Pooled, TablesThatAreReadOftenGiveTheSameSums) {
-  expect_exact_lookup<float>(301);
-  expect_exact_lookup<bf16>(589);
+  expect_exact_lookup<float>(2100, 301);  // slices of four vectors, of two, of one
+  expect_exact_lookup<bf16>(2100, 589);
+  expect_exact_lookup<float>(6000, 70);
+  expect_exact_lookup<fp16>(15000, 40);
 }
 
 constexpr int64_t kPairs = 9000;
