@@ -38,18 +38,19 @@ constexpr int64_t kLanes = 8;
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));  // a vector register
 using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
+// Lane i gets lane i ^ distance.
+template <int kDistance, class Vector, int... kLane>
+[[gnu::always_inline]] inline Vector swap_lanes(Vector lanes, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(lanes, lanes, (kLane ^ kDistance)...);
+}
 // All lanes as one number: lane i with lane i + kLanes / 2, then those with theirs, and so on down to one.
-template <int64_t kHalf = kLanes / 2, class Vector, class Fold>
+template <int kDistance = kLanes / 2, class Vector, class Fold>
 [[gnu::always_inline]] inline auto fold_lanes(Vector lanes, const Fold& fold) {
-  if constexpr (kHalf == 0) {
+  if constexpr (kDistance == 0)
     return lanes[0];
-  } else {
-    const Vector other = [lanes]<int... i>(std::integer_sequence<int, i...>) {
-      return __builtin_shufflevector(lanes, lanes, (i ^ static_cast<int>(kHalf))...);
-    }
-    (std::make_integer_sequence<int, kLanes>{});
-    return fold_lanes<kHalf / 2>(fold(lanes, other), fold);
-  }
+  else
+    return fold_lanes<kDistance / 2>(
+        fold(lanes, swap_lanes<kDistance>(lanes, std::make_integer_sequence<int, kLanes>{})), fold);
 }
 template <class Vector>
 [[gnu::always_inline]] inline auto sum_lanes(Vector lanes) {
