@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every op of the program on an emulated device: the CPU's, queued on the stream. One line per op: its name and the
-// number of its arguments.
+// Every op of the program on an emulated device: the CPU's, of the level that the CPU's own runs take (runtime/cpu.h),
+// queued on the stream. One line per op: its name and the number of its arguments.
 #include <tuple>
 #include <variant>
 
@@ -137,7 +137,8 @@ RowGradients as_touched(RowGradients gradients) {
 #define EMULATE(name, count)                                                                                        \
   static_assert(Signature<decltype(cpu::name)>::kCount == (count), #name " takes another number of arguments now"); \
   void cuda::name(Stream& stream, ARGUMENTS_##count(name)) {                                                        \
-    forward(stream, #name, cpu::name, NAMES_##count);                                                               \
+    const auto op = [](Stream& cpu, auto&&... arguments) { PKM_DISPATCH(cpu, name, arguments...); };                \
+    forward(stream, #name, op, NAMES_##count);                                                                      \
   }
 
 EMULATE(sort_by_owner, 4)

@@ -129,7 +129,10 @@ INSTANTIATE_TEST_SUITE_P(
                          {"model.memory.0.row_type=BF16", "values.moment_type=BF16", "values.second_moment=ROW_WISE"}},
                     Case{"own_steps", {"values.bias_correction=ROW_COUNTER"}},
                     Case{"dense_adam", {"values.algorithm=DENSE_ADAM", "model.memory.0.row_type=BF16"}},
-                    Case{"small_buckets", {"train.bucket_mib=0.01"}}),
+                    Case{"small_buckets", {"train.bucket_mib=0.01"}},
+                    // Products that are large enough for oneDNN, where the CPU has AVX-512.
+                    Case{"large_products", {"model.width=64", "train.batch=24"}},
+                    Case{"large_products_bf16", {"model.width=64", "train.batch=24", "train.precision=BF16"}}),
     [](const auto& one) { return one.param.name; });
 
 }  // namespace
