@@ -110,8 +110,8 @@ bool Event::reached() {
 }
 
 double Event::milliseconds(Event& from, Event& to) {
-  from.synchronize();
-  to.synchronize();
+  for (Event* const event : {&from, &to})
+    if (!event->reached()) event->synchronize();
   if (from.native_ != nullptr) return cuda::milliseconds(from.native_.get(), to.native_.get());
   return std::chrono::duration<double, std::milli>(to.moment_ - from.moment_).count();
 }

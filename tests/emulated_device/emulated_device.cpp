@@ -15,6 +15,8 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "runtime/check.h"
@@ -25,6 +27,14 @@ namespace {
 
 constexpr size_t kReserved = size_t{4} << 30;
 constexpr size_t kPage = 4096;
+constexpr int kPolls = 1000;  // as often an event is asked about before it is reached
+
+thread_local std::vector<std::string> t_ranges;
+thread_local emulated::Costs t_costs;
+
+void count(std::map<std::string, int64_t>& costs) {
+  ++costs[t_ranges.empty() ? "no range" : t_ranges.back()];
+}
 
 struct FakeStream;
 
@@ -97,9 +107,11 @@ struct FakeEvent {
   FakeStream* stream = nullptr;  // may be gone: then all of it has run
   FakeDevice* device = nullptr;  // null: never recorded
   uint64_t place = 0;
-  bool reached() const {
+  int polls = 0;
+  bool reached() {
     if (device == nullptr) return true;
     const std::lock_guard lock(device->mutex);
+    if (++polls >= kPolls) reach();
     return std::ranges::find(device->streams, stream) == device->streams.end() || stream->done >= place;
   }
   void reach() const {
@@ -173,10 +185,29 @@ void emulated::set_order(uint64_t seed) {
 }
 
 void emulated::enqueue(Stream& stream, std::function<void()> work) {
-  queue(as_stream(stream.native()), std::move(work));
+  enqueue(stream.native(), std::move(work));
+}
+
+void emulated::enqueue(void* native, std::function<void()> work) {
+  queue(as_stream(native), std::move(work));
+}
+
+emulated::Costs emulated::take_costs() {
+  return std::exchange(t_costs, {});
 }
 
 namespace cuda {
+
+void push_range(std::string_view name);
+void pop_range();
+
+void push_range(std::string_view name) {
+  t_ranges.emplace_back(name);
+}
+
+void pop_range() {
+  t_ranges.pop_back();
+}
 
 int device_count() {
   return emulated::kDevices;
@@ -187,6 +218,7 @@ std::shared_ptr<void> make_stream(int index) {
 }
 
 void synchronize(void* stream) {
+  count(t_costs.waits);
   const std::lock_guard lock(as_stream(stream).device.mutex);
   as_stream(stream).run_to(as_stream(stream).queued());
 }
@@ -206,6 +238,7 @@ void hold(void* event, void* stream) {
 }
 
 void synchronize_event(void* event) {
+  count(t_costs.waits);
   static_cast<FakeEvent*>(event)->reach();
 }
 
@@ -218,6 +251,7 @@ double milliseconds(void*, void*) {
 }
 
 std::shared_ptr<std::byte> allocate(int index, int64_t bytes) {
+  count(t_costs.allocations);
   FakeDevice& device = device_at(index);
   const std::lock_guard lock(device.mutex);
   const size_t size = (static_cast<size_t>(bytes) / kPage + 2) * kPage;  // a page at least between two
@@ -243,6 +277,7 @@ std::shared_ptr<std::byte> allocate(int index, int64_t bytes) {
 }
 
 std::shared_ptr<std::byte> allocate_host(int index, int64_t bytes) {
+  count(t_costs.allocations);
   FakeDevice& device = device_at(index);
   auto* const memory = static_cast<std::byte*>(std::calloc(static_cast<size_t>(bytes) + 1, 1));
   if (memory == nullptr) user_error("out of memory: {} bytes", bytes);

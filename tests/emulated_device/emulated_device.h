@@ -9,7 +9,8 @@
 //   A stream        does nothing until it must: until the host waits for it, or a stream that is waited for holds on
 //                   one of its events. So a result that nobody waited for is not there, and host memory that was
 //                   changed before its copy was waited for arrives changed. set_order() makes streams run ahead at
-//                   random instead, each in its own order: another schedule that a GPU may choose.
+//                   random instead, each in its own order: another schedule that a GPU may choose. A host that polls an
+//                   event often enough sees it reached.
 //
 // The number of rows that were touched is not the host's to know: ops that list rows are given as many as there may be,
 // as on a GPU (layers/memory/row_gradients.h).
@@ -17,6 +18,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <string>
 
 #include "runtime/device.h"
 
@@ -28,7 +31,15 @@ constexpr int kDevices = 8;
 // by numbers from the seed. For streams of all threads; call it while none has work.
 void set_order(uint64_t seed);
 
-// Queues work on a stream of an emulated device.
+// Queues work on a stream of an emulated device: a Stream's, or a Stream::native().
 void enqueue(Stream& stream, std::function<void()> work);
+void enqueue(void* native, std::function<void()> work);
+
+// What this thread has asked of all devices since the last call of take_costs().
+struct Costs {  // by the innermost Range around each
+  std::map<std::string, int64_t> waits;
+  std::map<std::string, int64_t> allocations;  // of device memory and of pinned memory
+};
+Costs take_costs();
 
 }  // namespace pkmesh::emulated

@@ -212,6 +212,14 @@ void cuda::row_squares(Stream& stream, const RowGradients& gradients, Vector<dou
   });
 }
 
+void cuda::squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> scratch, Vector<double> total) {
+  check_all("squares_bound", gradients, scratch, total);
+  emulated::enqueue(stream, [=] {
+    Stream cpu;
+    PKM_DISPATCH(cpu, squares_bound, as_touched(gradients), scratch, total);
+  });
+}
+
 void cuda::list_every_row(Stream& stream, const RowGradients& gradients, const EveryRow& out) {
   check_all("list_every_row", gradients, out);
   emulated::enqueue(stream, [=] {

@@ -11,6 +11,7 @@
 #include "io/file.h"
 #include "launcher/evaluator.h"
 #include "tests/emulated_device/emulated_device.h"
+#include "tests/emulated_device/links.h"
 #include "tests/io/temporary_folder.h"
 #include "tests/launcher/tiny_run.h"
 
@@ -63,7 +64,9 @@ class EmulatedTrain : public testing::Test {
   void TearDown() override { emulated::set_order(0); }
 
   // `steps` steps, with a checkpoint after half of them from which a new trainer goes on.
-  Trained train(DeviceKind kind, int ranks, const std::vector<std::string>& overrides, int64_t steps = 4) {
+  Trained train(DeviceKind kind, int ranks, std::vector<std::string> overrides,
+                DeviceLink link = DeviceLink::kHostStaged, int64_t steps = 4) {
+    overrides.push_back(emulated::setting(link));
     const config::Config config = tiny::config(overrides);
     TemporaryFolder checkpoints;
     Trained trained;
@@ -108,6 +111,12 @@ TEST_P(EmulatedTrainOf, EqualsTheCpusBitForBit) {
       emulated::set_order(order);
       expect_equal(train(DeviceKind::kCuda, ranks, GetParam().overrides), expected);
     }
+    emulated::set_order(0);
+    for (const DeviceLink link : emulated::links()) {
+      if (ranks == 1 || link == DeviceLink::kHostStaged) continue;
+      SCOPED_TRACE(to_string(link));
+      expect_equal(train(DeviceKind::kCuda, ranks, GetParam().overrides, link), expected);
+    }
   }
 }
 
@@ -129,6 +138,7 @@ INSTANTIATE_TEST_SUITE_P(
                          {"model.memory.0.row_type=BF16", "values.moment_type=BF16", "values.second_moment=ROW_WISE"}},
                     Case{"own_steps", {"values.bias_correction=ROW_COUNTER"}},
                     Case{"dense_adam", {"values.algorithm=DENSE_ADAM", "model.memory.0.row_type=BF16"}},
+                    Case{"values_not_clipped", {"values.clip_norm=0"}},
                     Case{"small_buckets", {"train.bucket_mib=0.01"}},
                     // Products that are large enough for oneDNN, where the CPU has AVX-512.
                     Case{"large_products", {"model.width=64", "train.batch=24"}},
