@@ -78,12 +78,15 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
     check_memory();
   });
   trainer_ = std::make_unique<Trainer>(config_, world_, device, *sampler, tokenizer_->vocabulary_size());
-  if (!checkpoint.empty()) resume(checkpoint);
-  begin_folder();
-  if (!checkpoint.empty())
+  std::optional<CheckpointFacts> resumed;
+  if (!checkpoint.empty()) resumed = resume(checkpoint);
+  begin_folder();  // from here on lines are kept in train.log
+  if (resumed) {
     log_info("resumed from {} after step {}", checkpoint, steps_done());
-  else if (!options_.resume.empty())
+    report_changes(*resumed);
+  } else if (!options_.resume.empty()) {
     log_info("{} has no checkpoint yet: from the beginning", options_.out);
+  }
   if (options_.profile) {
     trace_.emplace(world_);
     observe_ranges(&*trace_);
@@ -139,15 +142,15 @@ void TrainingRun::begin_folder() {
   });
 }
 
-void TrainingRun::resume(const std::string& checkpoint) {
-  const CheckpointFacts facts = load_checkpoint(world_, checkpoint, trainer_->contents());
+CheckpointFacts TrainingRun::resume(const std::string& checkpoint) {
+  CheckpointFacts facts = load_checkpoint(world_, checkpoint, trainer_->contents());
   agree(world_, [&] {
     if (facts.tokenizer_hash != tokenizer_->hash())
       user_error("{}: was trained with another tokenizer than {} has; pass the tokens of that run", checkpoint,
                  tokens_folder_);
   });
   trainer_->set_steps_done(facts.step);
-  report_changes(facts);
+  return facts;
 }
 
 // A run may go on with other options; that it does is said.

@@ -42,7 +42,7 @@ class TrainingRun {
   void check_memory() const;
   void make_folder();
   void begin_folder();
-  void resume(const std::string& checkpoint);
+  CheckpointFacts resume(const std::string& checkpoint);
   void report_changes(const CheckpointFacts& facts) const;
   std::string computes_on() const;
   void report_step(const StepFigures& figures);

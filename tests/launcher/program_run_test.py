@@ -130,6 +130,10 @@ class Resumed(program.Test):
         for change in ("train.steps: 4 -> 6", "optimizer.learning_rate: 0.001 -> 0.002"):
             self.assertIn(f"changed {change}", job.err)
         self.assertEqual(job.err.count("changed "), 2)
+        with open("run/train.log", encoding="utf-8") as file:
+            kept = [line for line in file.read().splitlines() if "changed " in line]
+        self.assertEqual([line.split("changed ")[1] for line in kept],
+                         [line.split("changed ")[1] for line in job.err.splitlines() if "changed " in line])
 
     def test_from_a_checkpoint_with_its_configuration(self):
         self.train("run", "train.steps=4", "train.seed=7")
