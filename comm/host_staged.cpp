@@ -53,7 +53,7 @@ class HostStagedCommunicator final : public DeviceCommunicator {
         down_(device),
         up_(device) {
     PKM_CHECK(options.slots >= 1, "{} slots", options.slots);
-    for (int i = 0; i < options.slots; ++i) slots_.push_back(std::make_unique<Slot>(device, slot_bytes_));
+    for (int i = 0; i < options.slots && size() > 1; ++i) slots_.push_back(std::make_unique<Slot>(device, slot_bytes_));
     for (const auto& slot : slots_) free_.push_back(slot.get());
   }
   ~HostStagedCommunicator() override {

@@ -14,8 +14,9 @@ namespace pkmesh {
 namespace {
 
 std::unique_ptr<Communicator> connect(Communicator& world, Device device, DeviceLink link) {
-  if (device.kind == DeviceKind::kCpu || world.size() == 1) return nullptr;
-  return make_device_communicator(world, device, link);
+  if (device.kind == DeviceKind::kCpu) return nullptr;
+  // Of one rank nothing travels, but MPI, where mpirun started it, would still refuse the device's memory.
+  return make_device_communicator(world, device, world.size() == 1 ? DeviceLink::kHostStaged : link);
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ class Model {
   Transformer& transformer() { return transformer_; }
 
  private:
-  const std::unique_ptr<Communicator> device_world_;  // null on CPUs and in a world of one
+  const std::unique_ptr<Communicator> device_world_;  // null on CPUs
   Communicator& world_;
   uint64_t seed_;
   Stream stream_;
