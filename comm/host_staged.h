@@ -13,6 +13,7 @@ namespace pkmesh {
 struct HostStagedOptions {
   int64_t slot_bytes = int64_t{4} << 20;  // of each direction; at least 8 per rank. A test lowers it
   int slots = 3;
+  int64_t bytes() const { return 2 * slots * slot_bytes; }  // pinned, of a rank
 };
 
 // Collective; see make_device_communicator.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <map>
 
+#include "comm/host_staged.h"
 #include "io/batches.h"
 #include "io/tokenizer.h"
 #include "layers/cross_entropy.h"
@@ -79,11 +80,23 @@ int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int rank
   return (kept + deepest) * kFloat;
 }
 
+// Whether what travels between GPUs passes through the hosts.
+bool stages(const config::Config& config) {
+  const DeviceLink link = device_link(config);
+  return link == DeviceLink::kHostStaged || (link == DeviceLink::kAuto && resolve(link) == DeviceLink::kHostStaged);
+}
+
 }  // namespace
 
 int64_t MemoryPlan::bytes_per_rank() const {
   int64_t total = 0;
   for (const Line& line : lines) total += line.bytes;
+  return total;
+}
+
+int64_t MemoryPlan::bytes_per_rank(DeviceKind where) const {
+  int64_t total = 0;
+  for (const Line& line : lines) total += line.where == where ? line.bytes : 0;
   return total;
 }
 
@@ -104,7 +117,7 @@ int64_t count_dense_parameters(const TransformerShape& shape) {
   return count;
 }
 
-MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ranks) {
+MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ranks, DeviceKind device) {
   const TransformerShape shape = model_shape(config, vocabulary);
   MemoryPlan plan;
   plan.ranks = ranks;
@@ -134,11 +147,14 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ran
   }
   plan.lines.push_back(
       {"activations", fmt::format("{} tokens at a time", tokens), activation_bytes(shape, tokens, ranks)});
-  if (ranks > 1)
-    plan.lines.push_back(
-        {"reductions", "MPI's copies of the dense gradients on their way", plan.dense_parameters * kFloat});
   if (pending > 0)
     plan.lines.push_back({"row gradients", "outputs' gradients and selections until the update", pending});
+  for (MemoryPlan::Line& line : plan.lines) line.where = device;
+  if (ranks > 1 && device == DeviceKind::kCpu)
+    plan.lines.push_back(
+        {"reductions", "MPI's copies of the dense gradients on their way", plan.dense_parameters * kFloat});
+  if (ranks > 1 && device != DeviceKind::kCpu && stages(config))
+    plan.lines.push_back({"staging", "pinned host memory for what travels", HostStagedOptions{}.bytes()});
   return plan;
 }
 
@@ -155,7 +171,10 @@ std::string to_text(const MemoryPlan& plan) {
                   plan.ranks == 1 ? "" : "s", count_text(plan.dense_parameters), count_text(plan.value_parameters));
   for (const auto& line : plan.lines)
     text += fmt::format("  {:<18}{:>12}   {}\n", line.what, bytes_text(line.bytes), line.how);
-  return text + fmt::format("  {:<18}{:>12}\n", "total", bytes_text(plan.bytes_per_rank()));
+  const int64_t on_gpu = plan.bytes_per_rank(DeviceKind::kCuda);
+  if (on_gpu > 0) text += fmt::format("  {:<18}{:>12}\n", "total on a GPU", bytes_text(on_gpu));
+  return text + fmt::format("  {:<18}{:>12}\n", on_gpu > 0 ? "total on the host" : "total",
+                            bytes_text(plan.bytes_per_rank(DeviceKind::kCpu)));
 }
 
 }  // namespace pkmesh

@@ -16,6 +16,7 @@ struct MemoryPlan {
     std::string what;
     std::string how;    // the sum in words: "4.2 M parameters x (value, gradient, 2 moments)"
     int64_t bytes = 0;  // of the rank that holds most
+    DeviceKind where = DeviceKind::kCpu;
   };
   int ranks = 1;
   std::vector<Line> lines;
@@ -23,6 +24,7 @@ struct MemoryPlan {
   int64_t value_parameters = 0;  // of all tables, over all ranks
 
   int64_t bytes_per_rank() const;
+  int64_t bytes_per_rank(DeviceKind where) const;  // in memory of one kind
 };
 
 // Parameters of the model without its tables' rows.
@@ -32,7 +34,8 @@ int64_t count_dense_parameters(const TransformerShape& shape);
 int64_t planned_vocabulary(const config::Config& config);
 
 // `config` is resolved; vocabulary as the tokenizer says.
-MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ranks);
+MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ranks,
+                       DeviceKind device = DeviceKind::kCpu);
 std::string to_text(const MemoryPlan& plan);
 
 }  // namespace pkmesh

@@ -155,10 +155,16 @@ DeviceLink device_link(const config::Config& config) {
   }
 }
 
+DeviceKind planned_device(const config::Config& config) {
+  const bool cpu = config.train().device() == config::Train::CPU ||
+                   (config.train().device() == config::Train::AUTO && device_count(DeviceKind::kCuda) == 0);
+  return cpu ? DeviceKind::kCpu : DeviceKind::kCuda;
+}
+
 Device choose_device(const config::Config& config, const Communicator& world) {
   resolve(device_link(config));  // an error if it is not there, whatever computes
   const int gpus = device_count(DeviceKind::kCuda);
-  if (config.train().device() == config::Train::CPU || (config.train().device() == config::Train::AUTO && gpus == 0)) {
+  if (planned_device(config) == DeviceKind::kCpu) {
     if (config.train().precision() == config::Train::FP16)
       user_error("train.precision: the CPU has no products of FP16; set it to BF16 or FP32");
     return {};

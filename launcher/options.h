@@ -21,6 +21,8 @@ AdamOptions dense_options(const config::Config& config);
 RowAdamOptions row_options(const config::Config& config);
 ScheduleOptions dense_schedule(const config::Config& config);
 ScheduleOptions values_schedule(const config::Config& config);
+// What ranks compute on: what the configuration says, which may not be here, or with AUTO what this machine has.
+DeviceKind planned_device(const config::Config& config);
 // The device of this rank. UserError if CUDA or NCCL was asked for and is not to be had, if GPUs are too few, or if the
 // device has not the precision.
 Device choose_device(const config::Config& config, const Communicator& world);

@@ -75,7 +75,7 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
   agree(world_, [&] {
     if (config_.data().source() == config::Data::BUILT_IN) open_tokens(options_.out + "/tokens");
     sampler.emplace(*train_tokens_, config_.model().context(), config_.data().seed());
-    check_memory();
+    check_memory(device);
   });
   trainer_ = std::make_unique<Trainer>(config_, world_, device, *sampler, tokenizer_->vocabulary_size());
   std::optional<CheckpointFacts> resumed;
@@ -111,17 +111,26 @@ void TrainingRun::open_tokens(const std::string& folder) {
   if (valid_tokens_->count() < 2) valid_tokens_.reset();
 }
 
-// What cannot fit would be found out by the system's killer of processes, long after the first pages were written.
-void TrainingRun::check_memory() const {
+// What cannot fit would be found out by the system's killer of processes, long after the first pages were written; on a
+// GPU by an allocation that fails on one rank.
+void TrainingRun::check_memory(Device device) const {
   const auto& of_rank = world_.hosts().of_rank;
   const int host = of_rank[static_cast<size_t>(world_.rank())];
+  const std::string& name = world_.hosts().names[static_cast<size_t>(host)];
   const int64_t ranks = std::ranges::count(of_rank, host);
-  const int64_t need = ranks * plan_memory(config_, tokenizer_->vocabulary_size(), world_.size()).bytes_per_rank();
-  const int64_t total = process_memory().machine_total;
-  if (total > 0 && need > total)
-    user_error("this run needs {} on {}, which has {}: see pkmesh train --dry-run; use more hosts or a smaller model",
-               bytes_text(static_cast<double>(need)), world_.hosts().names[static_cast<size_t>(host)],
-               bytes_text(static_cast<double>(total)));
+  const MemoryPlan plan = plan_memory(config_, tokenizer_->vocabulary_size(), world_.size(), device.kind);
+  const auto check = [](int64_t need, int64_t total, const std::string& where, const char* remedy) {
+    if (total > 0 && need > total)
+      user_error("this run needs {} on {}, which has {}: see pkmesh train --dry-run; use more {} or a smaller model",
+                 bytes_text(static_cast<double>(need)), where, bytes_text(static_cast<double>(total)), remedy);
+  };
+  check(ranks * plan.bytes_per_rank(DeviceKind::kCpu), process_memory().machine_total, name, "hosts");
+  if (device.kind == DeviceKind::kCpu) return;
+  const int64_t gpus = device_count(device.kind);
+  const int64_t sharing = (ranks - 1 - device.index) / gpus + 1;  // choose_device() deals the host's ranks out in turn
+  const std::string shared = sharing > 1 ? fmt::format(" for {} ranks", sharing) : "";
+  check(sharing * plan.bytes_per_rank(device.kind), total_memory(device),
+        fmt::format("{} of {}{}", to_string(device), name, shared), "GPUs");
 }
 
 void TrainingRun::make_folder() {
@@ -189,7 +198,7 @@ void TrainingRun::describe() {
            count_text(valid_tokens_ ? valid_tokens_->count() : 0));
   log_info("plan    {} steps of {} sequences of {} tokens; {} done", plan.steps(), plan.batch(), shape.context,
            steps_done());
-  log_info("{}", to_text(plan_memory(config_, shape.vocabulary, world_.size())));
+  log_info("{}", to_text(plan_memory(config_, shape.vocabulary, world_.size(), planned_device(config_))));
   log_info("folder  {}", folder_->path());
 }
 

@@ -39,7 +39,7 @@ class TrainingRun {
 
  private:
   void open_tokens(const std::string& folder);
-  void check_memory() const;
+  void check_memory(Device device) const;
   void make_folder();
   void begin_folder();
   CheckpointFacts resume(const std::string& checkpoint);

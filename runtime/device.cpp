@@ -14,6 +14,7 @@ namespace pkmesh {
 // What a device has to offer besides kernels. The CUDA side is weak for the reason given in dispatch.h.
 namespace cuda {
 [[gnu::weak]] int device_count();
+[[gnu::weak]] int64_t total_memory(int index);
 [[gnu::weak]] std::shared_ptr<void> make_stream(int index);
 [[gnu::weak]] void synchronize(void* stream);
 [[gnu::weak]] std::shared_ptr<void> make_event(int index);
@@ -67,6 +68,11 @@ bool compiled_with(DeviceKind kind) {
 int device_count(DeviceKind kind) {
   if (kind == DeviceKind::kCpu) return 1;
   return compiled_with(kind) ? cuda::device_count() : 0;
+}
+
+int64_t total_memory(Device gpu) {
+  PKM_CHECK(gpu.kind == DeviceKind::kCuda && cuda::total_memory != nullptr, "the memory of {}", to_string(gpu));
+  return cuda::total_memory(gpu.index);
 }
 
 Stream::Stream(Device device) : device_(device) {

@@ -19,6 +19,12 @@ int device_count() {
   return count;
 }
 
+int64_t total_memory(int index) {
+  cudaDeviceProp properties{};
+  PKM_CUDA(cudaGetDeviceProperties(&properties, index));
+  return static_cast<int64_t>(properties.totalGlobalMem);
+}
+
 std::shared_ptr<void> make_stream(int index) {
   PKM_CUDA(cudaSetDevice(index));
   cudaStream_t stream = nullptr;

@@ -210,7 +210,12 @@ void pop_range() {
 }
 
 int device_count() {
-  return emulated::kDevices;
+  static const char* const asked = std::getenv("PKMESH_EMULATED_DEVICES");
+  return asked == nullptr ? emulated::kDevices : std::min(emulated::kDevices, std::atoi(asked));
+}
+
+int64_t total_memory(int) {
+  return static_cast<int64_t>(kReserved);
 }
 
 std::shared_ptr<void> make_stream(int index) {
