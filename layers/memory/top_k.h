@@ -70,7 +70,7 @@ class TopK {
 
   // The least and the largest of `count` values, a multiple of kLanes; the least is NaN if any is.
   static std::pair<float, float> range_of(const float* values, int64_t count) {
-    const auto least = [](Lanes a, Lanes b) { return (b < a) | (b != b) ? b : a; };
+    const auto least = [](Lanes a, Lanes b) { return ((b < a) | (b != b)) ? b : a; };
     const auto largest = [](Lanes a, Lanes b) { return b > a ? b : a; };
     Lanes low;
     std::memcpy(&low, values, sizeof(low));
