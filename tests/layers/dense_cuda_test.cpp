@@ -343,38 +343,30 @@ TEST_F(DenseCuda, AttentionForwardAndBackward) {
   }
 }
 
-TEST_F(DenseCuda, SixteenBitAttention) {
-  // Contexts around the size of a tile; heads that fill it, and heads that do not.
-  for (const Math math : kNarrow)
-    for (const AttentionCase& c : std::vector<AttentionCase>{{0, 4, 1, 2, 0},
-                                                             {1, 1, 1, 1, 0},
-                                                             {2, 5, 3, 3, 0.3F},
-                                                             {1, 64, 2, 64, 0},
-                                                             {2, 65, 1, 20, 0},
-                                                             {1, 130, 2, 33, 0.2F}}) {
-      const AttentionShape shape = {c.sequences, c.context, c.heads};
-      const int64_t tokens = shape.tokens();
-      const int64_t width = c.heads * c.head_width;
-      const Dropout mask = {Random(3, "attention"), c.dropout, 5};
-      Operand qkv(gpu(), math, normals("qkv", tokens * 3 * width, 1.5));
-      Operand doutput(gpu(), math, normals("doutput", tokens * width));
-      Twin<> output(gpu(), tokens * width);
-      Twin<> logsumexp(gpu(), c.heads * tokens);
-      Twin<> dqkv(gpu(), tokens * 3 * width);
-      on_both([&](const Side& on) {
-        const MathScope scope(on.stream, on.stream.device().kind == DeviceKind::kCpu ? Math::kFp32 : math);
-        attention_forward(on.stream, shape, qkv(on, tokens, 3 * width), mask, on(output, tokens, width),
-                          on(logsumexp, c.heads, tokens));
-        attention_backward(on.stream, shape, qkv(on, tokens, 3 * width), on(output, tokens, width),
-                           on(logsumexp, c.heads, tokens), doutput(on, tokens, width), mask,
-                           on(dqkv, tokens, 3 * width));
-      });
-      // The CPU rounds neither weights nor gradients of scores.
-      const double step = math == Math::kBf16 ? 0x1p-8 : 0x1p-11;
-      logsumexp.expect_parity("logsumexp", 1e-5);
-      output.expect_parity("output", 4 * step);
-      dqkv.expect_parity("dqkv", 16 * step);
-    }
+// Attention is computed in fp32 whatever products elsewhere are (docs/gpu.md), so within the tolerances of fp32.
+TEST_F(DenseCuda, AttentionKnowsNoSixteenBits) {
+  const AttentionShape shape = {2, 65, 1};
+  constexpr int64_t kTokens = 130;
+  constexpr int64_t kWidth = 20;
+  const Dropout mask = {Random(3, "attention"), 0.2F, 5};
+  const auto run = [&](Math math) {
+    Twin<> qkv(gpu(), normals("qkv", kTokens * 3 * kWidth, 1.5));
+    Twin<> doutput(gpu(), normals("doutput", kTokens * kWidth));
+    Twin<> output(gpu(), kTokens * kWidth);
+    Twin<> logsumexp(gpu(), kTokens);
+    Twin<> dqkv(gpu(), kTokens * 3 * kWidth);
+    on_both([&](const Side& on) {
+      const MathScope scope(on.stream, on.stream.device().kind == DeviceKind::kCpu ? Math::kFp32 : math);
+      attention_forward(on.stream, shape, on(qkv, kTokens, 3 * kWidth), mask, on(output, kTokens, kWidth),
+                        on(logsumexp, 1, kTokens));
+      attention_backward(on.stream, shape, on(qkv, kTokens, 3 * kWidth), on(output, kTokens, kWidth),
+                         on(logsumexp, 1, kTokens), on(doutput, kTokens, kWidth), mask, on(dqkv, kTokens, 3 * kWidth));
+    });
+    output.expect_parity("output", 2e-5);
+    logsumexp.expect_parity("logsumexp", 5e-6);
+    dqkv.expect_parity("dqkv", 1e-4);
+  };
+  for (const Math math : kNarrow) run(math);
 }
 
 TEST_F(DenseCuda, AttentionRefusesHeadsThatDoNotFit) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -65,6 +66,8 @@ class Placed {
     copy(stream_, all, memory_.span());
     stream_.synchronize();
   }
+  // {x} is a value, not a count.
+  Placed(Stream& stream, std::initializer_list<T> values) : Placed(stream, std::vector<T>(values)) {}
   // An output, of garbage.
   Placed(Stream& stream, int64_t count, int64_t lead = kAligned) : Placed(stream, garbage(count), lead) {}
   Placed(const Placed&) = delete;

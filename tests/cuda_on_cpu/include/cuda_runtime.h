@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// CUDA as far as our kernels use it, for the host's compiler (../grid.h says how kernels run). nvcc includes its header
+// by itself, so CMake puts this one before every translated source.
+//
+// It shows that a kernel computes what it should; not that it is fast, nor what a GPU's weaker order of memory does to
+// it.
+#pragma once
+
+#include <math.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+
+#include "tests/cuda_on_cpu/grid.h"
+
+// --- the language ---
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(...)  // translate.py puts a check into the kernel
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(8) ushort4 {
+  unsigned short x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return {x, y, z, w};
+}
+inline ushort4 make_ushort4(unsigned short x, unsigned short y, unsigned short z, unsigned short w) {
+  return {x, y, z, w};
+}
+using std::max;
+using std::min;
+
+#define threadIdx (::emulation::thread_index)
+#define blockIdx (::emulation::block_index)
+#define blockDim (::emulation::block_size)
+#define gridDim (::emulation::grid_size)
+
+inline void __syncthreads(int line = __builtin_LINE()) {
+  emulation::wait_for_block({"__syncthreads", line});
+}
+inline void __syncwarp(int line = __builtin_LINE()) {
+  emulation::wait_for_warp({"__syncwarp", line});
+}
+template <class T>
+T __shfl_xor_sync(unsigned lanes, T value, int mask, int line = __builtin_LINE()) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  unsigned present = 0;
+  const uint64_t* all = emulation::exchange({"__shfl_xor_sync", line}, lanes, bits, present);
+  const int from = emulation::lane() ^ mask;
+  if ((present >> from & 1) == 0) emulation::die("__shfl_xor_sync of a lane that has ended");
+  std::memcpy(&value, &all[from], sizeof(T));
+  return value;
+}
+inline unsigned __ballot_sync(unsigned lanes, bool vote, int line = __builtin_LINE()) {
+  unsigned present = 0;
+  const uint64_t* all = emulation::exchange({"__ballot_sync", line}, lanes, vote ? 1 : 0, present);
+  unsigned votes = 0;
+  for (int i = 0; i < 32; ++i)
+    if ((present >> i & 1) != 0 && all[i] != 0) votes |= 1U << i;
+  return votes;
+}
+inline unsigned __match_any_sync(unsigned lanes, int value, int line = __builtin_LINE()) {
+  unsigned present = 0;
+  const uint64_t mine = static_cast<uint32_t>(value);
+  const uint64_t* all = emulation::exchange({"__match_any_sync", line}, lanes, mine, present);
+  unsigned same = 0;
+  for (int i = 0; i < 32; ++i)
+    if ((present >> i & 1) != 0 && all[i] == mine) same |= 1U << i;
+  return same;
+}
+inline unsigned atomicOr(unsigned* place, unsigned bits) {
+  return __atomic_fetch_or(place, bits, __ATOMIC_RELAXED);
+}
+inline int __popc(unsigned x) {
+  return std::popcount(x);
+}
+inline float __uint_as_float(unsigned x) {
+  return std::bit_cast<float>(x);
+}
+inline unsigned __float_as_uint(float x) {
+  return std::bit_cast<unsigned>(x);
+}
+inline float normcdff(float x) {
+  return static_cast<float>(0.5 * erfc(-static_cast<double>(x) * M_SQRT1_2));
+}
+[[noreturn]] inline void __trap() {
+  emulation::die("it trapped");
+}
+
+// --- the run time ---
+
+namespace emulation {
+constexpr int kDevices = 8;
+}
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorNotReady = 600,
+  cudaErrorUnknown = 999
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
+enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor };
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+};
+using cudaEvent_t = struct CUevent_st*;
+constexpr unsigned cudaStreamNonBlocking = 1;
+constexpr unsigned cudaHostAllocPortable = 1;
+
+const char* cudaGetErrorName(cudaError_t error);
+const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError();
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaSetDevice(int index);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+
+cudaError_t cudaMalloc(void** memory, size_t bytes);
+cudaError_t cudaFree(void* memory);
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned flags);
+cudaError_t cudaFreeHost(void* memory);
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaMemset(void* memory, int value, size_t bytes);
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaEventCreate(cudaEvent_t* event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to);
+
+namespace emulation {
+cudaError_t ask_for_shared(int bytes);  // for the next launch of this host thread
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
+  return emulation::ask_for_shared(bytes);
+}

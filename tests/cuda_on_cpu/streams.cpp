@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+// A stream does nothing until it must: until the host waits for it, or memory is freed, or a stream that is waited for
+// waits for one of its events. So what the host reads too early, or changes too early, is wrong.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "tests/cuda_on_cpu/device_memory.h"
+#include "tests/cuda_on_cpu/strict.h"
+
+struct CUstream_st {
+  std::deque<std::function<void()>> items;
+  uint64_t done = 0;
+  uint64_t queued() const { return done + items.size(); }
+  void run_to(uint64_t place) {
+    while (done < place) {
+      const auto item = std::move(items.front());
+      items.pop_front();
+      ++done;
+      item();
+    }
+  }
+};
+
+struct CUevent_st {
+  cudaStream_t stream = nullptr;  // may be gone: then all of it has run
+  uint64_t place = 0;
+  std::shared_ptr<std::chrono::steady_clock::time_point> moment;  // null: never recorded
+};
+
+namespace {
+
+// Ranks are threads here: one at a time drives the device.
+std::recursive_mutex mutex;
+CUstream_st default_stream;
+std::vector<cudaStream_t> streams = {&default_stream};
+std::map<const std::byte*, std::unique_ptr<emulation::FencedMemory>> device_memory;  // by where it begins
+thread_local cudaError_t last_error = cudaSuccess;
+thread_local size_t shared_asked = 0;  // for the next launch
+
+CUstream_st& of(cudaStream_t stream) {
+  return stream == nullptr ? default_stream : *stream;
+}
+
+bool lives(cudaStream_t stream) {
+  return std::ranges::find(streams, stream) != streams.end();
+}
+
+void run_everything() {
+  for (size_t i = 0; i < streams.size(); ++i) streams[i]->run_to(streams[i]->queued());
+}
+
+void reach(cudaStream_t stream, uint64_t place) {
+  if (lives(stream)) stream->run_to(std::max(place, stream->done));
+}
+
+std::byte* new_memory(size_t bytes) {
+  auto fence = std::make_unique<emulation::FencedMemory>(bytes);
+  fence->resize(bytes);
+  std::byte* const begin = fence->begin();
+  device_memory[begin] = std::move(fence);
+  return begin;
+}
+
+cudaError_t fail(cudaError_t error) {
+  return last_error = error;
+}
+
+}  // namespace
+
+void emulation::enqueue(cudaStream_t stream, std::function<void()> work) {
+  const std::lock_guard lock(mutex);
+  of(stream).items.push_back(std::move(work));
+}
+
+bool emulation::accept(const Shape& shape) {
+  const size_t lent = std::max(kSharedUnasked, std::exchange(shared_asked, 0));
+  const uint64_t threads = uint64_t{shape.block.x} * shape.block.y * shape.block.z;
+  const bool accepted = threads >= 1 && threads <= 1024 && shape.block.z <= 64 && shape.grid.x >= 1 &&
+                        shape.grid.x <= 0x7FFFFFFFU && shape.grid.y >= 1 && shape.grid.y <= 65535 &&
+                        shape.grid.z >= 1 && shape.grid.z <= 65535 && shape.shared <= lent;
+  if (!accepted) fail(cudaErrorInvalidConfiguration);
+  return accepted;
+}
+
+std::shared_ptr<std::byte> emulation::fenced(size_t bytes) {
+  const std::lock_guard lock(mutex);
+  std::byte* const memory = new_memory(bytes);
+  std::memset(memory, 0xFF, bytes);
+  return {memory, [](std::byte* p) {
+            const std::lock_guard lock_again(mutex);
+            device_memory.erase(p);
+          }};
+}
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorNotReady:
+      return "cudaErrorNotReady";
+    default:
+      return "cudaErrorUnknown";
+  }
+}
+const char* cudaGetErrorString(cudaError_t) {
+  return "as the emulation has it";
+}
+cudaError_t cudaGetLastError() {
+  return std::exchange(last_error, cudaSuccess);
+}
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = emulation::kDevices;
+  return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int index) {
+  return index >= 0 && index < emulation::kDevices ? cudaSuccess : fail(cudaErrorUnknown);
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 9;
+  return cudaSuccess;
+}
+cudaError_t emulation::ask_for_shared(int bytes) {
+  if (static_cast<size_t>(bytes) > kSharedMost) return fail(cudaErrorUnknown);
+  shared_asked = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  const std::lock_guard lock(mutex);
+  *memory = new_memory(bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* memory) {
+  const std::lock_guard lock(mutex);
+  run_everything();  // as CUDA does
+  if (memory != nullptr && device_memory.erase(static_cast<std::byte*>(memory)) != 1) return fail(cudaErrorUnknown);
+  return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
+  *memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  return *memory == nullptr ? fail(cudaErrorUnknown) : cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  const std::lock_guard lock(mutex);
+  run_everything();
+  std::free(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
+  const std::lock_guard lock(mutex);
+  const auto* const address = static_cast<const std::byte*>(memory);
+  auto next = device_memory.upper_bound(address);
+  attributes->type = cudaMemoryTypeUnregistered;
+  if (next != device_memory.begin() && (--next, address <= next->first + next->second->bytes()))
+    attributes->type = cudaMemoryTypeDevice;
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  emulation::enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream) {
+  emulation::enqueue(stream, [=] { std::memset(memory, value, bytes); });
+  return cudaSuccess;
+}
+cudaError_t cudaMemset(void* memory, int value, size_t bytes) {
+  return cudaMemsetAsync(memory, value, bytes, nullptr);
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  const std::lock_guard lock(mutex);
+  *stream = streams.emplace_back(new CUstream_st);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const std::lock_guard lock(mutex);
+  stream->run_to(stream->queued());
+  std::erase(streams, stream);
+  delete stream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const std::lock_guard lock(mutex);
+  of(stream).run_to(of(stream).queued());
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const std::lock_guard lock(mutex);
+  event->moment = std::make_shared<std::chrono::steady_clock::time_point>();
+  emulation::enqueue(stream, [moment = event->moment] { *moment = std::chrono::steady_clock::now(); });
+  event->stream = &of(stream);
+  event->place = of(stream).queued();
+  return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const std::lock_guard lock(mutex);
+  if (event->moment != nullptr) reach(event->stream, event->place);
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const std::lock_guard lock(mutex);
+  const bool reached = event->moment == nullptr || !lives(event->stream) || event->stream->done >= event->place;
+  return reached ? cudaSuccess : fail(cudaErrorNotReady);
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  const std::lock_guard lock(mutex);
+  if (event->moment != nullptr)
+    emulation::enqueue(stream, [on = event->stream, place = event->place] { reach(on, place); });
+  return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
+  *milliseconds = std::chrono::duration<float, std::milli>(*to->moment - *from->moment).count();
+  return cudaSuccess;
+}
