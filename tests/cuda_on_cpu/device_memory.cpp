@@ -38,7 +38,7 @@ FencedMemory::FencedMemory(size_t most) : most_(rounded_up(std::max<size_t>(most
 FencedMemory::~FencedMemory() {
   check_end();
 #ifdef PKM_ASAN
-  ASAN_UNPOISON_MEMORY_REGION(end_ - most_, most_);
+  __asan_unpoison_memory_region(end_ - most_, most_);
 #endif
   munmap(end_ - most_, most_ + kPage);
 }
@@ -48,8 +48,8 @@ void FencedMemory::resize(size_t bytes) {
   bytes_ = bytes;
   rounded_ = rounded_up(bytes, kAlignment);
 #ifdef PKM_ASAN
-  ASAN_POISON_MEMORY_REGION(end_ - most_, most_);
-  ASAN_UNPOISON_MEMORY_REGION(begin(), bytes);
+  __asan_poison_memory_region(end_ - most_, most_);
+  __asan_unpoison_memory_region(begin(), bytes);
 #else
   std::fill(begin() + bytes, end_, kBehind);
 #endif

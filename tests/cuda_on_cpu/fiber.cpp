@@ -14,6 +14,8 @@
 #endif
 #ifdef PKM_TSAN
 #include <sanitizer/tsan_interface.h>
+extern "C" void AnnotateIgnoreWritesBegin(const char* file, int line);
+extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
 #endif
 
 #ifndef __x86_64__
@@ -134,6 +136,18 @@ void released([[maybe_unused]] void* place) {
 void acquired([[maybe_unused]] void* place) {
 #ifdef PKM_TSAN
   __tsan_acquire(place);
+#endif
+}
+
+Unwatched::Unwatched() {
+#ifdef PKM_TSAN
+  AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+#endif
+}
+
+Unwatched::~Unwatched() {
+#ifdef PKM_TSAN
+  AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
 #endif
 }
 

@@ -42,4 +42,13 @@ class Fiber {
 void released(void* place);
 void acquired(void* place);
 
+// To the end of the scope ThreadSanitizer does not look at what the C library does for us.
+class Unwatched {
+ public:
+  Unwatched();
+  ~Unwatched();
+  Unwatched(const Unwatched&) = delete;
+  Unwatched& operator=(const Unwatched&) = delete;
+};
+
 }  // namespace emulation

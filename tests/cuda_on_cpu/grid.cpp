@@ -199,6 +199,19 @@ void run_block(Set& set, int threads, Order order, Random& random) {
   }
 }
 
+// What the lanes gave; valid until this lane's next exchange. `present`: a bit for each that gave something.
+const uint64_t* exchange(Where where, unsigned lanes, uint64_t mine, unsigned& present) {
+  Warp& warp = warp_of(*running);
+  const unsigned place = warp.barrier.passed % 2;
+  warp.given[place][lane()] = mine;
+  arrive(warp.barrier, where);
+  warp.open_if_complete();
+  leave();
+  present = warp.gave[place];
+  if ((present & ~lanes) != 0) die("some lanes of the warp are left out: not emulated");
+  return warp.given[place];
+}
+
 // Not by memset(), which ThreadSanitizer would take for a write by whoever runs.
 void fill_with_nans(void* memory, size_t bytes) {
   auto* const byte = static_cast<volatile unsigned char*>(memory);
@@ -242,26 +255,36 @@ int lane() {
   return running->number % kWarp;
 }
 
-const uint64_t* exchange(Where where, unsigned lanes, uint64_t mine, unsigned& present) {
-  Warp& warp = warp_of(*running);
-  const unsigned place = warp.barrier.passed % 2;
-  warp.given[place][lane()] = mine;
-  arrive(warp.barrier, where);
-  warp.open_if_complete();
-  leave();
-  present = warp.gave[place];
-  if ((present & ~lanes) != 0) die("some lanes of the warp are left out: not emulated");
-  return warp.given[place];
+uint64_t shuffle_xor(Where where, unsigned lanes, uint64_t mine, int mask) {
+  unsigned present = 0;
+  const uint64_t* const given = exchange(where, lanes, mine, present);
+  const int from = lane() ^ mask;
+  if ((present >> from & 1) == 0) die("a shuffle with a lane that has ended");
+  return given[from];
+}
+
+unsigned lanes_that_gave(Where where, unsigned lanes, uint64_t mine, uint64_t wanted) {
+  unsigned present = 0;
+  const uint64_t* const given = exchange(where, lanes, mine, present);
+  unsigned result = 0;
+  for (int i = 0; i < kWarp; ++i)
+    if ((present >> i & 1) != 0 && given[i] == wanted) result |= 1U << i;
+  return result;
 }
 
 void* shared_array(SharedArray& array, size_t bytes) {
   const auto set = static_cast<size_t>(running->set.number);
-  if (array.memory[set] == nullptr) array.memory[set] = std::malloc(bytes);
+  FencedMemory*& memory = array.memory[set];
+  if (memory == nullptr) {
+    const Unwatched scope;
+    memory = new FencedMemory(bytes);
+    memory->resize(bytes);
+  }
   if (array.block[set] != blocks_run) {
     array.block[set] = blocks_run;
-    fill_with_nans(array.memory[set], bytes);
+    fill_with_nans(memory->begin(), bytes);
   }
-  return array.memory[set];
+  return memory->begin();
 }
 
 void* dynamic_shared() {

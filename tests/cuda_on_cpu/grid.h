@@ -40,14 +40,17 @@ struct Where {
 void wait_for_block(Where where);
 void wait_for_warp(Where where);
 int lane();
-// What the lanes of this warp gave, 64 bits each, those that have ended aside; valid until the next call. `present`: a
-// bit for each lane that gave something. Nothing else that a lane wrote before is thereby seen by others.
-const uint64_t* exchange(Where where, unsigned lanes, uint64_t mine, unsigned& present);
+// The lanes of this warp, those that have ended aside, each give something. Nothing else that a lane wrote before is
+// thereby seen by others: that is what __syncwarp() is for.
+uint64_t shuffle_xor(Where where, unsigned lanes, uint64_t mine, int mask);             // what lane ^ mask gave
+unsigned lanes_that_gave(Where where, unsigned lanes, uint64_t mine, uint64_t wanted);  // a bit for each
+
+class FencedMemory;
 
 // A kernel's `__shared__` array, and the begin of its `extern __shared__` one.
 struct SharedArray {
-  void* memory[2] = {nullptr, nullptr};
-  uint64_t block[2] = {0, 0};  // the last one that has used it
+  FencedMemory* memory[2] = {nullptr, nullptr};  // for either set (grid.cpp), to the end of the program
+  uint64_t block[2] = {0, 0};                    // the last one that has used it
 };
 void* shared_array(SharedArray& array, size_t bytes);
 void* dynamic_shared();

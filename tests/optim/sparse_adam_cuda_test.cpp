@@ -153,6 +153,7 @@ TEST_F(SparseAdamCuda, RowUpdatesEqualTheCpus) {
             for (const int64_t width : {1, 4, 7, 12, 33, 256, 1100})
               for (const int64_t lead : {Placed<float>::kAligned, Placed<float>::kOdd}) {
                 if (kind == Options::Update::kAll && correction == Options::Correction::kOwnSteps) continue;
+                if (reference::quick() && (width == 12 || width > 33)) continue;
                 if (lead == Placed<float>::kOdd && width % 4 != 0) continue;  // not aligned in any case
                 SCOPED_TRACE(fmt::format("update {} correction {} moment {} bf16 {} values {} width {} lead {}",
                                          static_cast<int>(kind), static_cast<int>(correction), static_cast<int>(moment),

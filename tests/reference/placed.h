@@ -51,6 +51,12 @@ bool equal_bytes(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
+// True if the environment's PKMESH_QUICK asks for smaller shapes: emulated kernels under a sanitizer are slow.
+inline bool quick() {
+  const char* asked = std::getenv("PKMESH_QUICK");
+  return asked != nullptr && std::strcmp(asked, "1") == 0;
+}
+
 // Values on a stream's device, between guards that must be intact when they are read back.
 template <class T>
 class Placed {

@@ -64,29 +64,16 @@ T __shfl_xor_sync(unsigned lanes, T value, int mask, int line = __builtin_LINE()
   static_assert(sizeof(T) <= sizeof(uint64_t));
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  unsigned present = 0;
-  const uint64_t* all = emulation::exchange({"__shfl_xor_sync", line}, lanes, bits, present);
-  const int from = emulation::lane() ^ mask;
-  if ((present >> from & 1) == 0) emulation::die("__shfl_xor_sync of a lane that has ended");
-  std::memcpy(&value, &all[from], sizeof(T));
+  bits = emulation::shuffle_xor({"__shfl_xor_sync", line}, lanes, bits, mask);
+  std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
 inline unsigned __ballot_sync(unsigned lanes, bool vote, int line = __builtin_LINE()) {
-  unsigned present = 0;
-  const uint64_t* all = emulation::exchange({"__ballot_sync", line}, lanes, vote ? 1 : 0, present);
-  unsigned votes = 0;
-  for (int i = 0; i < 32; ++i)
-    if ((present >> i & 1) != 0 && all[i] != 0) votes |= 1U << i;
-  return votes;
+  return emulation::lanes_that_gave({"__ballot_sync", line}, lanes, vote ? 1 : 0, 1);
 }
 inline unsigned __match_any_sync(unsigned lanes, int value, int line = __builtin_LINE()) {
-  unsigned present = 0;
   const uint64_t mine = static_cast<uint32_t>(value);
-  const uint64_t* all = emulation::exchange({"__match_any_sync", line}, lanes, mine, present);
-  unsigned same = 0;
-  for (int i = 0; i < 32; ++i)
-    if ((present >> i & 1) != 0 && all[i] == mine) same |= 1U << i;
-  return same;
+  return emulation::lanes_that_gave({"__match_any_sync", line}, lanes, mine, mine);
 }
 inline unsigned atomicOr(unsigned* place, unsigned bits) {
   return __atomic_fetch_or(place, bits, __ATOMIC_RELAXED);

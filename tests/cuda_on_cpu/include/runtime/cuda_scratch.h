@@ -33,7 +33,7 @@ class ScratchPlan {
   std::byte* take(Stream& stream) const {
     std::byte* const memory = cuda::scratch_bytes(stream, bytes_);
 #ifdef PKM_ASAN
-    for (const auto& [begin, bytes] : gaps_) ASAN_POISON_MEMORY_REGION(memory + begin, static_cast<size_t>(bytes));
+    for (const auto& [begin, bytes] : gaps_) __asan_poison_memory_region(memory + begin, static_cast<size_t>(bytes));
 #endif
     return memory;
   }
