@@ -174,15 +174,15 @@ void begin_block(Set& set, int threads) {
 
 // Each thread runs as far as it can, in turns. At random: in another order, and some warps not at all, for some rounds.
 void run_block(Set& set, int threads, Order order, Random& random) {
-  constexpr int kRounds = 8;
   begin_block(set, threads);
   std::vector<Thread*>& turns = set.turns;
   turns.clear();
   for (int i = 0; i < threads; ++i)
     turns.push_back(set.threads[static_cast<size_t>(order == Order::kBackwards ? threads - 1 - i : i)].get());
   bool stuck = false;
-  for (int round = 0; set.block.alive > 0; ++round) {
-    if (order == Order::kRandom && (round % kRounds == 0 || stuck)) {
+  for (int64_t round = 0, next = 0; set.block.alive > 0; ++round) {
+    if (order == Order::kRandom && (round == next || stuck)) {
+      next = round + (int64_t{1} << random() % 8);
       for (size_t i = turns.size(); i > 1; --i) std::swap(turns[i - 1], turns[(random() >> 32) * i >> 32]);
       for (const auto& warp : set.warps) warp->held_back = !stuck && random() % 2 == 0;
     }

@@ -14,7 +14,6 @@
 namespace pkmesh {
 namespace {
 
-constexpr int64_t kSteps = 20;
 constexpr double kTolerance = 1e-5;  // of a loss
 // BatchNorm takes a feature's mean away, so the queries' bias has no gradient but rounding, of which Adam makes steps
 // of full size. Training does not see them; an evaluation does, through the running statistics: two kinds of CPU
@@ -29,6 +28,7 @@ struct Trained {
 struct Case {
   const char* name;
   int ranks;
+  int64_t steps;
   std::vector<std::string> overrides;
   bool batch_norm = true;
 };
@@ -46,7 +46,7 @@ class TrainOnCuda : public testing::TestWithParam<Case> {
       Communicator& world = ranks == 1 ? self : host;
       const Device device = {kind, kind == DeviceKind::kCpu ? 0 : host.rank()};
       Trainer trainer = tiny::trainer(config, world, tokens_, device);
-      const std::vector<double> losses = tiny::losses(trainer, kSteps);
+      const std::vector<double> losses = tiny::losses(trainer, GetParam().steps);
       const Evaluation evaluation = evaluate(trainer.model(), tokens_, 3 * 16 * ranks + 1);
       if (world.rank() == 0) trained = {losses, evaluation};
     });
@@ -60,8 +60,9 @@ class TrainOnCuda : public testing::TestWithParam<Case> {
 TEST_P(TrainOnCuda, LossesAreTheCpus) {
   const Trained expected = train(DeviceKind::kCpu);
   const Trained actual = train(DeviceKind::kCuda);
-  ASSERT_EQ(std::ssize(actual.losses), kSteps);
-  EXPECT_LT(expected.losses.back(), expected.losses.front() - 0.3) << "nothing was learnt: nothing is shown";
+  ASSERT_EQ(std::ssize(actual.losses), GetParam().steps);
+  const double learnt = GetParam().steps >= 20 ? 0.3 : 0.03;
+  EXPECT_LT(expected.losses.back(), expected.losses.front() - learnt) << "nothing was learnt: nothing is shown";
   for (size_t i = 0; i < expected.losses.size(); ++i)
     EXPECT_NEAR(actual.losses[i], expected.losses[i], kTolerance) << "step " << i + 1;
   EXPECT_NEAR(actual.evaluation.loss, expected.evaluation.loss, GetParam().batch_norm ? kBehindBatchNorm : kTolerance);
@@ -70,16 +71,17 @@ TEST_P(TrainOnCuda, LossesAreTheCpus) {
 
 INSTANTIATE_TEST_SUITE_P(
     Emulated, TrainOnCuda,
-    testing::Values(Case{"fp32_rows", 1, {}}, Case{"bf16_rows", 1, {"model.memory.0.row_type=BF16"}},
+    testing::Values(Case{"fp32_rows", 1, 20, {}}, Case{"bf16_rows", 1, 20, {"model.memory.0.row_type=BF16"}},
                     Case{"bf16_rows_row_wise",
                          1,
+                         8,
                          {"model.memory.0.row_type=BF16", "values.moment_type=BF16", "values.second_moment=ROW_WISE"}},
-                    Case{"swilu", 1, {"model.memory.0.output=SWILU", "model.memory.0.value_width=24"}},
-                    Case{"dense_adam", 1, {"values.algorithm=DENSE_ADAM"}},
-                    Case{"layer_norm_queries", 1, {"model.memory.0.query_norm=LAYER_NORM"}, false},
-                    Case{"dropout", 1, {"model.dropout=0.1", "model.attention_dropout=0.1"}},
-                    Case{"two_ranks", 2, {"model.memory.0.row_placement=HASH"}},
-                    Case{"three_ranks_bf16_rows", 3, {"model.memory.0.row_type=BF16", "train.accumulate=2"}}),
+                    Case{"swilu", 1, 8, {"model.memory.0.output=SWILU", "model.memory.0.value_width=24"}},
+                    Case{"dense_adam", 1, 8, {"values.algorithm=DENSE_ADAM"}},
+                    Case{"layer_norm_queries", 1, 8, {"model.memory.0.query_norm=LAYER_NORM"}, false},
+                    Case{"dropout", 1, 8, {"model.dropout=0.1", "model.attention_dropout=0.1"}},
+                    Case{"two_ranks", 2, 20, {"model.memory.0.row_placement=HASH"}},
+                    Case{"three_ranks_bf16_rows", 3, 8, {"model.memory.0.row_type=BF16", "train.accumulate=2"}}),
     [](const auto& one) { return one.param.name; });
 
 }  // namespace

@@ -19,13 +19,14 @@ constexpr int64_t kRows = 61;
 constexpr int64_t kSources = 9;
 
 // Rows' numbers of contributions about a chunk's size (256): none (kAll only), one, just below, at and above it, hot.
+// Rows from kRows on have one.
 struct Contributions {
-  explicit Contributions(bool every_row) {
+  explicit Contributions(bool every_row, int64_t row_count = kRows) {
     const int64_t counts[] = {1, 0, 255, 256, 257, 2, 511, 512, 1300, 0, 9, 3000, 17};
     offsets.push_back(0);
     const Random random(4, "contributions");
-    for (int64_t row = 0; row < kRows; ++row) {
-      const int64_t count = counts[row % 13];
+    for (int64_t row = 0; row < row_count; ++row) {
+      const int64_t count = row < kRows ? counts[row % 13] : 1;
       if (count == 0 && !every_row) continue;
       rows.push_back(static_cast<int32_t>(row));
       for (int64_t c = 0; c < count; ++c) {
@@ -76,8 +77,8 @@ std::vector<float> widened(const std::vector<T>& values) {
 }
 
 template <class Value, class Moment>
-Result update(Stream& stream, const Options& options, int64_t width, int64_t lead) {
-  const Contributions list(options.update == Options::Update::kAll);
+Result update(Stream& stream, const Options& options, int64_t width, int64_t lead, int64_t row_count = kRows) {
+  const Contributions list(options.update == Options::Update::kAll, row_count);
   const Placed<int32_t> rows(stream, list.rows);
   const Placed<int64_t> touched(stream, {std::ssize(list.rows)});
   const Placed<int32_t> sources(stream, list.sources);
@@ -92,11 +93,11 @@ Result update(Stream& stream, const Options& options, int64_t width, int64_t lea
                                   .touched = touched.view()};
   const bool row_wise = options.second_moment == Options::SecondMoment::kRowWise;
   const bool own_steps = options.correction == Options::Correction::kOwnSteps;
-  const Placed<Value> values(stream, normals<Value>("values", kRows * width, false), lead);
-  const Placed<Moment> first(stream, normals<Moment>("first", kRows * width, false), lead);
-  const Placed<Moment> second(stream, normals<Moment>("second", row_wise ? 0 : kRows * width, true), lead);
-  const Placed<float> row_second(stream, normals<float>("second", row_wise ? kRows : 0, true));
-  const Placed<uint32_t> steps(stream, std::vector<uint32_t>(own_steps ? kRows : 0, 7));
+  const Placed<Value> values(stream, normals<Value>("values", row_count * width, false), lead);
+  const Placed<Moment> first(stream, normals<Moment>("first", row_count * width, false), lead);
+  const Placed<Moment> second(stream, normals<Moment>("second", row_wise ? 0 : row_count * width, true), lead);
+  const Placed<float> row_second(stream, normals<float>("second", row_wise ? row_count : 0, true));
+  const Placed<uint32_t> steps(stream, std::vector<uint32_t>(static_cast<size_t>(own_steps ? row_count : 0), 7));
   const RowUpdate parameters = {.options = options,
                                 .scale = 0.5F,
                                 .lr = 0.03,
@@ -104,14 +105,14 @@ Result update(Stream& stream, const Options& options, int64_t width, int64_t lea
                                 .value_rounding = Random(1, "values", 5),
                                 .first_rounding = Random(1, "first", 5),
                                 .second_rounding = Random(1, "second", 5),
-                                .placement = Placement(PlacementKind::kHash, 3 * kRows, 3),
+                                .placement = Placement(PlacementKind::kHash, 3 * row_count, 3),
                                 .rank = 1};
-  RowState state = {.first = first.view(kRows, width), .second = {}, .steps = steps.view()};
+  RowState state = {.first = first.view(row_count, width), .second = {}, .steps = steps.view()};
   if (row_wise)
-    state.second = row_second.view(kRows, 1);
+    state.second = row_second.view(row_count, 1);
   else
-    state.second = second.view(kRows, width);
-  update_rows(stream, parameters, values.view(kRows, width), state, gradients);
+    state.second = second.view(row_count, width);
+  update_rows(stream, parameters, values.view(row_count, width), state, gradients);
   const Placed<double> squares(stream, std::ssize(list.rows));
   row_squares(stream, gradients, squares.view());
   return {widened(values.values()), widened(first.values()), row_wise ? row_second.values() : widened(second.values()),
@@ -172,6 +173,20 @@ TEST_F(SparseAdamCuda, RowUpdatesEqualTheCpus) {
                 EXPECT_EQ(actual.steps, expected.steps);
                 EXPECT_EQ(actual.squares, expected.squares);  // of integers: exact
               }
+}
+
+// More rows than the kernels have blocks (16,384), so that some blocks take several: a row's gradient must not be
+// overwritten while it is in use.
+TEST_F(SparseAdamCuda, RowsBeyondTheNumberOfBlocksAreUpdatedToo) {
+  for (const auto moment : {Options::SecondMoment::kFull, Options::SecondMoment::kRowWise}) {
+    const Options options = {.second_moment = moment, .eps = 1e-3};
+    const auto [expected, actual] = on_both(
+        [&](Stream& stream) { return update<float, float>(stream, options, 8, Placed<float>::kAligned, 17'000); });
+    expect_same("values", actual.values, expected.values, false);
+    expect_same("first moments", actual.first, expected.first, false);
+    expect_same("second moments", actual.second, expected.second, false);
+    EXPECT_EQ(actual.squares, expected.squares);
+  }
 }
 
 TEST_F(SparseAdamCuda, ListsOfEveryRowAndSumsEqualTheCpus) {
