@@ -125,6 +125,10 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaSetDevice(int index) {
   return index >= 0 && index < emulation::kDevices ? cudaSuccess : fail(cudaErrorUnknown);
 }
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  properties->totalGlobalMem = size_t{16} << 30;
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
   *value = 9;
   return cudaSuccess;
