@@ -12,6 +12,7 @@
 #include "runtime/bf16.h"
 #include "runtime/cpu.h"
 #include "runtime/fp16.h"
+#include "runtime/lanes.h"
 
 namespace pkmesh::PKM_CPU {
 

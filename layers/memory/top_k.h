@@ -16,7 +16,7 @@
 #include <limits>
 #include <vector>
 
-#include "runtime/cpu.h"
+#include "runtime/lanes.h"
 
 namespace pkmesh::PKM_CPU {
 
