@@ -269,6 +269,42 @@ TEST(Pooled, TablesThatAreReadOftenGiveTheSameSums) {
   expect_exact_lookup<fp16>(15000, 40);
 }
 
+// Whether a table is read in slices depends on the threads and on how much is read, so sums must not: those of all
+// pairs together have the bits of each pair's alone, which reads too little for slices. Pairs differ in length.
+TEST(Pooled, SlicesAddInTheSameOrder) {
+  for (const int64_t row_count : {2100, 6000, 15000}) {  // slices of four vectors, of two, of one
+    constexpr int64_t kWidth = 181;
+    const Random random(13, "order");
+    std::vector<float> table(static_cast<size_t>(row_count * kWidth));
+    random.normals(0, std::ssize(table), 1.0F, table.data());
+    std::vector<Selection> selections;
+    std::vector<int32_t> offsets = {0};
+    for (uint64_t at = 0; std::ssize(selections) < 8 * row_count; ++at) {
+      for (uint64_t i = 0; i < 1 + random.bits(at) % 40; ++i)
+        selections.push_back({static_cast<int32_t>(random.bits(1'000'000 + 64 * at + i) % row_count),
+                              static_cast<float>(random.bits(9'000'000 + 64 * at + i) % 1000) * 0.0137F});
+      offsets.push_back(static_cast<int32_t>(selections.size()));
+    }
+    const int64_t pairs = std::ssize(offsets) - 1;
+    const int before = threads();
+    set_threads(1);
+    Stream stream;
+    const TableRows rows = Matrix<float>(table.data(), row_count, kWidth);
+    std::vector<float> together(static_cast<size_t>(pairs * kWidth), NAN);
+    pooled_gather(stream, rows, Vector<const Selection>(selections.data(), std::ssize(selections)),
+                  Vector<const int32_t>(offsets.data(), std::ssize(offsets)),
+                  Matrix<float>(together.data(), pairs, kWidth));
+    std::vector<float> alone(kWidth);
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const int32_t both[2] = {0, offsets[pair + 1] - offsets[pair]};
+      pooled_gather(stream, rows, Vector<const Selection>(selections.data() + offsets[pair], both[1]),
+                    Vector<const int32_t>(both, 2), Matrix<float>(alone.data(), 1, kWidth));
+      ASSERT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + pair * kWidth)) << row_count << " " << pair;
+    }
+    set_threads(before);
+  }
+}
+
 constexpr int64_t kPairs = 9000;
 constexpr int64_t kPerPair = 5;
 
