@@ -262,5 +262,27 @@ TEST(TopK, EqualsSortingWhateverTheScores) {
       }
 }
 
+// NaN in all registers' lanes but one, whose values are large: what is below them must not be lost.
+TEST(TopK, NotANumberIsTheLargestAndHidesNothing) {
+  constexpr int64_t kCount = 128;
+  constexpr int64_t kBest = 32;
+  std::vector<float> scores(kCount);
+  std::vector<int32_t> expected(kCount);
+  for (int64_t i = 0; i < kCount; ++i) {
+    const bool first_lane = i % cpu::kLanes == 0;
+    scores[i] = first_lane ? 10.0F : (i < cpu::kLanes ? NAN : static_cast<float>(-i));
+    expected[i] = static_cast<int32_t>(i);
+  }
+  const auto rank = [&](int32_t i) { return std::isnan(scores[i]) ? INFINITY : scores[i]; };
+  std::ranges::stable_sort(expected, [&](int32_t a, int32_t b) { return rank(a) > rank(b); });
+  expected.resize(kBest);
+  cpu::TopK top_k(kCount);
+  std::vector<float> best(kBest);
+  std::vector<int32_t> got(kBest);
+  top_k(
+      scores.data(), kCount, kBest, [](int32_t i) { return i; }, best.data(), got.data());
+  EXPECT_EQ(got, expected);
+}
+
 }  // namespace
 }  // namespace pkmesh
