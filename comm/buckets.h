@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense gradients summed over ranks behind the backward pass. The flat gradient is cut into buckets from its END to its
-// beginning: parameters stand in forward order, so the last layers' gradients are final first. A bucket is issued,
-// without waiting, as soon as all of it is final; what is left to wait for at the end is what the backward pass could
-// not hide.
+// Dense gradients summed over ranks, in one of two ways.
 //
-// The cut, and the order of issue, depend on the size alone: the ranks' collectives match whatever the calls in
-// between.
+// Behind the backward pass, where ranks are connected by messages: the flat gradient is cut into buckets from its END
+// to its beginning, for parameters stand in forward order, so the last layers' gradients are final first. A bucket is
+// issued, without waiting, as soon as all of it is final; what is left to wait for at the end is what the backward pass
+// could not hide. The cut, and the order of issue, depend on the size alone: the ranks' collectives match whatever the
+// calls in between. Afterwards every rank has all sums.
+//
+// At the end of it, where the ranks share memory: each rank then has the sums of its share, and what it makes of them
+// becomes everyone's by share_out(). Nothing would hide behind the backward pass, for the same cores would copy.
 #pragma once
 
 #include <cstdint>
@@ -18,14 +21,20 @@ namespace pkmesh {
 
 class GradientBuckets {
  public:
-  // `gradients` (P) must live as long as this object. bucket_bytes >= 4. In a world of one nothing is sent.
+  // `gradients` (P) must live as long as this object. bucket_bytes >= 4. In a world of one nothing travels.
   GradientBuckets(Communicator& communicator, std::span<float> gradients, int64_t bucket_bytes);
 
   // Gradients at `offset` (0..P) and after are final; all ranks call this alike. Never takes anything back: a call
   // with a higher offset than before is nothing.
   void ready_down_to(int64_t offset);
-  // All are final. Returns when every gradient is the sum over ranks, ready for the next step.
+  // All are final. Returns when every gradient in mine() is the sum over ranks, ready for the next step; the others are
+  // undefined.
   void finish();
+  // The gradients whose sums this rank has: its share if shares(), else all of them.
+  Share mine() const { return mine_; }
+  bool shares() const { return shares_; }
+  // What the ranks computed of their sums, values (P), of which each has mine(), becomes everyone's.
+  void share_out(std::span<float> values);
 
   int64_t bucket_count() const { return buckets_; }
   int64_t issued() const { return static_cast<int64_t>(pending_.size()); }  // of this step
@@ -36,6 +45,8 @@ class GradientBuckets {
   Communicator& communicator_;
   std::span<float> gradients_;
   int64_t bucket_size_;  // elements
+  bool shares_;
+  Share mine_;
   int64_t buckets_;
   std::vector<Pending> pending_;
 };

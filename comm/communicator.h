@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "comm/ledger.h"
+#include "comm/share.h"
 #include "comm/watchdog.h"
 #include "runtime/device.h"
 
@@ -150,6 +151,14 @@ class Communicator {
   }
   void barrier();
 
+  // Of data (n) that all ranks hold, each looks after its share_of(). What a rank has of the sum over ranks after
+  // sum_shares is its share; what else stands in data is then undefined. With gather_shares each rank's share becomes
+  // everyone's. Both together are an all_reduce, and move as much; apart, each rank can work on its share in between.
+  void sum_shares(std::span<float> data, Purpose purpose);
+  void gather_shares(std::span<float> data, Purpose purpose);
+  // Whether that is the better way: the ranks share memory, so that to gather is to copy.
+  virtual bool shares_memory() const { return false; }
+
   // Ends the whole job, all ranks, within seconds. Does not return on processes; throws JobAborted on thread ranks.
   [[noreturn]] virtual void abort(int exit_code) = 0;
 
@@ -190,6 +199,9 @@ class Communicator {
   virtual Pending start_all_to_all_v(const Blocks& blocks) = 0;
   virtual void run_broadcast(std::span<std::byte> data, int root) = 0;
   virtual void run_barrier() = 0;
+  // Those of a kind that has no better way.
+  virtual void run_sum_shares(std::span<float> data);
+  virtual void run_gather_shares(std::span<float> data);
   virtual bool takes_device_memory() const { return false; }
   Stream* stream() const { return stream_; }  // null: none is in use
   // The same ranks once more, as a communicator whose calls match among themselves. Collective.

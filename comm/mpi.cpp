@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // How each collective is made of MPI's: int counts force pieces. An all-to-all is one send and one receive per peer,
 // always, so that its cost does not depend on which algorithm a library prefers for uneven counts, and two of them may
-// be under way: messages between two ranks keep their order, and all ranks call in one order.
+// be under way: messages between two ranks keep their order, and all ranks call in one order. Shares of large sums pass
+// between the ranks of one host without MPI.
 #include "comm/mpi.h"
 
 #include <mpi.h>
@@ -15,6 +16,7 @@
 #include <thread>
 
 #include "comm/self.h"
+#include "comm/shared_sums.h"
 #include "runtime/check.h"
 
 // Every MPI call stands inside PKM_MPI(...), which throws with MPI's own words, the rank and the host.
@@ -22,6 +24,9 @@
 
 namespace pkmesh {
 namespace {
+
+constexpr int kTag = 1;
+constexpr int kUnusedTag = 2;
 
 void check_mpi(int status, const char* call, const char* file, int line) {
   if (status == MPI_SUCCESS) [[likely]]
@@ -111,39 +116,62 @@ class MpiGroup {
   }
   ~MpiGroup() {
     if (std::uncaught_exceptions() > 0) return;
-    if (window != MPI_WIN_NULL) MPI_Win_free(&window);
+    for (MPI_Win& window : windows) MPI_Win_free(&window);
     MPI_Comm_free(&host);
     MPI_Comm_free(&world);
   }
   MpiGroup(const MpiGroup&) = delete;
   MpiGroup& operator=(const MpiGroup&) = delete;
 
-  // The statuses of this host's ranks, in memory that they share.
-  StatusBoard make_board() {
-    RankStatus* mine = nullptr;
-    if (MPI_Win_allocate_shared(sizeof(RankStatus), 1, MPI_INFO_NULL, host, static_cast<void*>(&mine), &window) !=
-        MPI_SUCCESS) {  // no shared memory to be had: the watchdog then knows of this rank alone
-      window = MPI_WIN_NULL;
-      return StatusBoard::alone(rank);
+  // What each of this host's ranks shows to the others, in the order of `host`: one T each, in memory that they share.
+  // Empty if there is none to be had.
+  template <class T>
+  std::vector<T*> share() {
+    MPI_Win& window = windows.emplace_back(MPI_WIN_NULL);
+    T* mine = nullptr;
+    if (MPI_Win_allocate_shared(sizeof(T), 1, MPI_INFO_NULL, host, static_cast<void*>(&mine), &window) != MPI_SUCCESS) {
+      windows.pop_back();
+      return {};
     }
-    new (mine) RankStatus;
+    new (mine) T;
+    PKM_MPI(MPI_Barrier(host));  // all are made before any is used
     int count = 0;
     PKM_MPI(MPI_Comm_size(host, &count));
-    StatusBoard board{rank, std::vector<int>(static_cast<size_t>(count)), {}, nullptr};
-    PKM_MPI(MPI_Allgather(&rank, 1, MPI_INT, board.ranks.data(), 1, MPI_INT, host));
+    std::vector<T*> shown(static_cast<size_t>(count));
     for (int r = 0; r < count; ++r) {
       MPI_Aint bytes = 0;
       int unit = 0;
-      RankStatus* status = nullptr;
-      PKM_MPI(MPI_Win_shared_query(window, r, &bytes, &unit, static_cast<void*>(&status)));
-      board.statuses.push_back(status);
+      PKM_MPI(MPI_Win_shared_query(window, r, &bytes, &unit, static_cast<void*>(&shown[static_cast<size_t>(r)])));
     }
+    return shown;
+  }
+
+  StatusBoard make_board() {
+    StatusBoard board{rank, {}, share<RankStatus>(), nullptr};
+    if (board.statuses.empty()) return StatusBoard::alone(rank);  // the watchdog then knows of this rank alone
+    board.ranks.resize(board.statuses.size());
+    PKM_MPI(MPI_Allgather(&rank, 1, MPI_INT, board.ranks.data(), 1, MPI_INT, host));
     return board;
+  }
+
+  // If the world is one host's.
+  std::unique_ptr<SharedSums> make_sums() {
+    int here = 0;
+    PKM_MPI(MPI_Comm_size(host, &here));
+    if (here != size || size == 1 || size > SharedSums::kMostRanks) return nullptr;
+    std::vector<SharedSums::Window*> shown = share<SharedSums::Window>();
+    if (shown.empty()) return nullptr;
+    // MPI's own transfers go on only inside its calls, and a rank that is waited for may itself wait for one.
+    return std::make_unique<SharedSums>(rank, std::move(shown), [this] {
+      int found = 0;
+      PKM_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kUnusedTag, world, &found, MPI_STATUS_IGNORE));
+      std::this_thread::yield();
+    });
   }
 
   MPI_Comm world = MPI_COMM_NULL;
   MPI_Comm host = MPI_COMM_NULL;
-  MPI_Win window = MPI_WIN_NULL;
+  std::vector<MPI_Win> windows;
   int rank = 0;
   int size = 1;
 };
@@ -155,8 +183,11 @@ class MpiCommunicator final : public Communicator {
         group_(std::move(group)),
         options_(options) {
     show_on(group_->make_board());
+    sums_ = group_->make_sums();
   }
   ~MpiCommunicator() override { stop_watching(); }
+
+  bool shares_memory() const override { return sums_ != nullptr; }
 
   [[noreturn]] void abort(int exit_code) override {
     std::fflush(nullptr);
@@ -239,6 +270,16 @@ class MpiCommunicator final : public Communicator {
 
   void run_barrier() override { PKM_MPI(MPI_Barrier(group_->world)); }
 
+  void run_sum_shares(std::span<float> data) override {
+    if (sums_ == nullptr) return Communicator::run_sum_shares(data);
+    sums_->sum(data);
+  }
+
+  void run_gather_shares(std::span<float> data) override {
+    if (sums_ == nullptr) return Communicator::run_gather_shares(data);
+    sums_->gather(data);
+  }
+
   std::unique_ptr<Communicator> twin() override {
     return std::make_unique<MpiCommunicator>(std::make_unique<MpiGroup>(), options_);
   }
@@ -250,7 +291,6 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
-  static constexpr int kTag = 1;
 
   template <class Body>
   void reduce_in_pieces(const Reduce& reduce, const Body& body) const {
@@ -305,6 +345,7 @@ class MpiCommunicator final : public Communicator {
 
   const std::unique_ptr<MpiGroup> group_;
   const MpiOptions options_;
+  std::unique_ptr<SharedSums> sums_;  // null: the ranks share no memory
 };
 
 // srun without --mpi=... starts tasks that know nothing of each other: each would be a world of one.

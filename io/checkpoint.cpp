@@ -47,6 +47,15 @@ std::vector<std::string> list_named(const std::string& folder) {
 
 }  // namespace
 
+void DenseTensor::check() const {
+  const int64_t here = std::ssize(bytes);
+  if (part_begin)
+    PKM_CHECK(0 <= *part_begin && *part_begin + here <= info.bytes(), "{}: bytes [{}, {}) of {}", info.name,
+              *part_begin, *part_begin + here, info.bytes());
+  else
+    PKM_CHECK(here == info.bytes(), "{} has {} bytes, its shape {}", info.name, here, info.bytes());
+}
+
 std::string checkpoint_name(int64_t step) {
   return fmt::format("{}{:08}", kPrefix, step);
 }

@@ -19,11 +19,16 @@
 
 namespace pkmesh {
 
-// A tensor that is the same on all ranks: parameters, moments, statistics. Names are unique ("adam.m/" + name for
-// moments).
+// Parameters, moments, statistics: the same on all ranks, or cut into parts, each of which is on one rank. Names are
+// unique ("adam.m/" + name for moments).
 struct DenseTensor {
   TensorInfo info;
-  std::span<std::byte> bytes;
+  std::span<std::byte> bytes;  // all of it, or this rank's part, which may be empty
+  // The part's place in the tensor, in bytes. All ranks have one, or none has.
+  std::optional<int64_t> part_begin = {};
+
+  int64_t begin() const { return part_begin.value_or(0); }
+  void check() const;  // throws InternalError if there are not as many bytes as the shape says
 };
 
 // What a sharded table keeps per row: values, moments, counters. (local_rows, columns) on this rank.
@@ -77,7 +82,7 @@ struct SaveOptions {
 };
 
 // Collective. Writes `folder`/step_..., replacing one of the same step, and returns its path. Facts are the same on all
-// ranks, and dense tensors written from rank 0's. A file that cannot be written is a UserError on all ranks; then the
+// ranks, and dense tensors that all ranks have are written from rank 0's. A file that cannot be written is a UserError on all ranks; then the
 // new folder is gone and the former checkpoints are untouched.
 std::string save_checkpoint(Communicator& world, const std::string& folder, const CheckpointFacts& facts,
                             const CheckpointContents& contents, const SaveOptions& options = {});

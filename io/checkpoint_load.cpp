@@ -30,8 +30,7 @@ void match_dense(const std::string& path, const CheckpointManifest& manifest, co
   for (const TensorInfo& tensor : manifest.dense) stored[tensor.name] = &tensor;
   for (const DenseTensor& tensor : dense) {
     const TensorInfo& want = tensor.info;
-    PKM_CHECK(static_cast<int64_t>(tensor.bytes.size()) == want.bytes(), "{} has {} bytes, its shape {}", want.name,
-              tensor.bytes.size(), want.bytes());
+    tensor.check();
     const auto found = stored.find(want.name);
     if (found == stored.end()) user_error("{}: holds no tensor {}; {}", path, want.name, kMend);
     if (found->second->dtype != want.dtype || found->second->shape != want.shape)
@@ -102,7 +101,8 @@ void read_dense(const std::string& path, const std::vector<DenseTensor>& dense, 
   const Safetensors file(path + "/" + kDenseFile);
   Staging staging(stream);
   for (const DenseTensor& tensor : dense) {
-    const auto stored = stored_bytes(file, tensor.info.name, tensor.info.dtype, tensor.info.shape);
+    const auto stored = stored_bytes(file, tensor.info.name, tensor.info.dtype, tensor.info.shape)
+                            .subspan(static_cast<size_t>(tensor.begin()), tensor.bytes.size());
     for (size_t begin = 0; begin < stored.size(); begin += Staging::kBytes) {
       const auto memory = tensor.bytes.subspan(begin, std::min<size_t>(Staging::kBytes, stored.size() - begin));
       const auto host = staging.host(memory);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Saving: rank 0 makes the temporary folder and all files in full size; every rank writes its rows where they belong;
+// Saving: rank 0 makes the temporary folder and all files in full size; every rank writes what it has where it belongs;
 // the ranks share the checksums; rank 0 writes the manifest and renames the folder. Each stage ends in agreement.
 #include <fcntl.h>
 #include <stdio.h>
@@ -56,8 +56,7 @@ CheckpointManifest plan(const CheckpointFacts& facts, const CheckpointContents& 
   manifest.files = {{kConfigFile}, {kDenseFile}};
   for (const auto& [name, text] : facts.attachments) manifest.files.push_back({name});
   for (const DenseTensor& tensor : contents.dense) {
-    PKM_CHECK(static_cast<int64_t>(tensor.bytes.size()) == tensor.info.bytes(), "{} has {} bytes, its shape {}",
-              tensor.info.name, tensor.bytes.size(), tensor.info.bytes());
+    tensor.check();
     manifest.dense.push_back(tensor.info);
   }
   for (const ShardedTable& table : contents.tables) {
@@ -70,17 +69,24 @@ CheckpointManifest plan(const CheckpointFacts& facts, const CheckpointContents& 
   return manifest;
 }
 
-void write_dense(const std::string& path, const std::vector<DenseTensor>& dense, Stream* stream) {
+void create_dense_file(const std::string& path, const std::vector<DenseTensor>& dense) {
   std::vector<TensorInfo> infos;
   for (const DenseTensor& tensor : dense) infos.push_back(tensor.info);
   create_safetensors(path, infos, {{"format", "pt"}});
+}
+
+// This rank's parts; and rank 0, for all, what all ranks have.
+void write_dense(const std::string& path, const std::vector<DenseTensor>& dense, int rank, Stream* stream) {
   SafetensorsWriter writer(path);
   Staging staging(stream);
-  for (const DenseTensor& tensor : dense)
-    for (size_t begin = 0; begin < tensor.bytes.size(); begin += Staging::kBytes) {
-      const size_t bytes = std::min<size_t>(Staging::kBytes, tensor.bytes.size() - begin);
-      writer.write(tensor.info.name, staging.read(tensor.bytes.subspan(begin, bytes)), static_cast<int64_t>(begin));
+  for (const DenseTensor& tensor : dense) {
+    if (rank != 0 && !tensor.part_begin) continue;
+    for (size_t done = 0; done < tensor.bytes.size(); done += Staging::kBytes) {
+      const size_t bytes = std::min<size_t>(Staging::kBytes, tensor.bytes.size() - done);
+      writer.write(tensor.info.name, staging.read(tensor.bytes.subspan(done, bytes)),
+                   tensor.begin() + static_cast<int64_t>(done));
     }
+  }
   writer.sync();
 }
 
@@ -157,6 +163,18 @@ void check_ownership(Communicator& world, const ShardedTable& table, const Owned
             table.name, sums[0], table.rows);
 }
 
+// Collective: the ranks' parts are as many bytes as the tensors that are cut.
+void check_parts(Communicator& world, const std::vector<DenseTensor>& dense) {
+  int64_t missing = 0;
+  for (const DenseTensor& tensor : dense) {
+    if (!tensor.part_begin) continue;
+    missing -= std::ssize(tensor.bytes);
+    if (world.rank() == 0) missing += tensor.info.bytes();
+  }
+  world.all_reduce(std::span<int64_t>(&missing, 1), Reduction::kSum, Purpose::kControl);
+  PKM_CHECK(missing == 0, "the ranks' parts of dense tensors lack {} bytes", missing);
+}
+
 // Collective: fills in sizes and checksums, file i by rank i % ranks.
 void seal_files(Communicator& world, const std::string& folder, std::vector<CheckpointManifest::FileFacts>& files) {
   std::vector<int64_t> sums(files.size() * 2);
@@ -209,8 +227,10 @@ void write_all(Communicator& world, const std::string& temporary, const Checkpoi
     replace_text(temporary + "/" + kConfigFile, facts.config_text);
     for (const auto& [name, text] : facts.attachments) replace_text(fmt::format("{}/{}", temporary, name), text);
     for (const auto& table : manifest.tables) create_range_files(temporary, table);
-    write_dense(temporary + "/" + kDenseFile, contents.dense, contents.stream);
+    create_dense_file(temporary + "/" + kDenseFile, contents.dense);
   });
+  check_parts(world, contents.dense);
+  agree(world, [&] { write_dense(temporary + "/" + kDenseFile, contents.dense, world.rank(), contents.stream); });
   for (size_t i = 0; i < contents.tables.size(); ++i) {
     const OwnedRows owned(contents.tables[i]);
     check_ownership(world, contents.tables[i], owned);

@@ -67,7 +67,7 @@ void check_that_it_fits(Communicator& world, int64_t planned) {
 void bench_memory(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
   std::optional<TrainingTokens> data;
   agree(world, [&] { data = training_tokens(config); });
-  const MemoryPlan plan = plan_memory(config, data->vocabulary, world.size());
+  const MemoryPlan plan = plan_memory(config, data->vocabulary, world.hosts());
   check_that_it_fits(world, plan.bytes_per_rank());
   report.line(to_text(plan));
 

@@ -35,7 +35,7 @@ void report_memory(Communicator& world, const config::Config& config, const Proc
   const auto peak = slowest(world, static_cast<double>(process_memory().peak));
   const auto grown = slowest(world, static_cast<double>(process_memory().peak - before.resident));
   const auto planned =
-      static_cast<double>(plan_memory(config, config.tokenizer().vocabulary(), world.size()).bytes_per_rank());
+      static_cast<double>(plan_memory(config, config.tokenizer().vocabulary(), world.hosts()).bytes_per_rank());
   report.line(
       fmt::format("peak memory of a rank  {} with the memory, {} of it before the model; planned {}: "
                   "measured / planned {:.3f}",

@@ -19,7 +19,7 @@ std::string describe_config(const std::string& name) {
   const int64_t vocabulary = planned_vocabulary(config);
   std::string text = fmt::format("configuration {}\n\n", name);
   for (const int ranks : {1, 2, 4, 8})
-    text += to_text(plan_memory(config, vocabulary, ranks, planned_device(config))) + "\n";
+    text += to_text(plan_memory(config, vocabulary, Hosts::one(ranks), planned_device(config))) + "\n";
   return text + to_text(config);
 }
 

@@ -80,6 +80,13 @@ int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int rank
   return (kept + deepest) * kFloat;
 }
 
+// Values and gradients on every rank, moments on `sharing` ranks together.
+MemoryPlan::Line dense_line(int64_t parameters, int sharing) {
+  const std::string of = sharing == 1 ? "" : fmt::format(" of 1/{}", sharing);
+  return {"dense parameters", fmt::format("{} x (value, gradient, 2 moments{})", count_text(parameters), of),
+          parameters * 2 * kFloat + (parameters + sharing - 1) / sharing * 2 * kFloat};
+}
+
 // Whether what travels between GPUs passes through the hosts.
 bool stages(const config::Config& config) {
   const DeviceLink link = device_link(config);
@@ -117,13 +124,16 @@ int64_t count_dense_parameters(const TransformerShape& shape) {
   return count;
 }
 
-MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ranks, DeviceKind device) {
+MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const Hosts& hosts, DeviceKind device) {
+  const auto ranks = static_cast<int>(hosts.of_rank.size());
   const TransformerShape shape = model_shape(config, vocabulary);
   MemoryPlan plan;
   plan.ranks = ranks;
   plan.dense_parameters = count_dense_parameters(shape);
-  plan.lines.push_back({"dense parameters", count_text(plan.dense_parameters) + " x (value, gradient, 2 moments)",
-                        plan.dense_parameters * 4 * kFloat});
+  // As GradientBuckets: ranks that share memory share the dense update, others send gradients.
+  const bool messages = ranks > 1 && device == DeviceKind::kCpu && hosts.count() > 1;
+  const bool shares = ranks > 1 && device == DeviceKind::kCpu && !messages;
+  plan.lines.push_back(dense_line(plan.dense_parameters, shares ? ranks : 1));
 
   const BatchShape batch = {config.train().batch(), config.train().accumulate(), 0, ranks};
   const int64_t tokens = batch.largest_share() * shape.context;
@@ -150,7 +160,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ran
   if (pending > 0)
     plan.lines.push_back({"row gradients", "outputs' gradients and selections until the update", pending});
   for (MemoryPlan::Line& line : plan.lines) line.where = device;
-  if (ranks > 1 && device == DeviceKind::kCpu)
+  if (messages)
     plan.lines.push_back(
         {"reductions", "MPI's copies of the dense gradients on their way", plan.dense_parameters * kFloat});
   if (ranks > 1 && device != DeviceKind::kCpu && stages(config))

@@ -33,8 +33,8 @@ int64_t count_dense_parameters(const TransformerShape& shape);
 // Of the tokens if they are there already, else what the tokenizer is to learn: a plan needs no data.
 int64_t planned_vocabulary(const config::Config& config);
 
-// `config` is resolved; vocabulary as the tokenizer says.
-MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, int ranks,
+// `config` is resolved; vocabulary as the tokenizer says; `hosts` of all ranks.
+MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const Hosts& hosts,
                        DeviceKind device = DeviceKind::kCpu);
 std::string to_text(const MemoryPlan& plan);
 

@@ -74,10 +74,14 @@ void Model::reset_usage() {
 }
 
 void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,
-               std::span<float> all) {
+               std::span<float> all, std::optional<Share> share) {
+  const Share here = share.value_or(Share{0, std::ssize(all)});
   for (const auto& entry : entries) {
-    const auto values = all.subspan(static_cast<size_t>(entry.offset), static_cast<size_t>(entry.count));
-    contents.dense.push_back({{prefix + entry.name, DType::kF32, entry.shape}, std::as_writable_bytes(values)});
+    const Share mine = here.part_of({entry.offset, entry.offset + entry.count});
+    const auto values = all.subspan(static_cast<size_t>(mine.begin - here.begin), static_cast<size_t>(mine.count()));
+    DenseTensor tensor = {{prefix + entry.name, DType::kF32, entry.shape}, std::as_writable_bytes(values)};
+    if (share) tensor.part_begin = (values.empty() ? 0 : mine.begin - entry.offset) * int64_t{sizeof(float)};
+    contents.dense.push_back(std::move(tensor));
   }
 }
 

@@ -4,9 +4,11 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "comm/share.h"
 #include "io/checkpoint.h"
 #include "io/tokenizer.h"
 #include "launcher/options.h"
@@ -60,8 +62,9 @@ LoadedModel load_model(Communicator& world, const std::string& path);
 // The files of the tokenizer in `folder`, as attachments of a checkpoint: load_tokenizer(checkpoint) then finds them.
 std::map<std::string, std::string> attach_tokenizer(const std::string& folder);
 
-// Adds slices of a flat buffer as tensors named prefix + entry.name.
+// Adds slices of a flat buffer as tensors named prefix + entry.name. `all` is on every rank, or, with `share`, this
+// rank's share of it.
 void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,
-               std::span<float> all);
+               std::span<float> all, std::optional<Share> share = {});
 
 }  // namespace pkmesh

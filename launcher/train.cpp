@@ -64,7 +64,7 @@ int train_command(Communicator& world, const TrainArguments& options) {
     agree(world, [&] {
       if (world.rank() != 0) return;
       fmt::print("{}", options.print_config ? to_text(config)
-                                            : to_text(plan_memory(config, planned_vocabulary(config), world.size(),
+                                            : to_text(plan_memory(config, planned_vocabulary(config), world.hosts(),
                                                                   planned_device(config))));
     });
     return 0;

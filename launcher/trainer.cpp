@@ -9,10 +9,13 @@
 namespace pkmesh {
 namespace {
 
-std::vector<Adam::Range> decaying_ranges(const Parameters& parameters) {
+// Within `share`, counted from its beginning.
+std::vector<Adam::Range> decaying_ranges(const Parameters& parameters, Share share) {
   std::vector<Adam::Range> ranges;
-  for (const auto& entry : parameters.entries())
-    if (entry.decays) ranges.push_back({entry.offset, entry.offset + entry.count});
+  for (const auto& entry : parameters.entries()) {
+    const Share part = share.part_of({entry.offset, entry.offset + entry.count});
+    if (entry.decays) ranges.push_back({part.begin - share.begin, part.end - share.begin});
+  }
   return ranges;
 }
 
@@ -27,8 +30,9 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
       model_(config, world, device, vocabulary),
       world_(model_.world()),
       batches_(std::move(batches)),
-      adam_(device, model_.parameters().count(), dense_options(config), decaying_ranges(model_.parameters())),
       buckets_(world_, model_.parameters().gradients(), static_cast<int64_t>(config.train().bucket_mib() * (1 << 20))),
+      adam_(device, buckets_.mine().count(), dense_options(config),
+            decaying_ranges(model_.parameters(), buckets_.mine())),
       staged_(device, 2 * config.train().accumulate() * batch().largest_share() * batches_.context(),
               MemoryKind::kHost),
       figures_(device, kFigures) {
@@ -140,8 +144,9 @@ StepFigures Trainer::describe(const Gate& gate) const {
 
 CheckpointContents Trainer::contents() {
   CheckpointContents contents = model_.contents();
-  add_dense(contents, "adam.m/", model_.parameters().entries(), adam_.first_moments());
-  add_dense(contents, "adam.v/", model_.parameters().entries(), adam_.second_moments());
+  const std::optional<Share> share = buckets_.shares() ? std::optional(buckets_.mine()) : std::nullopt;
+  add_dense(contents, "adam.m/", model_.parameters().entries(), adam_.first_moments(), share);
+  add_dense(contents, "adam.v/", model_.parameters().entries(), adam_.second_moments(), share);
   if (scaler_.on())
     contents.dense.push_back(
         dense_tensor("loss_scale", Vector<double>(scaler_.state().data(), std::ssize(scaler_.state()))));
@@ -158,8 +163,12 @@ void Trainer::update(const Gate& gate, double rate) {
     return clip_factor(std::sqrt(squares) / scaler_.scale(), clip_norm) / scaler_.scale();
   };
   const double dense_scale = factor(gate.dense_squares, config_.optimizer().clip_norm());
-  adam_.step(model_.stream(), model_.parameters().values(), model_.parameters().gradients(), dense_scale, rate,
-             step_ + 1);
+  const Share mine = buckets_.mine();
+  const auto of_mine = [&](std::span<float> all) {
+    return all.subspan(static_cast<size_t>(mine.begin), static_cast<size_t>(mine.count()));
+  };
+  adam_.step(model_.stream(), of_mine(model_.parameters().values()), of_mine(model_.parameters().gradients()),
+             dense_scale, rate, step_ + 1);
   const double values_scale = factor(gate.values_squares, config_.values().clip_norm());
   const double values_rate = learning_rate(values_schedule(config_), step_ + 1);
   for (size_t i = 0; i < row_optimizers_.size(); ++i) {
@@ -167,6 +176,7 @@ void Trainer::update(const Gate& gate, double rate) {
     row_optimizers_[i].step(model_.stream(), table.rows(), table.row_gradients(model_.stream()), values_scale,
                             values_rate, step_ + 1);
   }
+  buckets_.share_out(model_.parameters().values());
 }
 
 }  // namespace pkmesh

@@ -67,9 +67,9 @@ class Trainer {
   Model model_;
   Communicator& world_;  // the model's
   BatchSampler batches_;
-  Adam adam_;
-  std::vector<RowOptimizer> row_optimizers_;  // one per table
   GradientBuckets buckets_;
+  Adam adam_;  // of the parameters whose gradients this rank sums
+  std::vector<RowOptimizer> row_optimizers_;  // one per table
   Buffer<int32_t> staged_;  // host memory: a step's inputs and targets, micro-step by micro-step
   Buffer<double> figures_;  // on the device: what gate_share() reads, in the order of enum Figure
   Readback<double> read_figures_;

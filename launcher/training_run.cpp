@@ -118,7 +118,7 @@ void TrainingRun::check_memory(Device device) const {
   const int host = of_rank[static_cast<size_t>(world_.rank())];
   const std::string& name = world_.hosts().names[static_cast<size_t>(host)];
   const int64_t ranks = std::ranges::count(of_rank, host);
-  const MemoryPlan plan = plan_memory(config_, tokenizer_->vocabulary_size(), world_.size(), device.kind);
+  const MemoryPlan plan = plan_memory(config_, tokenizer_->vocabulary_size(), world_.hosts(), device.kind);
   const auto check = [](int64_t need, int64_t total, const std::string& where, const char* remedy) {
     if (total > 0 && need > total)
       user_error("this run needs {} on {}, which has {}: see pkmesh train --dry-run; use more {} or a smaller model",
@@ -198,7 +198,7 @@ void TrainingRun::describe() {
            count_text(valid_tokens_ ? valid_tokens_->count() : 0));
   log_info("plan    {} steps of {} sequences of {} tokens; {} done", plan.steps(), plan.batch(), shape.context,
            steps_done());
-  log_info("{}", to_text(plan_memory(config_, shape.vocabulary, world_.size(), planned_device(config_))));
+  log_info("{}", to_text(plan_memory(config_, shape.vocabulary, world_.hosts(), planned_device(config_))));
   log_info("folder  {}", folder_->path());
 }
 

@@ -8,19 +8,6 @@
 #include "runtime/check.h"
 
 namespace pkmesh {
-namespace {
-
-constexpr int64_t kBlock = 4096;  // elements of a partial sum in layers/elementwise_cpu.cpp
-
-}  // namespace
-
-Share share_of(int64_t count, int rank, int size) {
-  PKM_CHECK(0 <= rank && rank < size, "rank {} of {}", rank, size);
-  // In whole blocks, so that the blocks, and with them all sums but the last, are those of a single rank.
-  const int64_t blocks = (count + kBlock - 1) / kBlock;
-  const auto cut = [&](int64_t part) { return std::min(count, blocks * part / size * kBlock); };
-  return {cut(rank), cut(rank + 1)};
-}
 
 double clip_factor(double norm, double max_norm) {
   PKM_CHECK(std::isfinite(norm) && norm >= 0, "norm {}", norm);

@@ -9,14 +9,6 @@
 
 namespace pkmesh {
 
-// The rank's part of [0, count) when the ranks share a pass over data that all of them hold. Parts are disjoint, in
-// rank order, and cover everything.
-struct Share {
-  int64_t begin;
-  int64_t end;
-};
-Share share_of(int64_t count, int rank, int size);
-
 // What the gradients are multiplied by so that their norm is at most max_norm: min(1, max_norm / (norm + 1e-6)), as
 // torch.nn.utils.clip_grad_norm_. max_norm 0: no clipping. `norm` must be finite.
 double clip_factor(double norm, double max_norm);

@@ -30,6 +30,9 @@ TEST_P(ContractTest, BucketsSumAsOneAllReduceDoes) {
           fill(world, static_cast<int>(step), gradients, sums);
           for (const int64_t offset : announcements[step]) buckets.ready_down_to(offset);
           buckets.finish();
+          for (auto i = static_cast<size_t>(buckets.mine().begin); i < static_cast<size_t>(buckets.mine().end); ++i)
+            EXPECT_EQ(gradients[i], sums[i]) << i << " of " << size;
+          buckets.share_out(gradients);
           EXPECT_EQ(gradients, sums) << size << " gradients, buckets of " << bucket_bytes << " bytes, step " << step;
         }
       }
@@ -41,18 +44,21 @@ TEST_P(ContractTest, BucketsAreIssuedFromTheEndOnceAllOfThemIsFinal) {
     std::vector<float> gradients(10, 1.0F);
     GradientBuckets buckets(world, gradients, 16);  // [6, 10), [2, 6), [0, 2)
     const bool alone = world.size() == 1;
-    EXPECT_EQ(buckets.bucket_count(), alone ? 0 : 3);
+    const bool at_end = alone || buckets.shares();  // nothing leaves before the end
+    EXPECT_EQ(buckets.shares(), !alone && world.shares_memory());
+    EXPECT_EQ(buckets.bucket_count(), at_end ? 0 : 3);
     const auto issued_after = [&](int64_t offset) {
       buckets.ready_down_to(offset);
       return buckets.issued();
     };
     EXPECT_EQ(issued_after(7), 0);
-    EXPECT_EQ(issued_after(6), alone ? 0 : 1);
-    EXPECT_EQ(issued_after(3), alone ? 0 : 1);
-    EXPECT_EQ(issued_after(1), alone ? 0 : 2);
+    EXPECT_EQ(issued_after(6), at_end ? 0 : 1);
+    EXPECT_EQ(issued_after(3), at_end ? 0 : 1);
+    EXPECT_EQ(issued_after(1), at_end ? 0 : 2);
     buckets.finish();
-    EXPECT_EQ(gradients, std::vector<float>(10, static_cast<float>(world.size())));
     EXPECT_EQ(world.ledger()[Purpose::kDense].bytes, alone ? 0 : 40);
+    buckets.share_out(gradients);
+    EXPECT_EQ(gradients, std::vector<float>(10, static_cast<float>(world.size())));
     EXPECT_THROW(buckets.ready_down_to(11), InternalError);
     EXPECT_THROW(GradientBuckets(world, gradients, 3), InternalError);
   });

@@ -133,6 +133,21 @@ TEST_P(ContractTest, GathersInRankOrder) {
   });
 }
 
+TEST_P(ContractTest, SharesOfASumAreEveryonesOnceGathered) {
+  on_ranks([](Communicator& world) {
+    for (const int64_t count : {0, 1, 333, 4097, 100003}) {
+      auto data = numbers<float>(world.rank(), count);
+      const auto sums = expected_reduction<float>(world.size(), count, Reduction::kSum);
+      world.sum_shares(data, kPurpose);
+      const Share mine = share_of(count, world.rank(), world.size());
+      for (auto i = static_cast<size_t>(mine.begin); i < static_cast<size_t>(mine.end); ++i)
+        EXPECT_EQ(data[i], sums[i]) << i << " of " << count;
+      world.gather_shares(data, kPurpose);
+      EXPECT_EQ(data, sums) << count;
+    }
+  });
+}
+
 TEST_P(ContractTest, AllToAllTransposesBlocks) {
   on_ranks([](Communicator& world) {
     for (const int64_t count : kCounts) {

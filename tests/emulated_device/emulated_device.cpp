@@ -14,6 +14,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string_view>
 #include <utility>
@@ -27,6 +28,7 @@ namespace {
 
 constexpr size_t kReserved = size_t{4} << 30;
 constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = size_t{2} << 20;  // what is opened and closed: page by page it would take most of a test's time
 constexpr int kPolls = 1000;  // as often an event is asked about before it is reached
 
 thread_local std::vector<std::string> t_ranges;
@@ -52,7 +54,8 @@ struct FakeDevice {
     return memory != nullptr && byte >= memory && byte < memory + kReserved;
   }
   void protect(int rights) const {
-    if (used > 0) PKM_CHECK(mprotect(memory, used, rights) == 0, "mprotect of {} bytes", used);
+    const size_t bytes = (used + kHugePage - 1) / kHugePage * kHugePage;
+    if (bytes > 0) PKM_CHECK(mprotect(memory, bytes, rights) == 0, "mprotect of {} bytes", bytes);
   }
 };
 
@@ -129,9 +132,12 @@ FakeDevice& device_at(int index) {
   FakeDevice& device = g_devices.at(static_cast<size_t>(index));
   const std::lock_guard lock(device.mutex);
   if (device.memory == nullptr) {
-    void* const memory = mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, kReserved + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     PKM_CHECK(memory != MAP_FAILED, "no addresses for an emulated device");
-    device.memory = static_cast<std::byte*>(memory);
+    size_t space = kReserved + kHugePage;
+    device.memory = static_cast<std::byte*>(std::align(kHugePage, kReserved, memory, space));
+    madvise(device.memory, kReserved, MADV_HUGEPAGE);  // a hint
   }
   return device;
 }

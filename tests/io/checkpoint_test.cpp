@@ -21,6 +21,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int64_t kCut = 10;  // elements of a dense tensor in parts
 constexpr int64_t kRows = 101;  // of the table, not a multiple of anything
 constexpr int64_t kWidth = 5;
 
@@ -42,13 +43,14 @@ std::vector<int64_t> rows_of(Placement placement, int64_t rank, int64_t ranks, i
 // A model that knows what each of its elements should be.
 struct Model {
   Model(Placement placement, int64_t rank, int64_t ranks, int64_t rows = kRows)
-      : Model(rows_of(placement, rank, ranks, rows), rows) {}
-  Model(std::vector<int64_t> own, int64_t rows)
-      : total(rows), owned(std::move(own)), local(static_cast<int64_t>(owned.size())) {}
+      : Model(rows_of(placement, rank, ranks, rows), rows, {kCut * rank / ranks, kCut * (rank + 1) / ranks}) {}
+  Model(std::vector<int64_t> own, int64_t rows, Share share = {0, kCut})
+      : total(rows), owned(std::move(own)), local(static_cast<int64_t>(owned.size())), part(share) {}
   Model(const Model&) = delete;
 
   void fill() {
     for (int64_t i = 0; i < weights.count(); ++i) weights.data()[i] = static_cast<float>(i) * 0.5F;
+    for (int64_t i = 0; i < part.count(); ++i) cut.data()[i] = static_cast<float>(part.begin + i) + 0.25F;
     for (int64_t r = 0; r < local; ++r) {
       const auto row = static_cast<float>(owned[static_cast<size_t>(r)]);
       for (int64_t c = 0; c < kWidth; ++c) {
@@ -61,20 +63,22 @@ struct Model {
   }
   // Elements that are not what fill() writes.
   int64_t wrong() const {
-    Model expected(owned, total);
+    Model expected(owned, total, part);
     expected.fill();
     const auto differ = [](auto a, auto b) {
       int64_t count = 0;
       for (size_t i = 0; i < a.size(); ++i) count += a[i] == b[i] ? 0 : 1;
       return count;
     };
-    return differ(weights.span(), expected.weights.span()) + differ(steps.span(), expected.steps.span()) +
+    return differ(weights.span(), expected.weights.span()) + differ(cut.span(), expected.cut.span()) +
+           differ(steps.span(), expected.steps.span()) +
            differ(values.span(), expected.values.span()) + differ(moments.span(), expected.moments.span()) +
            differ(reads.span(), expected.reads.span());
   }
   CheckpointContents contents() {
     CheckpointContents result;
-    result.dense = {dense_tensor("weights", weights.view().reshape(3, 4)), dense_tensor("steps", steps.view())};
+    result.dense = {dense_tensor("weights", weights.view().reshape(3, 4)), dense_tensor("steps", steps.view()),
+                    {{"cut", DType::kF32, {kCut}}, std::as_writable_bytes(cut.span()), part.begin * 4}};
     result.tables = {{"layers.2/memory",
                       total,
                       local,
@@ -88,6 +92,8 @@ struct Model {
   int64_t total;
   std::vector<int64_t> owned;
   int64_t local;
+  Share part;  // of a dense tensor that the ranks share
+  Buffer<float> cut{{}, part.count()};
   Buffer<float> weights{{}, 12};
   Buffer<int64_t> steps{{}, 1};
   Buffer<bf16> values{{}, local* kWidth};
@@ -196,6 +202,18 @@ TEST(Checkpoint, TheSameBytesWhateverTheRanksAndThePlacement) {
   EXPECT_EQ(last.values<int32_t>("reads")[0], 97);
 }
 
+TEST(Checkpoint, PartsThatDoNotMakeUpATensorAreABug) {
+  const TemporaryFolder folder;
+  EXPECT_THROW(run_ranks(2,
+                         [&](Communicator& world) {
+                           Model model(Placement::kBlock, world.rank(), world.size());
+                           CheckpointContents contents = model.contents();
+                           if (world.rank() == 1) contents.dense[2].bytes = contents.dense[2].bytes.first(4);
+                           save_checkpoint(world, folder.path(), facts_of(1), contents);
+                         }),
+               InternalError);
+}
+
 TEST(Checkpoint, EmptyTablesAndRanksWithoutRows) {
   const TemporaryFolder folder;
   for (const int64_t rows : {0, 1, 2}) {
@@ -266,7 +284,7 @@ TEST(Checkpoint, RefusesAnotherModel) {
       "weights is F32 (3, 4), the model's is F32 (3, 5)");
   refused([&](auto& c) { c.dense[0] = {{"weights", DType::kI32, {3, 4}}, bytes(48)}; }, "the model's is I32 (3, 4)");
   refused([&](auto& c) { c.dense.push_back({{"bias", DType::kF32, {2}}, bytes(8)}); }, "holds no tensor bias");
-  refused([&](auto& c) { c.dense.pop_back(); }, "the model has no tensor steps");
+  refused([&](auto& c) { c.dense.pop_back(); }, "the model has no tensor cut");
   refused([&](auto& c) { c.tables[0].name = "other"; }, "holds no table other");
   refused([&](auto& c) { c.tables.clear(); }, "the model has no table layers.2/memory");
   refused([&](auto& c) { c.tables[0].rows = 102; }, "has 101 rows, the model's has 102");
