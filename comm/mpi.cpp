@@ -291,7 +291,6 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
-
   template <class Body>
   void reduce_in_pieces(const Reduce& reduce, const Body& body) const {
     const int64_t unit = size_of(reduce.type);

@@ -5,17 +5,12 @@
 #include <utility>
 
 #include "runtime/check.h"
+#include "runtime/pause.h"
 
 namespace pkmesh {
 namespace {
 
 constexpr int64_t kStrip = 256;  // floats that are summed over all ranks at a time
-
-void pause_a_little() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#endif
-}
 
 }  // namespace
 
@@ -47,7 +42,7 @@ void SharedSums::wait_for_others(std::atomic<int64_t> Window::*count, int64_t ro
   for_others([&](int rank) {
     const std::atomic<int64_t>& reached = windows_[static_cast<size_t>(rank)]->*count;
     for (int64_t looks = 1; reached.load(std::memory_order_acquire) < rounds; ++looks) {
-      pause_a_little();
+      pause_briefly();
       if (looks % kPatience == 0) idle_();
     }
   });
@@ -86,7 +81,8 @@ void SharedSums::sum(std::span<float> data) {
     const Piece piece = piece_of(total, rank_, round);
     const auto part_of = [&](int rank) {
       if (rank == rank_) return static_cast<const float*>(data.data() + piece.begin);
-      return static_cast<const float*>(windows_[static_cast<size_t>(rank)]->parts[parity].data() + rank_ * piece_size());
+      return static_cast<const float*>(windows_[static_cast<size_t>(rank)]->parts[parity].data() +
+                                       rank_ * piece_size());
     };
     for (int64_t begin = 0; begin < piece.count; begin += kStrip) {
       const int64_t count = std::min(kStrip, piece.count - begin);

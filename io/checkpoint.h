@@ -82,8 +82,8 @@ struct SaveOptions {
 };
 
 // Collective. Writes `folder`/step_..., replacing one of the same step, and returns its path. Facts are the same on all
-// ranks, and dense tensors that all ranks have are written from rank 0's. A file that cannot be written is a UserError on all ranks; then the
-// new folder is gone and the former checkpoints are untouched.
+// ranks, and dense tensors that all ranks have are written from rank 0's. A file that cannot be written is a UserError
+// on all ranks; then the new folder is gone and the former checkpoints are untouched.
 std::string save_checkpoint(Communicator& world, const std::string& folder, const CheckpointFacts& facts,
                             const CheckpointContents& contents, const SaveOptions& options = {});
 

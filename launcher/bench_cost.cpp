@@ -100,29 +100,45 @@ Cost gather(const LookupShape& s) {
 Cost weight_gradients(const LookupShape& s) {
   Cost cost = gather(s);  // the same rows against the output's gradients
   cost.streamed += kFloat * real(s.selections());
+  if (s.summed) {
+    cost.streamed += kFloat * s.distinct_rows * real(s.value_width);
+    cost.flops *= 2;
+  }
   return cost;
 }
 
+namespace {
+// What is pending until the update: contributions to the rows' gradients and what they are taken from, one of each per
+// row if summed.
+double contributions(const LookupShape& s) {
+  return s.summed ? s.distinct_rows : real(s.selections());
+}
+double sources(const LookupShape& s) {
+  return s.summed ? s.distinct_rows : real(s.tokens);
+}
+}  // namespace
+
 Cost sort_rows(const LookupShape& s) {
-  return {.streamed = (kSelection + kContribution) * real(s.selections()) + kRowEntry * s.distinct_rows};
+  return {.streamed = (kSelection + kContribution) * contributions(s) + kRowEntry * s.distinct_rows};
 }
 
 Cost row_bound(const LookupShape& s) {
-  const double outputs = real(s.tokens * s.value_width);
-  return {.streamed = kFloat * (outputs + real(s.selections())), .flops = 2 * outputs + real(s.selections())};
+  const double outputs = sources(s) * real(s.value_width);
+  return {.streamed = kFloat * (outputs + contributions(s)), .flops = 2 * outputs + contributions(s)};
 }
 
 Cost row_norms(const LookupShape& s) {
-  return {.streamed = kContribution * real(s.selections()) + kFloat * real(s.tokens * s.value_width) +
+  const double sums = s.summed ? 0 : 2 * real(s.selections()) * real(s.value_width);
+  return {.streamed = kContribution * contributions(s) + kFloat * sources(s) * real(s.value_width) +
                       kRowEntry * s.distinct_rows,
-          .flops = 2 * real(s.selections()) * real(s.value_width) + 2 * s.distinct_rows * real(s.value_width)};
+          .flops = sums + 2 * s.distinct_rows * real(s.value_width)};
 }
 
 Cost row_update(const LookupShape& s) {
   constexpr double kAdam = 13;
   Cost cost = row_norms(s);
   cost.rows_updated = 2 * s.distinct_rows * real(s.row_bytes + s.moment_bytes);
-  cost.flops = 2 * real(s.selections()) * real(s.value_width) + kAdam * s.distinct_rows * real(s.value_width);
+  cost.flops += (kAdam - 2) * s.distinct_rows * real(s.value_width);  // Adam in the place of the norm
   return cost;
 }
 

@@ -35,6 +35,7 @@ struct LookupShape {
   int64_t moment_bytes = 0;  // of a row's moments
   bool batch_norm = true;
   bool gated = false;            // output SWILU
+  bool summed = false;           // rows' gradients are summed in the pass that computes dw (ValueTable::backward)
   double distinct_rows = 0;      // U: rows read by any token
   double distinct_sub_keys = 0;  // u: sub-keys that a token's k slots touch in one half of one head, on average
 
@@ -55,7 +56,7 @@ Cost select_backward(const LookupShape& shape);
 Cost plan_alone(const LookupShape& shape);  // the route in a world of one
 Cost count_usage(const LookupShape& shape);
 Cost gather(const LookupShape& shape);
-Cost weight_gradients(const LookupShape& shape);  // dw
+Cost weight_gradients(const LookupShape& shape);  // dw; and the rows' gradients, if summed
 Cost sort_rows(const LookupShape& shape);
 Cost row_bound(const LookupShape& shape);   // whether row gradients are finite, for the gate
 Cost row_norms(const LookupShape& shape);   // ... and their norm, where they are clipped

@@ -109,12 +109,13 @@ void LayerBench::update() {
 LookupShape LayerBench::lookup() const {
   LookupShape shape = lookup_shape(site_, row_options_, tokens_);
   shape.distinct_rows = static_cast<double>(distinct_rows(layer_.slots()));
+  shape.summed = !table_.keeps_gradients(layer_.route().selections.count());
   shape.distinct_sub_keys = mean_distinct_sub_keys(layer_.slots(), shape.heads, shape.sub_keys);
   return shape;
 }
 
 LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats) {
-  constexpr std::array kRowPhases = {"pooled gather",      "weight gradients", "count usage",
+  constexpr std::array kRowPhases = {"pooled gather",      "weight gradients", "sum by row", "count usage",
                                      "sort row gradients", "row squares",      "update rows"};
   std::array<std::vector<double>, 5> samples;
   RangeClock clock;

@@ -141,7 +141,7 @@ void time_select(LayerBench& bench, LookupShape s, PhaseTable& table) {
 }
 
 // What happens to the rows that the layer's last forward pass chose.
-void time_rows(LayerBench& bench, const LookupShape& s, PhaseTable& table) {
+void time_rows(LayerBench& bench, const LookupShape& s, int repeats, PhaseTable& table) {
   Inputs inputs({});
   Stream& stream = bench.stream();
   Arena& arena = bench.arena();
@@ -161,16 +161,14 @@ void time_rows(LayerBench& bench, const LookupShape& s, PhaseTable& table) {
               [&] { pooled_gather(stream, values.rows(), route.selections, route.pair_offsets, sums); });
   const auto gradients = inputs.matrix(s.tokens, s.value_width);
   const auto dweights = inputs.vector(s.selections());
-  table.phase("weight gradients (dw)", cost::weight_gradients(s), [&] {
-    weight_gradients(stream, values.rows(), route.selections, route.pair_offsets, gradients, dweights);
-  });
-  const std::vector<GradientPiece> pieces = {{route.selections, route.pair_offsets, 0}};
-  const auto sort = [&] { return sort_by_row(stream, arena, pieces, gradients, values.local_rows()); };
-  table.phase("sort by row", cost::sort_rows(s), [&] {
-    const ArenaScope inner(arena);
-    sort();
-  });
-  const RowGradients sorted = sort();
+  const auto backward = [&] {
+    values.forget_pending();
+    values.backward(stream, route.selections, route.pair_offsets, gradients, dweights);
+  };
+  table.phase(s.summed ? "dw, row gradients" : "weight gradients (dw)", cost::weight_gradients(s), backward);
+  table.line("sort by row", {cost::sort_rows(s)},
+             measure_after(repeats, backward, [&] { values.row_gradients(stream); }));
+  const RowGradients& sorted = values.row_gradients(stream);
   double squares = 0;
   table.phase("row gradients: norms", cost::row_norms(s),
               [&] { bench.rows().add_squares(stream, sorted, Vector<double>(&squares, 1)); });
@@ -322,7 +320,7 @@ void bench_ops(Communicator& world, const config::Config& config, const BenchOpt
   table.section("memory layer, by phase");
   time_query(bench, lookup, options.repeats, table);
   time_select(bench, lookup, table);
-  time_rows(bench, lookup, table);
+  time_rows(bench, lookup, options.repeats, table);
   table.section("memory layer, whole");
   time_whole_layer(bench, world, lookup, options.repeats, table);
   table.section("the rest of a step");

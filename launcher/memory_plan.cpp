@@ -10,6 +10,7 @@
 #include "io/batches.h"
 #include "io/tokenizer.h"
 #include "layers/cross_entropy.h"
+#include "layers/memory/sum_by_row.h"
 
 namespace pkmesh {
 namespace {
@@ -55,6 +56,16 @@ int64_t memory_activations(const MemorySite& site, int64_t tokens, int ranks) {
   if (ranks > 1) count += tokens * reads * 5;  // selections sent and received, their order
   if (memory.output == MemoryOutput::kSwilu) count += 3 * tokens * site.table.width;
   return count;
+}
+
+// What a backward pass leaves until the update, on a rank with 1/R of the rows and of what is read.
+int64_t pending_bytes(const MemorySite& site, int64_t tokens, int ranks, DeviceKind device) {
+  const int64_t reads = site.shape.heads * site.shape.neighbours;
+  const int64_t rows = (site.table.slots + ranks - 1) / ranks;
+  if (device == DeviceKind::kCpu && read_often(tokens * reads, rows))  // as ValueTable: the rows' gradients
+    return rows * (site.table.width * kFloat + 3 * 12);
+  const int64_t pairs = ranks == 1 ? tokens : tokens * std::min<int64_t>(reads, ranks);
+  return pairs * site.table.width * kFloat + tokens * reads * 3 * 12;
 }
 
 int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int ranks) {
@@ -141,9 +152,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   int64_t pending = 0;
   for (const MemorySite& site : shape.memories) {
     tables.emplace(site.table.name, site.table);
-    const int64_t reads = site.shape.heads * site.shape.neighbours;
-    const int64_t pairs = ranks == 1 ? tokens : tokens * std::min<int64_t>(reads, ranks);
-    pending += config.train().accumulate() * (pairs * site.table.width * kFloat + tokens * reads * 3 * 12);
+    pending += config.train().accumulate() * pending_bytes(site, tokens, ranks, device);
   }
   for (const auto& [name, table] : tables) {
     plan.value_parameters += table.slots * table.width;

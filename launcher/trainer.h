@@ -68,10 +68,10 @@ class Trainer {
   Communicator& world_;  // the model's
   BatchSampler batches_;
   GradientBuckets buckets_;
-  Adam adam_;  // of the parameters whose gradients this rank sums
+  Adam adam_;                                 // of the parameters whose gradients this rank sums
   std::vector<RowOptimizer> row_optimizers_;  // one per table
-  Buffer<int32_t> staged_;  // host memory: a step's inputs and targets, micro-step by micro-step
-  Buffer<double> figures_;  // on the device: what gate_share() reads, in the order of enum Figure
+  Buffer<int32_t> staged_;                    // host memory: a step's inputs and targets, micro-step by micro-step
+  Buffer<double> figures_;                    // on the device: what gate_share() reads, in the order of enum Figure
   Readback<double> read_figures_;
   LossScaler scaler_;
   int64_t step_ = 0;  // updates done

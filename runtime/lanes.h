@@ -30,4 +30,27 @@ template <class Vector>
   return fold_lanes(lanes, [](Vector a, Vector b) { return a + b; });
 }
 
+// totals[r] = the sum over the lanes of vectors[r], four at a time: with fewer additions than one by one.
+template <int... kLane>
+[[gnu::always_inline]] inline void sum_lanes_of_four(const Lanes* vectors, float* totals,
+                                                     std::integer_sequence<int, kLane...>) {
+  // Lane i of a pair's vector: of vectors 0 and 1 in turn, its own lanes i and i + 1.
+  constexpr auto in_pair = [](int lane, int of) { return lane / 2 * 2 + of + lane % 2 * kLanes; };
+  const auto pair = [&](Lanes a, Lanes b) {
+    return __builtin_shufflevector(a, b, in_pair(kLane, 0)...) + __builtin_shufflevector(a, b, in_pair(kLane, 1)...);
+  };
+  // Then of vectors 0, 1, 2, 3 in turn, four lanes each.
+  constexpr auto in_four = [](int lane, int of) { return lane / 4 * 4 + lane % 2 + 2 * of + lane % 4 / 2 * kLanes; };
+  const Lanes low = pair(vectors[0], vectors[1]);
+  const Lanes high = pair(vectors[2], vectors[3]);
+  Lanes sums = __builtin_shufflevector(low, high, in_four(kLane, 0)...) +
+               __builtin_shufflevector(low, high, in_four(kLane, 1)...);
+  if constexpr (kLanes == 16) sums += swap_lanes<8>(sums, std::make_integer_sequence<int, kLanes>{});
+  sums += swap_lanes<4>(sums, std::make_integer_sequence<int, kLanes>{});
+  for (int r = 0; r < 4; ++r) totals[r] = sums[r];
+}
+[[gnu::always_inline]] inline void sum_lanes_of_four(const Lanes* vectors, float* totals) {
+  sum_lanes_of_four(vectors, totals, std::make_integer_sequence<int, kLanes>{});
+}
+
 }  // namespace pkmesh::PKM_CPU

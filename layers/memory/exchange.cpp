@@ -34,21 +34,20 @@ class PooledExchange final : public Exchange {
     check_shape("exchange: dweights", dweights,
                 {{"tokens", route_.tokens}, {"selections", route_.selections_per_token}});
     const auto all = dweights.reshape(dweights.count());
-    const Matrix<float> gradients = table.take_gradients(context.stream, route_.pairs_received());
-    if (!route_.travels) {
-      copy(context.stream, dout.flat(), gradients.flat());
-      weight_gradients(context.stream, table.rows(), route_.selections, route_.pair_offsets, gradients, all);
-    } else {
-      send_gradients(context, dout, gradients);
-      const ArenaScope scope(context.arena);
-      const auto mine = context.arena.take<float>(route_.selections.count());
-      weight_gradients(context.stream, table.rows(), route_.selections, route_.pair_offsets, gradients, mine);
-      const auto received = context.arena.take<float>(route_.order.count());
-      context.world.all_to_all_v<float>(mine.flat(), route_.received_selections.flat(), received.flat(),
-                                        route_.sent_selections.flat(), Purpose::kWeightGradients);
-      scatter_scalars(context.stream, received, route_.order, all);
-    }
-    table.add_pending(context.stream, route_.selections, route_.pair_offsets);
+    if (!route_.travels) return table.backward(context.stream, route_.selections, route_.pair_offsets, dout, all);
+
+    const ArenaScope scope(context.arena);
+    const int64_t pairs = route_.pairs_received();
+    const auto gradients = table.keeps_gradients(route_.selections.count())
+                               ? table.take_gradients(context.stream, pairs)
+                               : context.arena.take<float>(pairs, table.shape().width);
+    send_gradients(context, dout, gradients);
+    const auto mine = context.arena.take<float>(route_.selections.count());
+    table.backward(context.stream, route_.selections, route_.pair_offsets, gradients, mine);
+    const auto received = context.arena.take<float>(route_.order.count());
+    context.world.all_to_all_v<float>(mine.flat(), route_.received_selections.flat(), received.flat(),
+                                      route_.sent_selections.flat(), Purpose::kWeightGradients);
+    scatter_scalars(context.stream, received, route_.order, all);
   }
 
  private:

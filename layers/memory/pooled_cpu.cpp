@@ -4,19 +4,14 @@
 
 #include "layers/memory/pooled.h"
 #include "layers/memory/row_kernels.h"
-#include "layers/memory/row_order.h"
+#include "layers/memory/sum_by_row.h"
+#include "runtime/cache.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
 namespace {
 
 constexpr int64_t kPairGrain = 4;
-
-// Whether a table is read so often that what is in the cache decides: which, in bytes, is then to be made small.
-bool read_often(int64_t selections, int64_t rows) {
-  constexpr int64_t kManyUses = 8;  // of each row, on average
-  return selections >= kManyUses * rows;
-}
 
 constexpr int64_t kMostVectors = 4;  // of a slice's columns
 constexpr int64_t kSumsAtOnce =
@@ -25,10 +20,10 @@ constexpr int64_t kSumsAtOnce =
 // How many columns of all rows make a slice of half the second-level cache: 0 if that is not worth it. Each thread
 // makes a copy of its own.
 int64_t slice_of(int64_t selections, int64_t rows, int64_t width) {
-  constexpr int64_t kFloats = (int64_t{1} << 20) / sizeof(float);
-  if (rows * width <= kFloats || !read_often(selections, threads() * rows)) return 0;
+  const int64_t fit = second_level_cache() / 2 / static_cast<int64_t>(sizeof(float));
+  if (rows * width <= fit || !read_often(selections, threads() * rows)) return 0;
   for (int64_t slice = kMostVectors * kLanes; slice >= kLanes; slice /= 2)
-    if (rows * slice <= kFloats) return slice;
+    if (rows * slice <= fit) return slice;
   return 0;
 }
 
@@ -115,10 +110,10 @@ void gather(Matrix<T> rows, Vector<const Selection> selections, Vector<const int
   });
 }
 
-// dweights by token: a token's gradient stays in the cache while its rows pass.
+// A token's gradient stays in the cache while its rows pass.
 template <class T>
-void dots_by_token(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-                   Matrix<const float> gradients, Vector<float> dweights) {
+void dots(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+          Matrix<const float> gradients, Vector<float> dweights) {
   const int64_t width = rows.size(1);
   parallel_for(0, gradients.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
     const auto row_of = [&](int64_t i) -> const T* { return rows.data() + selections[i].row * width; };
@@ -137,73 +132,6 @@ void dots_by_token(Matrix<T> rows, Vector<const Selection> selections, Vector<co
       }
     }
   });
-}
-
-// The row as floats: itself, or in `wide`.
-const float* widened(const float* row, int64_t, std::vector<float>&) {
-  return row;
-}
-template <class T>
-const float* widened(const T* row, int64_t width, std::vector<float>& wide) {
-  wide.resize(static_cast<size_t>(width));
-  std::transform(row, row + width, wide.begin(), [](T x) { return static_cast<float>(x); });
-  return wide.data();
-}
-
-// dweights by row: a row stays in the cache while the gradients of the tokens that read it pass. Those are fewer bytes
-// than the rows where each row is read by many. The same bits as by token.
-template <class T>
-void dots_by_row(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-                 Matrix<const float> gradients, int64_t chunks, Vector<float> dweights) {
-  struct Use {
-    int32_t pair;
-    int32_t selection;
-  };
-  struct Scratch {
-    std::vector<int32_t> places, touched;
-    std::vector<int64_t> offsets;
-    std::vector<Use> uses;
-  };
-  thread_local Scratch memory;  // kept from call to call
-  const int64_t width = rows.size(1);
-  memory.places.resize(static_cast<size_t>(chunks * rows.size(0)));
-  memory.touched.resize(static_cast<size_t>(rows.size(0)));
-  memory.offsets.resize(static_cast<size_t>(rows.size(0) + 1));
-  memory.uses.resize(static_cast<size_t>(selections.count()));
-  Use* const uses = memory.uses.data();
-  const int32_t* const touched = memory.touched.data();
-  const int64_t* const offsets = memory.offsets.data();
-  const GradientPiece piece = {selections, pair_offsets, 0};
-  const int64_t count = place_by_row({&piece, 1}, rows.size(0), chunks, memory.places.data(), memory.touched.data(),
-                                     memory.offsets.data(), [=](int32_t at, Selection, int32_t pair, int64_t i) {
-                                       uses[at] = {pair, static_cast<int32_t>(i)};
-                                     });
-  // Pieces are cut by uses, not by rows: usage is skewed.
-  parallel_for(0, selections.count(), 256, [&](int64_t from, int64_t to) {
-    thread_local std::vector<float> wide;  // kept from call to call
-    const int64_t end = std::lower_bound(offsets, offsets + count, to) - offsets;
-    for (int64_t u = std::lower_bound(offsets, offsets + count, from) - offsets; u < end; ++u) {
-      const float* row = widened(rows.data() + touched[u] * width, width, wide);
-      for (int64_t i = offsets[u]; i < offsets[u + 1]; i += 4) {
-        const int64_t batch = std::min<int64_t>(4, offsets[u + 1] - i);
-        const float* four[4];
-        for (int64_t r = 0; r < 4; ++r) four[r] = gradients.data() + uses[i + std::min(r, batch - 1)].pair * width;
-        float products[4];
-        dot_rows<4>(row, four, width, products);
-        for (int64_t r = 0; r < batch; ++r) dweights[uses[i + r].selection] = products[r];
-      }
-    }
-  });
-}
-
-template <class T>
-void dots(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-          Matrix<const float> gradients, Vector<float> dweights) {
-  const int64_t chunks = threads();
-  if (read_often(selections.count(), chunks * rows.size(0)))
-    dots_by_row(rows, selections, pair_offsets, gradients, chunks, dweights);
-  else
-    dots_by_token(rows, selections, pair_offsets, gradients, dweights);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // The gradient of a table before it exists: which rows were read, and from what each row's gradient is made. A row's
 // gradient is the sum over its contributions of weight * (output gradient of the pair that read it). It is computed
 // where it is consumed, one row at a time in the first-level cache, and never stored per selection or for the table.
+// (Rows that are read often come already summed, as if each had been read once: layers/memory/sum_by_row.h.)
 //
 // Contributions are sorted once by row. Inside a row they keep the order in which they came: by piece, then in the
 // global order of tokens (see comm/route.h). So the sum has the same order on any number of ranks and threads.

@@ -14,6 +14,7 @@
 #include "comm/placement.h"
 #include "layers/memory/pooled.h"
 #include "layers/memory/row_gradients.h"
+#include "layers/memory/sum_by_row.h"
 #include "runtime/buffer.h"
 #include "runtime/random.h"
 
@@ -55,10 +56,15 @@ class ValueTable {
   void write_row(int64_t local, std::span<const float> values);
 
   // --- the gradient, from the backward passes of a step to its update ---
-  // Memory for the output gradients of `pairs` pairs, (pairs, dv). Valid until the next call; add_pending() keeps it.
+  // Memory for the output gradients of `pairs` pairs, (pairs, dv), where backward() leaves them until the update.
   Matrix<float> take_gradients(Stream& stream, int64_t pairs);
-  // Adds a backward pass: what its pairs read. Their output gradients stand in the memory last taken.
-  void add_pending(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets);
+  // Whether it leaves them at all. On the CPU, where rows are read often, it leaves the rows' gradients instead: fewer
+  // bytes than their contributions.
+  bool keeps_gradients(int64_t selections) const;
+  // A backward pass. dweights (M) become those of the selections (weight_gradients()), and what the pairs read with
+  // d_output (pairs, dv) becomes pending.
+  void backward(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+                Matrix<const float> d_output, Vector<float> dweights);
   // All that is pending, by row; sorted once, until more is added or it is forgotten.
   const RowGradients& row_gradients(Stream& stream);
   void forget_pending();
@@ -78,6 +84,8 @@ class ValueTable {
 
  private:
   void initialise(uint64_t seed);
+  void add_piece(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets);
+  void add_sums(const RowSums& sums, int64_t count);
 
   TableShape shape_;
   Placement placement_;
@@ -89,9 +97,8 @@ class ValueTable {
   Buffer<uint32_t> best_;  // a bit per slot of the whole table: what this rank's tokens had as the best of a head
   // What is pending outlives the micro-batch's arena.
   Arena arena_;
-  Buffer<float> gradients_;      // (at least kept + taken, dv); grows in the first steps
-  int64_t gradients_kept_ = 0;   // pairs
-  int64_t gradients_taken_ = 0;  // pairs after them that take_gradients() gave and add_pending() has yet to claim
+  Buffer<float> gradients_;     // (at least kept + taken, dv); grows in the first steps
+  int64_t gradients_kept_ = 0;  // pairs
   std::vector<GradientPiece> pieces_;
   std::optional<RowGradients> sorted_;
 };

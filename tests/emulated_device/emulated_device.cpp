@@ -28,7 +28,8 @@ namespace {
 
 constexpr size_t kReserved = size_t{4} << 30;
 constexpr size_t kPage = 4096;
-constexpr size_t kHugePage = size_t{2} << 20;  // what is opened and closed: page by page it would take most of a test's time
+constexpr size_t kHugePage =
+    size_t{2} << 20;          // what is opened and closed: page by page it would take most of a test's time
 constexpr int kPolls = 1000;  // as often an event is asked about before it is reached
 
 thread_local std::vector<std::string> t_ranges;
@@ -132,8 +133,7 @@ FakeDevice& device_at(int index) {
   FakeDevice& device = g_devices.at(static_cast<size_t>(index));
   const std::lock_guard lock(device.mutex);
   if (device.memory == nullptr) {
-    void* memory =
-        mmap(nullptr, kReserved + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory = mmap(nullptr, kReserved + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     PKM_CHECK(memory != MAP_FAILED, "no addresses for an emulated device");
     size_t space = kReserved + kHugePage;
     device.memory = static_cast<std::byte*>(std::align(kHugePage, kReserved, memory, space));

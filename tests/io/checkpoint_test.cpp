@@ -21,7 +21,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kCut = 10;  // elements of a dense tensor in parts
+constexpr int64_t kCut = 10;    // elements of a dense tensor in parts
 constexpr int64_t kRows = 101;  // of the table, not a multiple of anything
 constexpr int64_t kWidth = 5;
 
@@ -71,13 +71,13 @@ struct Model {
       return count;
     };
     return differ(weights.span(), expected.weights.span()) + differ(cut.span(), expected.cut.span()) +
-           differ(steps.span(), expected.steps.span()) +
-           differ(values.span(), expected.values.span()) + differ(moments.span(), expected.moments.span()) +
-           differ(reads.span(), expected.reads.span());
+           differ(steps.span(), expected.steps.span()) + differ(values.span(), expected.values.span()) +
+           differ(moments.span(), expected.moments.span()) + differ(reads.span(), expected.reads.span());
   }
   CheckpointContents contents() {
     CheckpointContents result;
-    result.dense = {dense_tensor("weights", weights.view().reshape(3, 4)), dense_tensor("steps", steps.view()),
+    result.dense = {dense_tensor("weights", weights.view().reshape(3, 4)),
+                    dense_tensor("steps", steps.view()),
                     {{"cut", DType::kF32, {kCut}}, std::as_writable_bytes(cut.span()), part.begin * 4}};
     result.tables = {{"layers.2/memory",
                       total,

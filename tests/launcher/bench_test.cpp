@@ -87,6 +87,20 @@ TEST(Cost, Rows) {
   EXPECT_EQ(cost::row_bound(s).streamed, 4 * (2 * 7 + 16));
 }
 
+TEST(Cost, RowsWhoseGradientsAreSummedInTheBackwardPass) {
+  LookupShape s = small_lookup();
+  const Cost apart = cost::weight_gradients(s);
+  s.summed = true;
+  EXPECT_EQ(cost::weight_gradients(s).bytes(), apart.bytes() + 4 * 9 * 7);
+  EXPECT_EQ(cost::weight_gradients(s).flops, 2 * apart.flops);
+  EXPECT_EQ(cost::sort_rows(s).streamed, 16 * 9 + 12 * 9);
+  const Cost update = cost::row_update(s);
+  EXPECT_EQ(update.streamed, 8 * 9 + 4 * 9 * 7 + 12 * 9);
+  EXPECT_EQ(update.flops, 13 * 9 * 7);
+  EXPECT_EQ(cost::row_norms(s).flops, 2 * 9 * 7);
+  EXPECT_EQ(cost::row_bound(s).streamed, 4 * (9 * 7 + 9));
+}
+
 TEST(Cost, ElementwiseAndLoss) {
   EXPECT_EQ(cost::batch_norm_forward(2, 3).streamed, 4 * 4 * 6);
   EXPECT_EQ(cost::batch_norm_backward(2, 3).streamed, 4 * 5 * 6);

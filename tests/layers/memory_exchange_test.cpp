@@ -8,6 +8,8 @@
 #include "comm/self.h"
 #include "comm/thread.h"
 #include "layers/memory/exchange.h"
+#include "layers/memory/sum_by_row.h"
+#include "runtime/cache.h"
 #include "runtime/parallel.h"
 #include "runtime/random.h"
 #include "tests/reference/tensor.h"
@@ -200,7 +202,7 @@ TEST(Exchange, RandomInputsAreCloseToDouble) {
   }
 }
 
-// With 20 rows, dweights are computed by row on one thread and by token on three.
+// With 20 rows, gradients are computed by row on one thread and by token on three.
 TEST(Exchange, RunsRepeatBitForBitOnAnyThreads) {
   const int before = threads();
   for (const int64_t rows : {301, 20}) {
@@ -216,7 +218,12 @@ TEST(Exchange, RunsRepeatBitForBitOnAnyThreads) {
   set_threads(before);
 }
 
-// A table beyond the second-level cache, each row read eight times and more: columns are read in slices, dweights by
+// So many rows that a slice of all of them, as wide as said, takes half of the second-level cache.
+int64_t rows_of_slices(int64_t bytes) {
+  return second_level_cache() / 2 / bytes;
+}
+
+// A table beyond the second-level cache, each row read eight times and more: columns are read in slices, gradients by
 // row. Small integers: every sum is exact.
 template <class T>
 void expect_exact_lookup(int64_t row_count, int64_t width) {
@@ -246,7 +253,31 @@ void expect_exact_lookup(int64_t row_count, int64_t width) {
   pooled_gather(stream, rows, chosen, pairs, Matrix<float>(sums.data(), pair_count, width));
   weight_gradients(stream, rows, chosen, pairs, Matrix<const float>(gradients.data(), pair_count, width),
                    Vector<float>(dweights.data(), std::ssize(dweights)));
+  std::vector<int32_t> read(static_cast<size_t>(row_count), -1);
+  std::vector<float> row_sums(row_count * width, NAN);
+  std::vector<float> by_row(selections.size(), NAN);
+  const int64_t count =
+      sum_by_row(stream, rows, chosen, pairs, Matrix<const float>(gradients.data(), pair_count, width),
+                 Vector<float>(by_row.data(), std::ssize(by_row)),
+                 {Vector<int32_t>(read.data(), row_count), Matrix<float>(row_sums.data(), row_count, width)});
   set_threads(before);
+  EXPECT_EQ(by_row, dweights);
+  std::vector<float> row_gradients(row_count * width);
+  for (int64_t pair = 0; pair < pair_count; ++pair)
+    for (int64_t i = pair * kPerPair; i < (pair + 1) * kPerPair; ++i)
+      for (int64_t j = 0; j < width; ++j)
+        row_gradients[selections[i].row * width + j] += selections[i].weight * gradients[pair * width + j];
+  int64_t next = 0;
+  for (int32_t row = 0; row < row_count; ++row) {
+    if (std::ranges::find(selections, row, &Selection::row) == selections.end()) continue;
+    ASSERT_LT(next, count);
+    ASSERT_EQ(read[next], row);
+    ASSERT_TRUE(std::equal(row_sums.begin() + next * width, row_sums.begin() + (next + 1) * width,
+                           row_gradients.begin() + row * width))
+        << row;
+    ++next;
+  }
+  EXPECT_EQ(next, count);
   for (int64_t pair = 0; pair < pair_count; ++pair) {
     std::vector<float> sum(static_cast<size_t>(width));
     for (int64_t i = pair * kPerPair; i < (pair + 1) * kPerPair; ++i) {
@@ -263,16 +294,18 @@ void expect_exact_lookup(int64_t row_count, int64_t width) {
 }
 
 TEST(Pooled, TablesThatAreReadOftenGiveTheSameSums) {
-  expect_exact_lookup<float>(2100, 301);  // slices of four vectors, of two, of one
-  expect_exact_lookup<bf16>(2100, 589);
-  expect_exact_lookup<float>(6000, 70);
-  expect_exact_lookup<fp16>(15000, 40);
+  for (const int64_t bytes :
+       {300, 150, 70}) {  // slices of four vectors, of two, of one, or half as many: see the level
+    expect_exact_lookup<float>(rows_of_slices(bytes), 301);
+    expect_exact_lookup<bf16>(rows_of_slices(bytes), 150);
+    expect_exact_lookup<fp16>(rows_of_slices(bytes), 80);
+  }
 }
 
 // Whether a table is read in slices depends on the threads and on how much is read, so sums must not: those of all
 // pairs together have the bits of each pair's alone, which reads too little for slices. Pairs differ in length.
 TEST(Pooled, SlicesAddInTheSameOrder) {
-  for (const int64_t row_count : {2100, 6000, 15000}) {  // slices of four vectors, of two, of one
+  for (const int64_t row_count : {rows_of_slices(300), rows_of_slices(150), rows_of_slices(70)}) {
     constexpr int64_t kWidth = 181;
     const Random random(13, "order");
     std::vector<float> table(static_cast<size_t>(row_count * kWidth));
