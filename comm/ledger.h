@@ -27,7 +27,7 @@ enum class Purpose {
   kPartials,         // memory: pooled sums back
   kOutputGradients,  // memory: dOut to owners
   kWeightGradients,  // memory: scalars back
-  kDense,            // buckets of dense gradients
+  kDense,            // dense gradients, and the values that ranks give out
   kBatchNorm,        // query statistics
   kGate,             // finite? clipping norm; before an update
   kControl,          // everything else: set-up, evaluation, checkpoints, barriers

@@ -123,18 +123,23 @@ class MpiGroup {
   MpiGroup(const MpiGroup&) = delete;
   MpiGroup& operator=(const MpiGroup&) = delete;
 
-  // What each of this host's ranks shows to the others, in the order of `host`: one T each, in memory that they share.
-  // Empty if there is none to be had.
+  // What each of this host's ranks shows to the others, in the order of `host`: one T each, in memory that they share,
+  // on pages of its own. Empty on all if one cannot have it.
   template <class T>
-  std::vector<T*> share() {
-    MPI_Win& window = windows.emplace_back(MPI_WIN_NULL);
+  std::vector<T*> show_to_host() {
+    MPI_Info apart = MPI_INFO_NULL;
+    PKM_MPI(MPI_Info_create(&apart));
+    PKM_MPI(MPI_Info_set(apart, "alloc_shared_noncontig", "true"));
+    MPI_Win window = MPI_WIN_NULL;
     T* mine = nullptr;
-    if (MPI_Win_allocate_shared(sizeof(T), 1, MPI_INFO_NULL, host, static_cast<void*>(&mine), &window) != MPI_SUCCESS) {
-      windows.pop_back();
-      return {};
+    int made = MPI_Win_allocate_shared(sizeof(T), 1, apart, host, static_cast<void*>(&mine), &window) == MPI_SUCCESS;
+    PKM_MPI(MPI_Info_free(&apart));
+    if (made == 1) {
+      windows.push_back(window);
+      new (mine) T{};
     }
-    new (mine) T;
-    PKM_MPI(MPI_Barrier(host));  // all are made before any is used
+    PKM_MPI(MPI_Allreduce(MPI_IN_PLACE, &made, 1, MPI_INT, MPI_MIN, host));  // and all are made before any is used
+    if (made == 0) return {};
     int count = 0;
     PKM_MPI(MPI_Comm_size(host, &count));
     std::vector<T*> shown(static_cast<size_t>(count));
@@ -147,7 +152,7 @@ class MpiGroup {
   }
 
   StatusBoard make_board() {
-    StatusBoard board{rank, {}, share<RankStatus>(), nullptr};
+    StatusBoard board{rank, {}, show_to_host<RankStatus>(), nullptr};
     if (board.statuses.empty()) return StatusBoard::alone(rank);  // the watchdog then knows of this rank alone
     board.ranks.resize(board.statuses.size());
     PKM_MPI(MPI_Allgather(&rank, 1, MPI_INT, board.ranks.data(), 1, MPI_INT, host));
@@ -159,7 +164,7 @@ class MpiGroup {
     int here = 0;
     PKM_MPI(MPI_Comm_size(host, &here));
     if (here != size || size == 1 || size > SharedSums::kMostRanks) return nullptr;
-    std::vector<SharedSums::Window*> shown = share<SharedSums::Window>();
+    std::vector<SharedSums::Window*> shown = show_to_host<SharedSums::Window>();
     if (shown.empty()) return nullptr;
     // MPI's own transfers go on only inside its calls, and a rank that is waited for may itself wait for one.
     return std::make_unique<SharedSums>(rank, std::move(shown), [this] {
@@ -183,10 +188,11 @@ class MpiCommunicator final : public Communicator {
         group_(std::move(group)),
         options_(options) {
     show_on(group_->make_board());
-    sums_ = group_->make_sums();
   }
   ~MpiCommunicator() override { stop_watching(); }
 
+  // Lets shares pass through memory, if the ranks have any in common. Collective.
+  void share_memory() { sums_ = group_->make_sums(); }
   bool shares_memory() const override { return sums_ != nullptr; }
 
   [[noreturn]] void abort(int exit_code) override {
@@ -381,6 +387,7 @@ std::unique_ptr<Communicator> MpiSession::world(const MpiOptions& options) {
   if (!launched()) return std::make_unique<SelfCommunicator>();
   auto world = std::make_unique<MpiCommunicator>(std::make_unique<MpiGroup>(), options);
   world->watch(options.watch);
+  world->share_memory();
   return world;
 }
 

@@ -18,6 +18,10 @@ SharedSums::SharedSums(int rank, std::vector<Window*> windows, std::function<voi
     : rank_(rank), windows_(std::move(windows)), idle_(std::move(idle)) {
   static_assert(std::atomic<int64_t>::is_always_lock_free);
   PKM_CHECK(0 <= rank && rank < ranks() && ranks() <= kMostRanks, "rank {} of {}", rank, ranks());
+  for (const Window* window : windows_) {
+    const auto address = reinterpret_cast<uintptr_t>(window);
+    PKM_CHECK(address % alignof(Window) == 0, "a window at address {}", address);
+  }
 }
 
 int64_t SharedSums::rounds_of(int64_t total) const {
@@ -49,23 +53,34 @@ void SharedSums::wait_for_others(std::atomic<int64_t> Window::*count, int64_t ro
 }
 
 template <class Write, class Read>
-void SharedSums::run(int64_t rounds, const Write& write, const Read& read) {
+void SharedSums::run(int64_t total, const Write& write, const Read& read) {
+  const int64_t rounds = rounds_of(total);
   Window& mine = *windows_[static_cast<size_t>(rank_)];
   for (int64_t i = 0; i <= rounds; ++i) {
     if (i < rounds) {
       const int64_t round = done_ + i;
       wait_for_others(&Window::read, round - 1);  // what stands where this is to be written
       write(i, mine.parts[static_cast<size_t>(round % 2)].data());
+      mine.total.store(total, std::memory_order_relaxed);
       mine.written.store(round + 1, std::memory_order_release);
     }
     if (i > 0) {
       const int64_t round = done_ + i - 1;
       wait_for_others(&Window::written, round + 1);
+      if (i == 1) check_total(total);
       read(i - 1, static_cast<size_t>(round % 2));
       mine.read.store(round + 1, std::memory_order_release);
     }
   }
   done_ += rounds;
+}
+
+// All ranks call with one size, or what they take for each other's shares are not.
+void SharedSums::check_total(int64_t total) const {
+  for_others([&](int rank) {
+    const int64_t theirs = windows_[static_cast<size_t>(rank)]->total.load(std::memory_order_relaxed);
+    PKM_CHECK(theirs == total, "rank {} sums {} numbers, rank {} {}", rank_, total, rank, theirs);
+  });
 }
 
 // What a rank shows are its parts of the others' shares.
@@ -95,7 +110,7 @@ void SharedSums::sum(std::span<float> data) {
       std::copy_n(sum.data(), count, data.data() + piece.begin + begin);
     }
   };
-  run(rounds_of(total), write, read);
+  run(total, write, read);
 }
 
 // What a rank shows is its share.
@@ -111,7 +126,7 @@ void SharedSums::gather(std::span<float> data) {
       std::copy_n(windows_[static_cast<size_t>(rank)]->parts[parity].data(), piece.count, data.data() + piece.begin);
     });
   };
-  run(rounds_of(total), write, read);
+  run(total, write, read);
 }
 
 }  // namespace pkmesh

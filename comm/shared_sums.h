@@ -20,18 +20,20 @@ namespace pkmesh {
 
 class SharedSums {
  public:
-  static constexpr int64_t kWindow = 32768;  // floats: with its twin 256 KiB, half a small second-level cache
+  static constexpr int64_t kWindow = 32768;  // floats: a window has two halves of 128 KiB, which stay in a small cache
   static constexpr int kMostRanks = 128;     // with more the pieces would be too short
 
   // What a rank shows to the others. Zero-initialised, and plain memory beside lock-free words: it may lie in memory
   // shared by processes.
   struct Window {
     alignas(64) std::atomic<int64_t> written;  // rounds that can be read here
+    std::atomic<int64_t> total;                // size of the span that they are of
     alignas(64) std::atomic<int64_t> read;     // rounds in which this rank has read all others' windows
     alignas(64) std::array<std::array<float, kWindow>, 2> parts;
   };
 
-  // windows[r] is rank r's; they outlive this object. `idle` is called, again and again, while a rank waits long.
+  // windows[r] is rank r's, aligned to 64 bytes; they outlive this object. `idle` is called, again and again, while a
+  // rank waits long.
   SharedSums(int rank, std::vector<Window*> windows, std::function<void()> idle);
 
   // All ranks call these alike. This rank's share_of() data (n) becomes the sum over ranks, added in their order: the
@@ -55,9 +57,10 @@ class SharedSums {
   void for_others(const Body& body) const;
   // Waits until that count of all others has reached `rounds`.
   void wait_for_others(std::atomic<int64_t> Window::*count, int64_t rounds) const;
-  // Calls write(round, mine) and, one round later, read(round, parity) for rounds [0, rounds).
+  // Calls write(round, mine) and, one round later, read(round, parity) for all rounds of `total`.
   template <class Write, class Read>
-  void run(int64_t rounds, const Write& write, const Read& read);
+  void run(int64_t total, const Write& write, const Read& read);
+  void check_total(int64_t total) const;
 
   const int rank_;
   const std::vector<Window*> windows_;

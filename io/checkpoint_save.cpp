@@ -12,6 +12,7 @@
 
 #include "comm/agree.h"
 #include "io/checkpoint_manifest.h"
+#include "runtime/random.h"
 #include "runtime/range.h"
 
 namespace pkmesh {
@@ -77,10 +78,14 @@ void create_dense_file(const std::string& path, const std::vector<DenseTensor>& 
 
 // This rank's parts; and rank 0, for all, what all ranks have.
 void write_dense(const std::string& path, const std::vector<DenseTensor>& dense, int rank, Stream* stream) {
+  const auto writes = [&](const DenseTensor& tensor) {
+    return !tensor.bytes.empty() && (rank == 0 || tensor.part_begin.has_value());
+  };
+  if (std::ranges::none_of(dense, writes)) return;
   SafetensorsWriter writer(path);
   Staging staging(stream);
   for (const DenseTensor& tensor : dense) {
-    if (rank != 0 && !tensor.part_begin) continue;
+    if (!writes(tensor)) continue;
     for (size_t done = 0; done < tensor.bytes.size(); done += Staging::kBytes) {
       const size_t bytes = std::min<size_t>(Staging::kBytes, tensor.bytes.size() - done);
       writer.write(tensor.info.name, staging.read(tensor.bytes.subspan(done, bytes)),
@@ -163,16 +168,21 @@ void check_ownership(Communicator& world, const ShardedTable& table, const Owned
             table.name, sums[0], table.rows);
 }
 
-// Collective: the ranks' parts are as many bytes as the tensors that are cut.
+// Collective: the ranks' parts of the tensors that are cut meet end to end. Each end counts for, each beginning
+// against: what is left is that of the whole tensors.
 void check_parts(Communicator& world, const std::vector<DenseTensor>& dense) {
-  int64_t missing = 0;
-  for (const DenseTensor& tensor : dense) {
+  const auto mark = [](size_t tensor, int64_t at) {
+    return static_cast<int64_t>(Random(tensor, "parts").bits(static_cast<uint64_t>(at)));
+  };
+  int64_t open = 0;
+  for (size_t i = 0; i < dense.size(); ++i) {
+    const DenseTensor& tensor = dense[i];
     if (!tensor.part_begin) continue;
-    missing -= std::ssize(tensor.bytes);
-    if (world.rank() == 0) missing += tensor.info.bytes();
+    open += mark(i, tensor.begin() + std::ssize(tensor.bytes)) - mark(i, tensor.begin());
+    if (world.rank() == 0) open -= mark(i, tensor.info.bytes()) - mark(i, 0);
   }
-  world.all_reduce(std::span<int64_t>(&missing, 1), Reduction::kSum, Purpose::kControl);
-  PKM_CHECK(missing == 0, "the ranks' parts of dense tensors lack {} bytes", missing);
+  world.all_reduce(std::span<int64_t>(&open, 1), Reduction::kSum, Purpose::kControl);
+  PKM_CHECK(open == 0, "the ranks' parts of a dense tensor do not make it up");
 }
 
 // Collective: fills in sizes and checksums, file i by rank i % ranks.

@@ -35,7 +35,7 @@ struct LookupShape {
   int64_t moment_bytes = 0;  // of a row's moments
   bool batch_norm = true;
   bool gated = false;            // output SWILU
-  bool summed = false;           // rows' gradients are summed in the pass that computes dw (ValueTable::backward)
+  bool summed = false;           // rows' gradients are summed in the pass that computes dw (sum_by_row())
   double distinct_rows = 0;      // U: rows read by any token
   double distinct_sub_keys = 0;  // u: sub-keys that a token's k slots touch in one half of one head, on average
 

@@ -109,7 +109,7 @@ void LayerBench::update() {
 LookupShape LayerBench::lookup() const {
   LookupShape shape = lookup_shape(site_, row_options_, tokens_);
   shape.distinct_rows = static_cast<double>(distinct_rows(layer_.slots()));
-  shape.summed = !table_.keeps_gradients(layer_.route().selections.count());
+  shape.summed = table_.sums(shape.selections() * world_.size());
   shape.distinct_sub_keys = mean_distinct_sub_keys(layer_.slots(), shape.heads, shape.sub_keys);
   return shape;
 }

@@ -161,13 +161,26 @@ void time_rows(LayerBench& bench, const LookupShape& s, int repeats, PhaseTable&
               [&] { pooled_gather(stream, values.rows(), route.selections, route.pair_offsets, sums); });
   const auto gradients = inputs.matrix(s.tokens, s.value_width);
   const auto dweights = inputs.vector(s.selections());
-  const auto backward = [&] {
+  const auto prepare = [&] {
     values.forget_pending();
-    values.backward(stream, route.selections, route.pair_offsets, gradients, dweights);
+    if (!s.summed) copy(stream, gradients.flat(), values.take_gradients(stream, s.tokens).flat());
   };
-  table.phase(s.summed ? "dw, row gradients" : "weight gradients (dw)", cost::weight_gradients(s), backward);
+  const auto backward = [&] {
+    if (s.summed)
+      values.backward_by_row(stream, route.selections, route.pair_offsets, gradients, dweights);
+    else
+      values.backward(stream, route.selections, route.pair_offsets, dweights);
+  };
+  table.line(s.summed ? "dw, row gradients" : "weight gradients (dw)", {cost::weight_gradients(s)},
+             measure_after(repeats, prepare, backward));
   table.line("sort by row", {cost::sort_rows(s)},
-             measure_after(repeats, backward, [&] { values.row_gradients(stream); }));
+             measure_after(
+                 repeats,
+                 [&] {
+                   prepare();
+                   backward();
+                 },
+                 [&] { values.row_gradients(stream); }));
   const RowGradients& sorted = values.row_gradients(stream);
   double squares = 0;
   table.phase("row gradients: norms", cost::row_norms(s),

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "comm/host_staged.h"
+#include "comm/shared_sums.h"
 #include "io/batches.h"
 #include "io/tokenizer.h"
 #include "layers/cross_entropy.h"
@@ -58,14 +59,17 @@ int64_t memory_activations(const MemorySite& site, int64_t tokens, int ranks) {
   return count;
 }
 
-// What a backward pass leaves until the update, on a rank with 1/R of the rows and of what is read.
+// What a backward pass leaves until the update, on a rank with 1/R of the rows and of what is read; and what it takes
+// to sum by row, or to sort.
 int64_t pending_bytes(const MemorySite& site, int64_t tokens, int ranks, DeviceKind device) {
-  const int64_t reads = site.shape.heads * site.shape.neighbours;
-  const int64_t rows = (site.table.slots + ranks - 1) / ranks;
-  if (device == DeviceKind::kCpu && read_often(tokens * reads, rows))  // as ValueTable: the rows' gradients
-    return rows * (site.table.width * kFloat + 3 * 12);
-  const int64_t pairs = ranks == 1 ? tokens : tokens * std::min<int64_t>(reads, ranks);
-  return pairs * site.table.width * kFloat + tokens * reads * 3 * 12;
+  const int64_t reads = tokens * site.shape.heads * site.shape.neighbours;
+  const int64_t pairs =
+      ranks == 1 ? tokens : tokens * std::min(site.shape.heads * site.shape.neighbours, int64_t{ranks});
+  if (device == DeviceKind::kCpu && read_often(reads * ranks, site.table.slots)) {
+    const int64_t rows = (site.table.slots + ranks - 1) / ranks;
+    return rows * (site.table.width * kFloat + 60) + reads * 16 + pairs * 128;
+  }
+  return pairs * site.table.width * kFloat + reads * 3 * 12;
 }
 
 int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int ranks) {
@@ -141,9 +145,8 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   MemoryPlan plan;
   plan.ranks = ranks;
   plan.dense_parameters = count_dense_parameters(shape);
-  // As GradientBuckets: ranks that share memory share the dense update, others send gradients.
-  const bool messages = ranks > 1 && device == DeviceKind::kCpu && hosts.count() > 1;
-  const bool shares = ranks > 1 && device == DeviceKind::kCpu && !messages;
+  // Ranks that share memory share the dense update, others send gradients.
+  const bool shares = device == DeviceKind::kCpu && hosts.count() == 1 && ranks <= SharedSums::kMostRanks;
   plan.lines.push_back(dense_line(plan.dense_parameters, shares ? ranks : 1));
 
   const BatchShape batch = {config.train().batch(), config.train().accumulate(), 0, ranks};
@@ -166,10 +169,9 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   }
   plan.lines.push_back(
       {"activations", fmt::format("{} tokens at a time", tokens), activation_bytes(shape, tokens, ranks)});
-  if (pending > 0)
-    plan.lines.push_back({"row gradients", "outputs' gradients and selections until the update", pending});
+  if (pending > 0) plan.lines.push_back({"row gradients", "what backward passes leave until the update", pending});
   for (MemoryPlan::Line& line : plan.lines) line.where = device;
-  if (messages)
+  if (ranks > 1 && device == DeviceKind::kCpu && !shares)
     plan.lines.push_back(
         {"reductions", "MPI's copies of the dense gradients on their way", plan.dense_parameters * kFloat});
   if (ranks > 1 && device != DeviceKind::kCpu && stages(config))

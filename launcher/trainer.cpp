@@ -105,7 +105,7 @@ GateShare Trainer::gate_share() {
   Stream& stream = model_.stream();
   const auto figure = [&](Figure which) { return figures_.view().rows(which, which + 1); };
   const Vector<const float> gradients(model_.parameters().gradients().data(), model_.parameters().count());
-  const Share mine = share_of(gradients.count(), world_.rank(), world_.size());
+  const Share mine = buckets_.shares() ? buckets_.mine() : share_of(gradients.count(), world_.rank(), world_.size());
   add_sum_of_squares(stream, gradients.rows(mine.begin, mine.end), figure(kDenseSquares));
   for (size_t i = 0; i < row_optimizers_.size(); ++i) {
     const RowGradients& rows = model_.transformer().tables()[i]->row_gradients(stream);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Adam (Kingma and Ba, 2015) with decoupled weight decay (AdamW; Loshchilov and Hutter, 2019) over one flat span that
-// holds all dense parameters. The gradient's scale (clipping factor / loss scale) is applied on the way: one pass reads
-// and writes everything once. As torch.optim.AdamW, eps is added to the root of the bias-corrected second moment.
+// holds dense parameters: all of them, or a rank's share. The gradient's scale (clipping factor / loss scale) is
+// applied on the way: one pass reads and writes everything once. As torch.optim.AdamW, eps is added to the root of the
+// bias-corrected second moment.
 #pragma once
 
 #include <cstdint>

@@ -20,9 +20,9 @@ struct RowSums {
 PKM_OP(sum_by_row, TableRows rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
        Matrix<const float> gradients, Vector<float> dweights, const RowSums& out, int64_t& count)
 
-// dweights[i] = gradients[pair of i] . row of i; sums[u] = sum over the selections of rows[u], in their order, of
-// weight
-// * gradients[pair]. Returns U, how many rows are read.
+// dweights[i] = gradients[pair of i] . row of i
+// sums[u] = sum over the selections that read rows[u] of weight * gradients[pair]
+// Returns U, how many rows are read. Sums run in an order that depends on the sizes alone.
 int64_t sum_by_row(Stream& stream, const TableRows& rows, Vector<const Selection> selections,
                    Vector<const int32_t> pair_offsets, Matrix<const float> gradients, Vector<float> dweights,
                    const RowSums& out);

@@ -91,6 +91,7 @@ class ByRow {
     };
     const int64_t first = row_at(from);
     const int64_t last = row_at(to);
+    if (first == last) return;
     if (gradients_.count() * static_cast<int64_t>(sizeof(float)) < kManyBytes || width_ < 2 * kSlice)
       whole_rows(first, last, 0);
     else

@@ -90,46 +90,44 @@ Matrix<float> ValueTable::take_gradients(Stream& stream, int64_t pairs) {
     gradients_ = std::move(grown);
     sorted_.reset();
   }
+  gradients_taken_ = pairs;
   return Matrix<float>(gradients_.data() + gradients_kept_ * width, pairs, width);
 }
 
-bool ValueTable::keeps_gradients(int64_t selections) const {
-  return device_.kind != DeviceKind::kCpu || !read_often(selections, local_rows());
+bool ValueTable::sums(int64_t selections) const {
+  return device_.kind == DeviceKind::kCpu && read_often(selections, shape_.slots);
 }
 
 void ValueTable::backward(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-                          Matrix<const float> d_output, Vector<float> dweights) {
-  sorted_.reset();
-  if (keeps_gradients(selections.count())) {
-    const Matrix<float> kept = take_gradients(stream, d_output.size(0));
-    if (kept.data() != d_output.data()) copy(stream, d_output.flat(), kept.flat());
-    weight_gradients(stream, rows(), selections, pair_offsets, kept, dweights);
-    add_piece(stream, selections, pair_offsets);
-  } else {
-    const int64_t most = std::min(selections.count(), local_rows());
-    const RowSums sums = {arena_.take<int32_t>(most), take_gradients(stream, most)};
-    add_sums(sums, sum_by_row(stream, rows(), selections, pair_offsets, d_output, dweights, sums));
-  }
-}
-
-void ValueTable::add_piece(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets) {
+                          Vector<float> dweights) {
+  const int64_t pairs = pair_offsets.count() - 1;
+  PKM_CHECK(pairs == gradients_taken_, "{} pairs, but gradients of {}", pairs, gradients_taken_);
+  const Matrix<const float> d_output(gradients_.data() + gradients_kept_ * shape_.width, pairs, shape_.width);
+  weight_gradients(stream, rows(), selections, pair_offsets, d_output, dweights);
   // Copies of the small things: the route lives in the arena of its micro-batch.
   const auto kept_selections = arena_.take<Selection>(selections.count());
   const auto kept_offsets = arena_.take<int32_t>(pair_offsets.count());
   copy(stream, selections.flat(), kept_selections.flat());
   copy(stream, pair_offsets.flat(), kept_offsets.flat());
   pieces_.push_back({kept_selections, kept_offsets, gradients_kept_});
-  gradients_kept_ += pair_offsets.count() - 1;
+  gradients_kept_ += std::exchange(gradients_taken_, 0);
+  sorted_.reset();
 }
 
 // As if each row had been read once, with weight 1, and its sum were that pair's output gradient.
-void ValueTable::add_sums(const RowSums& sums, int64_t count) {
-  const auto selections = arena_.take<Selection>(count);
-  const auto pair_offsets = arena_.take<int32_t>(count + 1);
-  for (int64_t u = 0; u < count; ++u) selections[u] = {sums.rows[u], 1.0F};
-  std::iota(pair_offsets.begin(), pair_offsets.end(), 0);
-  pieces_.push_back({selections, pair_offsets, gradients_kept_});
+void ValueTable::backward_by_row(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+                                 Matrix<const float> d_output, Vector<float> dweights) {
+  const int64_t most = std::min(selections.count(), local_rows());
+  const RowSums sums = {arena_.take<int32_t>(most), take_gradients(stream, most)};
+  gradients_taken_ = 0;
+  const int64_t count = sum_by_row(stream, rows(), selections, pair_offsets, d_output, dweights, sums);
+  const auto reads = arena_.take<Selection>(count);
+  const auto offsets = arena_.take<int32_t>(count + 1);
+  for (int64_t u = 0; u < count; ++u) reads[u] = {sums.rows[u], 1.0F};
+  std::iota(offsets.begin(), offsets.end(), 0);
+  pieces_.push_back({reads, offsets, gradients_kept_});
   gradients_kept_ += count;
+  sorted_.reset();
 }
 
 const RowGradients& ValueTable::row_gradients(Stream& stream) {
@@ -142,6 +140,7 @@ void ValueTable::forget_pending() {
   pieces_.clear();
   sorted_.reset();
   gradients_kept_ = 0;
+  gradients_taken_ = 0;
   arena_.reset();
 }
 

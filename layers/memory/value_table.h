@@ -56,15 +56,18 @@ class ValueTable {
   void write_row(int64_t local, std::span<const float> values);
 
   // --- the gradient, from the backward passes of a step to its update ---
-  // Memory for the output gradients of `pairs` pairs, (pairs, dv), where backward() leaves them until the update.
+  // Memory for the output gradients of `pairs` pairs, (pairs, dv), until backward() keeps it.
   Matrix<float> take_gradients(Stream& stream, int64_t pairs);
-  // Whether it leaves them at all. On the CPU, where rows are read often, it leaves the rows' gradients instead: fewer
-  // bytes than their contributions.
-  bool keeps_gradients(int64_t selections) const;
-  // A backward pass. dweights (M) become those of the selections (weight_gradients()), and what the pairs read with
-  // d_output (pairs, dv) becomes pending.
+  // A backward pass of pairs whose output gradients stand in the memory last taken, where they stay until the update:
+  // dweights (M) become those of the selections, and what was read becomes pending.
   void backward(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-                Matrix<const float> d_output, Vector<float> dweights);
+                Vector<float> dweights);
+  // The same of d_output (pairs, dv), which need not stay: the rows' gradients do, one per row that was read. For rows
+  // that are read often; see sums().
+  void backward_by_row(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+                       Matrix<const float> d_output, Vector<float> dweights);
+  // Whether that is the better way where `selections` are made over all ranks: on the CPU, if rows are read often.
+  bool sums(int64_t selections) const;
   // All that is pending, by row; sorted once, until more is added or it is forgotten.
   const RowGradients& row_gradients(Stream& stream);
   void forget_pending();
@@ -84,8 +87,6 @@ class ValueTable {
 
  private:
   void initialise(uint64_t seed);
-  void add_piece(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets);
-  void add_sums(const RowSums& sums, int64_t count);
 
   TableShape shape_;
   Placement placement_;
@@ -97,8 +98,9 @@ class ValueTable {
   Buffer<uint32_t> best_;  // a bit per slot of the whole table: what this rank's tokens had as the best of a head
   // What is pending outlives the micro-batch's arena.
   Arena arena_;
-  Buffer<float> gradients_;     // (at least kept + taken, dv); grows in the first steps
-  int64_t gradients_kept_ = 0;  // pairs
+  Buffer<float> gradients_;      // (at least kept + taken, dv); grows in the first steps
+  int64_t gradients_kept_ = 0;   // pairs, or rows in their place
+  int64_t gradients_taken_ = 0;  // pairs after them that take_gradients() gave and backward() has yet to claim
   std::vector<GradientPiece> pieces_;
   std::optional<RowGradients> sorted_;
 };

@@ -118,6 +118,13 @@ TEST(SharedSums, NoRankOvertakesAnother) {
   });
 }
 
+TEST(SharedSums, SizesThatDifferAreAnError) {
+  on_shared(2, [](int rank, SharedSums& sums) {
+    std::vector<float> data(static_cast<size_t>(9000 + rank));
+    EXPECT_THROW(sums.sum(data), InternalError);
+  });
+}
+
 TEST(SharedSums, RefusesARankThatIsNotThere) {
   Window window{};
   EXPECT_THROW(SharedSums(1, {&window}, [] {}), InternalError);

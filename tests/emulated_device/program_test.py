@@ -70,7 +70,9 @@ class OnADevice(program.Test):
         self.assertEqual((plan["total on the host"], plan["staging"]), ("24.0 MiB", "24.0 MiB"))
         self.assertNotIn("reductions", plan)
         self.assertEqual(total(0, *GPU)["total on the host"], "0.0 MiB")
-        self.assertEqual(total(0, *GPU)["total on a GPU"], total(0, *CPU)["total"])
+        of_gpu, of_cpu = total(0, *GPU), total(0, *CPU)
+        for line in set(of_cpu) - {"total", "row gradients"}:  # the CPU keeps sums of rows that are read often
+            self.assertEqual(of_gpu[line], of_cpu[line])
         self.assertNotIn("total on a GPU", total(2, *CPU))
 
 

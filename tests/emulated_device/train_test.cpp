@@ -132,7 +132,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"layer_norm_queries", {"model.memory.0.query_norm=LAYER_NORM"}},
                     Case{"dropout", {"model.dropout=0.1", "model.attention_dropout=0.1"}},
                     Case{"weight_decay", {"optimizer.weight_decay=0.1"}},
-                    Case{"shared_table", {"model.memory.0.layers=[0,1]", "model.memory.0.table=both"}},
+                    // With more rows, so that they are not read often: the CPU would sum each layer's reads first,
+                    // which a GPU never does (layers/memory/sum_by_row.h).
+                    Case{"shared_table",
+                         {"model.memory.0.layers=[0,1]", "model.memory.0.table=both", "model.memory.0.sub_keys=16"}},
                     Case{"two_tables", {"model.memory.0.layers=[0,1]"}},
                     Case{"bf16_rows_row_wise",
                          {"model.memory.0.row_type=BF16", "values.moment_type=BF16", "values.second_moment=ROW_WISE"}},

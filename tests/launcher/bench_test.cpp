@@ -233,9 +233,9 @@ TEST(Bench, OpsMeasuresEveryPhase) {
     EXPECT_NE(report.text().find(phase.at("name").get<std::string>()), std::string::npos);
   }
   EXPECT_EQ(names.size(), report.figures.at("phases").size()) << "a name twice";
-  for (const char* name : {"query forward", "batch norm backward", "select forward", "gather and pool",
-                           "weight gradients (dw)", "sort by row", "row gradients + update", "attention backward",
-                           "GELU forward", "cross-entropy, training", "layer, whole step"})
+  for (const char* name :
+       {"query forward", "batch norm backward", "select forward", "gather and pool", "dw, row gradients", "sort by row",
+        "row gradients + update", "attention backward", "GELU forward", "cross-entropy, training", "layer, whole step"})
     EXPECT_TRUE(names.contains(name)) << name;
   EXPECT_EQ(report.figures.at("ceilings").at("copy").size(), 1);
 }

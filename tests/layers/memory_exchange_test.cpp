@@ -202,7 +202,6 @@ TEST(Exchange, RandomInputsAreCloseToDouble) {
   }
 }
 
-// With 20 rows, gradients are computed by row on one thread and by token on three.
 TEST(Exchange, RunsRepeatBitForBitOnAnyThreads) {
   const int before = threads();
   for (const int64_t rows : {301, 20}) {
@@ -290,6 +289,69 @@ void expect_exact_lookup(int64_t row_count, int64_t width) {
       ASSERT_EQ(dweights[i], product) << i;
     }
     ASSERT_TRUE(std::equal(sum.begin(), sum.end(), sums.begin() + pair * width)) << pair;
+  }
+}
+
+// Rows that are read often, of numbers that round: close to double, and the same bits on any number of threads. Few
+// output gradients are taken as they lie, many in slices of columns.
+TEST(SumByRow, IsCloseToDoubleAndTheSameOnAnyThreads) {
+  constexpr int64_t kWidth = 101;
+  constexpr int64_t kPerPair = 13;
+  constexpr int64_t kRows = 700;
+  for (const int64_t pair_count : {900, 5000}) {  // 0.4 and 2 MB
+    SCOPED_TRACE(pair_count);
+    const Random random(14, "by row");
+    std::vector<float> table(kRows * kWidth);
+    random.normals(0, std::ssize(table), 1.0F, table.data());
+    std::vector<float> gradients(pair_count * kWidth);
+    random.normals(1'000'000, std::ssize(gradients), 1.0F, gradients.data());
+    std::vector<Selection> selections(pair_count * kPerPair);
+    for (size_t i = 0; i < selections.size(); ++i)  // the first rows more often than the others
+      selections[i] = {static_cast<int32_t>(random.bits(2 * i) % (1 + random.bits(2 * i + 1) % kRows)),
+                       random.uniform(5'000'000 + i)};
+    std::vector<int32_t> offsets(pair_count + 1);
+    for (int32_t pair = 0; pair <= pair_count; ++pair) offsets[pair] = pair * kPerPair;
+    std::vector<double> dots(selections.size());
+    std::vector<double> sums(kRows * kWidth);
+    for (size_t i = 0; i < selections.size(); ++i)
+      for (int64_t j = 0; j < kWidth; ++j) {
+        const double gradient = gradients[i / kPerPair * kWidth + j];
+        dots[i] += gradient * table[selections[i].row * kWidth + j];
+        sums[selections[i].row * kWidth + j] += selections[i].weight * gradient;
+      }
+
+    const int before = threads();
+    std::vector<float> first_dots;
+    std::vector<float> first_sums;
+    for (const int count : {1, 3}) {
+      set_threads(count);
+      Stream stream;
+      std::vector<float> dweights(selections.size(), NAN);
+      std::vector<int32_t> read(kRows);
+      std::vector<float> row_sums(kRows * kWidth, NAN);
+      const int64_t rows =
+          sum_by_row(stream, Matrix<float>(table.data(), kRows, kWidth),
+                     Vector<const Selection>(selections.data(), std::ssize(selections)),
+                     Vector<const int32_t>(offsets.data(), pair_count + 1),
+                     Matrix<const float>(gradients.data(), pair_count, kWidth),
+                     Vector<float>(dweights.data(), std::ssize(dweights)),
+                     {Vector<int32_t>(read.data(), kRows), Matrix<float>(row_sums.data(), kRows, kWidth)});
+      row_sums.resize(static_cast<size_t>(rows * kWidth));
+      for (size_t i = 0; i < dweights.size(); ++i)
+        ASSERT_NEAR(dweights[i], dots[i], 1e-4 * std::max(1.0, std::abs(dots[i]))) << i;
+      for (int64_t u = 0; u < rows; ++u)
+        for (int64_t j = 0; j < kWidth; ++j) {
+          const double expected = sums[read[u] * kWidth + j];
+          ASSERT_NEAR(row_sums[u * kWidth + j], expected, 1e-4 * std::max(1.0, std::abs(expected))) << read[u];
+        }
+      if (count == 1) {
+        first_dots = dweights;
+        first_sums = row_sums;
+      }
+      EXPECT_EQ(dweights, first_dots);
+      EXPECT_EQ(row_sums, first_sums);
+    }
+    set_threads(before);
   }
 }
 
