@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <new>
 #include <thread>
 
@@ -130,23 +131,31 @@ class MpiGroup {
     MPI_Info apart = MPI_INFO_NULL;
     PKM_MPI(MPI_Info_create(&apart));
     PKM_MPI(MPI_Info_set(apart, "alloc_shared_noncontig", "true"));
+    // MPI gives it no particular alignment, but all ranks see it at the same place of a page.
+    constexpr size_t kBytes = sizeof(T) + alignof(T);
+    const auto aligned = [](void* memory) {
+      size_t space = kBytes;
+      return static_cast<T*>(std::align(alignof(T), sizeof(T), memory, space));
+    };
     MPI_Win window = MPI_WIN_NULL;
-    T* mine = nullptr;
-    int made = MPI_Win_allocate_shared(sizeof(T), 1, apart, host, static_cast<void*>(&mine), &window) == MPI_SUCCESS;
+    void* mine = nullptr;
+    int made = MPI_Win_allocate_shared(kBytes, 1, apart, host, static_cast<void*>(&mine), &window) == MPI_SUCCESS;
     PKM_MPI(MPI_Info_free(&apart));
     if (made == 1) {
       windows.push_back(window);
-      new (mine) T{};
+      new (aligned(mine)) T{};
     }
     PKM_MPI(MPI_Allreduce(MPI_IN_PLACE, &made, 1, MPI_INT, MPI_MIN, host));  // and all are made before any is used
     if (made == 0) return {};
     int count = 0;
     PKM_MPI(MPI_Comm_size(host, &count));
-    std::vector<T*> shown(static_cast<size_t>(count));
+    std::vector<T*> shown;
     for (int r = 0; r < count; ++r) {
       MPI_Aint bytes = 0;
       int unit = 0;
-      PKM_MPI(MPI_Win_shared_query(window, r, &bytes, &unit, static_cast<void*>(&shown[static_cast<size_t>(r)])));
+      void* memory = nullptr;
+      PKM_MPI(MPI_Win_shared_query(window, r, &bytes, &unit, static_cast<void*>(&memory)));
+      shown.push_back(aligned(memory));
     }
     return shown;
   }

@@ -61,13 +61,13 @@ void SharedSums::run(int64_t total, const Write& write, const Read& read) {
       const int64_t round = done_ + i;
       wait_for_others(&Window::read, round - 1);  // what stands where this is to be written
       write(i, mine.parts[static_cast<size_t>(round % 2)].data());
-      mine.total.store(total, std::memory_order_relaxed);
+      mine.totals[static_cast<size_t>(round % 2)] = total;
       mine.written.store(round + 1, std::memory_order_release);
     }
     if (i > 0) {
       const int64_t round = done_ + i - 1;
       wait_for_others(&Window::written, round + 1);
-      if (i == 1) check_total(total);
+      check_totals(total, static_cast<size_t>(round % 2));
       read(i - 1, static_cast<size_t>(round % 2));
       mine.read.store(round + 1, std::memory_order_release);
     }
@@ -76,9 +76,9 @@ void SharedSums::run(int64_t total, const Write& write, const Read& read) {
 }
 
 // All ranks call with one size, or what they take for each other's shares are not.
-void SharedSums::check_total(int64_t total) const {
+void SharedSums::check_totals(int64_t total, size_t parity) const {
   for_others([&](int rank) {
-    const int64_t theirs = windows_[static_cast<size_t>(rank)]->total.load(std::memory_order_relaxed);
+    const int64_t theirs = windows_[static_cast<size_t>(rank)]->totals[parity];
     PKM_CHECK(theirs == total, "rank {} sums {} numbers, rank {} {}", rank_, total, rank, theirs);
   });
 }

@@ -26,9 +26,9 @@ class SharedSums {
   // What a rank shows to the others. Zero-initialised, and plain memory beside lock-free words: it may lie in memory
   // shared by processes.
   struct Window {
-    alignas(64) std::atomic<int64_t> written;  // rounds that can be read here
-    std::atomic<int64_t> total;                // size of the span that they are of
-    alignas(64) std::atomic<int64_t> read;     // rounds in which this rank has read all others' windows
+    alignas(64) std::atomic<int64_t> written;   // rounds that can be read here
+    alignas(64) std::atomic<int64_t> read;      // rounds in which this rank has read all others' windows
+    alignas(64) std::array<int64_t, 2> totals;  // size of the span whose parts stand in each half
     alignas(64) std::array<std::array<float, kWindow>, 2> parts;
   };
 
@@ -60,7 +60,7 @@ class SharedSums {
   // Calls write(round, mine) and, one round later, read(round, parity) for all rounds of `total`.
   template <class Write, class Read>
   void run(int64_t total, const Write& write, const Read& read);
-  void check_total(int64_t total) const;
+  void check_totals(int64_t total, size_t parity) const;
 
   const int rank_;
   const std::vector<Window*> windows_;
