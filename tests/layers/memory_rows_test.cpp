@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums over rows and over what reads them, on one owner, where rows are read often: in slices of columns, by row.
+#include <algorithm>
+#include <cmath>
+
+#include "layers/memory/sum_by_row.h"
+#include "runtime/cache.h"
+#include "runtime/parallel.h"
+#include "runtime/random.h"
+#include "tests/reference/tensor.h"
+
+namespace pkmesh {
+namespace {
+
+// So many rows that a slice of all of them, as wide as said, takes half of the second-level cache.
+int64_t rows_of_slices(int64_t bytes) {
+  return second_level_cache() / 2 / bytes;
+}
+
+// A table beyond the second-level cache, each row read eight times and more: columns are read in slices, gradients by
+// row. Small integers: every sum is exact.
+template <class T>
+void expect_exact_lookup(int64_t row_count, int64_t width) {
+  constexpr int64_t kPerPair = 19;
+  const int64_t pair_count = row_count * 8 / kPerPair + 1;
+  const Random random(12, "often");
+  uint64_t at = 0;
+  const auto integer = [&] { return static_cast<float>(static_cast<int>(random.bits(at++) % 7) - 3); };
+  std::vector<T> table(row_count * width);
+  std::ranges::generate(table, [&] { return T(integer()); });
+  std::vector<float> gradients(pair_count * width);
+  std::ranges::generate(gradients, integer);
+  std::vector<Selection> selections(pair_count * kPerPair);
+  for (Selection& selection : selections)
+    selection = {static_cast<int32_t>(random.bits(at++) % row_count), 0.25F * integer()};
+  std::vector<int32_t> offsets(pair_count + 1);
+  for (int32_t pair = 0; pair <= pair_count; ++pair) offsets[pair] = pair * kPerPair;
+
+  const int before = threads();
+  set_threads(1);
+  Stream stream;
+  const TableRows rows = Matrix<T>(table.data(), row_count, width);
+  const Vector<const Selection> chosen(selections.data(), std::ssize(selections));
+  const Vector<const int32_t> pairs(offsets.data(), pair_count + 1);
+  std::vector<float> sums(pair_count * width, NAN);
+  std::vector<float> dweights(selections.size(), NAN);
+  pooled_gather(stream, rows, chosen, pairs, Matrix<float>(sums.data(), pair_count, width));
+  weight_gradients(stream, rows, chosen, pairs, Matrix<const float>(gradients.data(), pair_count, width),
+                   Vector<float>(dweights.data(), std::ssize(dweights)));
+  std::vector<int32_t> read(static_cast<size_t>(row_count), -1);
+  std::vector<float> row_sums(row_count * width, NAN);
+  std::vector<float> by_row(selections.size(), NAN);
+  const int64_t count =
+      sum_by_row(stream, rows, chosen, pairs, Matrix<const float>(gradients.data(), pair_count, width),
+                 Vector<float>(by_row.data(), std::ssize(by_row)),
+                 {Vector<int32_t>(read.data(), row_count), Matrix<float>(row_sums.data(), row_count, width)});
+  set_threads(before);
+  EXPECT_EQ(by_row, dweights);
+  std::vector<float> row_gradients(row_count * width);
+  for (int64_t pair = 0; pair < pair_count; ++pair)
+    for (int64_t i = pair * kPerPair; i < (pair + 1) * kPerPair; ++i)
+      for (int64_t j = 0; j < width; ++j)
+        row_gradients[selections[i].row * width + j] += selections[i].weight * gradients[pair * width + j];
+  int64_t next = 0;
+  for (int32_t row = 0; row < row_count; ++row) {
+    if (std::ranges::find(selections, row, &Selection::row) == selections.end()) continue;
+    ASSERT_LT(next, count);
+    ASSERT_EQ(read[next], row);
+    ASSERT_TRUE(std::equal(row_sums.begin() + next * width, row_sums.begin() + (next + 1) * width,
+                           row_gradients.begin() + row * width))
+        << row;
+    ++next;
+  }
+  EXPECT_EQ(next, count);
+  for (int64_t pair = 0; pair < pair_count; ++pair) {
+    std::vector<float> sum(static_cast<size_t>(width));
+    for (int64_t i = pair * kPerPair; i < (pair + 1) * kPerPair; ++i) {
+      float product = 0;
+      for (int64_t j = 0; j < width; ++j) {
+        const auto x = static_cast<float>(table[selections[i].row * width + j]);
+        sum[j] += selections[i].weight * x;
+        product += gradients[pair * width + j] * x;
+      }
+      ASSERT_EQ(dweights[i], product) << i;
+    }
+    ASSERT_TRUE(std::equal(sum.begin(), sum.end(), sums.begin() + pair * width)) << pair;
+  }
+}
+
+// Rows that are read often, of numbers that round: close to double, and the same bits on any number of threads. Few
+// output gradients are taken as they lie, many in slices of columns.
+TEST(SumByRow, IsCloseToDoubleAndTheSameOnAnyThreads) {
+  constexpr int64_t kWidth = 101;
+  constexpr int64_t kPerPair = 13;
+  constexpr int64_t kRows = 700;
+  for (const int64_t pair_count : {900, 5000}) {  // 0.4 and 2 MB
+    SCOPED_TRACE(pair_count);
+    const Random random(14, "by row");
+    std::vector<float> table(kRows * kWidth);
+    random.normals(0, std::ssize(table), 1.0F, table.data());
+    std::vector<float> gradients(pair_count * kWidth);
+    random.normals(1'000'000, std::ssize(gradients), 1.0F, gradients.data());
+    std::vector<Selection> selections(pair_count * kPerPair);
+    for (size_t i = 0; i < selections.size(); ++i)  // the first rows more often than the others
+      selections[i] = {static_cast<int32_t>(random.bits(2 * i) % (1 + random.bits(2 * i + 1) % kRows)),
+                       random.uniform(5'000'000 + i)};
+    std::vector<int32_t> offsets(pair_count + 1);
+    for (int32_t pair = 0; pair <= pair_count; ++pair) offsets[pair] = pair * kPerPair;
+    std::vector<double> dots(selections.size());
+    std::vector<double> sums(kRows * kWidth);
+    for (size_t i = 0; i < selections.size(); ++i)
+      for (int64_t j = 0; j < kWidth; ++j) {
+        const double gradient = gradients[i / kPerPair * kWidth + j];
+        dots[i] += gradient * table[selections[i].row * kWidth + j];
+        sums[selections[i].row * kWidth + j] += selections[i].weight * gradient;
+      }
+
+    const int before = threads();
+    std::vector<float> first_dots;
+    std::vector<float> first_sums;
+    for (const int count : {1, 3}) {
+      set_threads(count);
+      Stream stream;
+      std::vector<float> dweights(selections.size(), NAN);
+      std::vector<int32_t> read(kRows);
+      std::vector<float> row_sums(kRows * kWidth, NAN);
+      const int64_t rows =
+          sum_by_row(stream, Matrix<float>(table.data(), kRows, kWidth),
+                     Vector<const Selection>(selections.data(), std::ssize(selections)),
+                     Vector<const int32_t>(offsets.data(), pair_count + 1),
+                     Matrix<const float>(gradients.data(), pair_count, kWidth),
+                     Vector<float>(dweights.data(), std::ssize(dweights)),
+                     {Vector<int32_t>(read.data(), kRows), Matrix<float>(row_sums.data(), kRows, kWidth)});
+      row_sums.resize(static_cast<size_t>(rows * kWidth));
+      for (size_t i = 0; i < dweights.size(); ++i)
+        ASSERT_NEAR(dweights[i], dots[i], 1e-4 * std::max(1.0, std::abs(dots[i]))) << i;
+      for (int64_t u = 0; u < rows; ++u)
+        for (int64_t j = 0; j < kWidth; ++j) {
+          const double expected = sums[read[u] * kWidth + j];
+          ASSERT_NEAR(row_sums[u * kWidth + j], expected, 1e-4 * std::max(1.0, std::abs(expected))) << read[u];
+        }
+      if (count == 1) {
+        first_dots = dweights;
+        first_sums = row_sums;
+      }
+      EXPECT_EQ(dweights, first_dots);
+      EXPECT_EQ(row_sums, first_sums);
+    }
+    set_threads(before);
+  }
+}
+
+TEST(Pooled, TablesThatAreReadOftenGiveTheSameSums) {
+  for (const int64_t bytes :
+       {300, 150, 70}) {  // slices of four vectors, of two, of one, or half as many: see the level
+    expect_exact_lookup<float>(rows_of_slices(bytes), 301);
+    expect_exact_lookup<bf16>(rows_of_slices(bytes), 150);
+    expect_exact_lookup<fp16>(rows_of_slices(bytes), 80);
+  }
+}
+
+// Whether a table is read in slices depends on the threads and on how much is read, so sums must not: those of all
+// pairs together have the bits of each pair's alone, which reads too little for slices. Pairs differ in length.
+TEST(Pooled, SlicesAddInTheSameOrder) {
+  for (const int64_t row_count : {rows_of_slices(300), rows_of_slices(150), rows_of_slices(70)}) {
+    constexpr int64_t kWidth = 181;
+    const Random random(13, "order");
+    std::vector<float> table(static_cast<size_t>(row_count * kWidth));
+    random.normals(0, std::ssize(table), 1.0F, table.data());
+    std::vector<Selection> selections;
+    std::vector<int32_t> offsets = {0};
+    for (uint64_t at = 0; std::ssize(selections) < 8 * row_count; ++at) {
+      for (uint64_t i = 0; i < 1 + random.bits(at) % 40; ++i)
+        selections.push_back({static_cast<int32_t>(random.bits(1'000'000 + 64 * at + i) % row_count),
+                              static_cast<float>(random.bits(9'000'000 + 64 * at + i) % 1000) * 0.0137F});
+      offsets.push_back(static_cast<int32_t>(selections.size()));
+    }
+    const int64_t pairs = std::ssize(offsets) - 1;
+    const int before = threads();
+    set_threads(1);
+    Stream stream;
+    const TableRows rows = Matrix<float>(table.data(), row_count, kWidth);
+    std::vector<float> together(static_cast<size_t>(pairs * kWidth), NAN);
+    pooled_gather(stream, rows, Vector<const Selection>(selections.data(), std::ssize(selections)),
+                  Vector<const int32_t>(offsets.data(), std::ssize(offsets)),
+                  Matrix<float>(together.data(), pairs, kWidth));
+    std::vector<float> alone(kWidth);
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const int32_t both[2] = {0, offsets[pair + 1] - offsets[pair]};
+      pooled_gather(stream, rows, Vector<const Selection>(selections.data() + offsets[pair], both[1]),
+                    Vector<const int32_t>(both, 2), Matrix<float>(alone.data(), 1, kWidth));
+      ASSERT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + pair * kWidth)) << row_count << " " << pair;
+    }
+    set_threads(before);
+  }
+}
+
+}  // namespace
+}  // namespace pkmesh
