@@ -53,4 +53,23 @@ template <int... kLane>
   sum_lanes_of_four(vectors, totals, std::make_integer_sequence<int, kLanes>{});
 }
 
+// Lane j of vector i and lane i of vector j change places, for all kLanes vectors: in blocks of halving size.
+template <int kDistance, int... kLane>
+[[gnu::always_inline]] inline void swap_blocks(Lanes& upper, Lanes& lower, std::integer_sequence<int, kLane...>) {
+  constexpr auto in_upper = [](int lane) { return (lane & kDistance) == 0 ? lane : kLanes + lane - kDistance; };
+  constexpr auto in_lower = [](int lane) { return (lane & kDistance) == 0 ? lane + kDistance : kLanes + lane; };
+  const Lanes both = upper;
+  upper = __builtin_shufflevector(both, lower, in_upper(kLane)...);
+  lower = __builtin_shufflevector(both, lower, in_lower(kLane)...);
+}
+template <int kDistance = kLanes / 2>
+[[gnu::always_inline]] inline void transpose_lanes(Lanes* vectors) {
+  if constexpr (kDistance > 0) {
+    for (int64_t i = 0; i < kLanes; ++i)
+      if ((i & kDistance) == 0)
+        swap_blocks<kDistance>(vectors[i], vectors[i + kDistance], std::make_integer_sequence<int, kLanes>{});
+    transpose_lanes<kDistance / 2>(vectors);
+  }
+}
+
 }  // namespace pkmesh::PKM_CPU

@@ -65,8 +65,8 @@ class HeadSelector {
       : n_(n),
         k_(k),
         pairs_(k),
-        sums_(static_cast<size_t>(pairs_.count() + kLanes)),
-        best_(static_cast<size_t>(k)),
+        sums_(static_cast<size_t>(kLanes * sums_stride())),
+        best_(static_cast<size_t>(kLanes * k)),
         halves_{Half(token_block(n) * k + kLanes), Half(token_block(n) * k + kLanes)},
         top_k_(std::max(n, pairs_.count())),
         scores_(static_cast<size_t>(token_block(n) * n)) {}
@@ -87,36 +87,48 @@ class HeadSelector {
       PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, query, keys[head][half], 0.0F,
                     Matrix<float>(scores_.data(), end - begin, n_));
       Half& best = halves_[static_cast<size_t>(half)];
-      for (int64_t token = 0; token < end - begin; ++token)
-        top_k_(
-            scores_.data() + token * n_, n_, k_, [](int32_t position) { return position; },
-            best.scores.data() + token * k_, best.indices.data() + token * k_);
+      top_k_(
+          {scores_.data(), end - begin, n_, n_}, k_, [](int64_t, int32_t position) { return position; },
+          [&](int64_t token) {
+            return TopK::Best{best.scores.data() + token * k_, best.indices.data() + token * k_};
+          });
     }
-    for (int64_t token = begin; token < end; ++token)
-      select_pairs(token - begin, &slots(token, head * k_), &weights(token, head * k_));
+    for (int64_t token = begin; token < end; token += kLanes)
+      select_pairs(token - begin, std::min(kLanes, end - token), &slots(token, head * k_), &weights(token, head * k_),
+                   slots.size(1));
   }
 
  private:
-  void select_pairs(int64_t token, int32_t* slots, float* weights) {
-    const float* const first = halves_[0].scores.data() + token * k_;
-    const float* const second = halves_[1].scores.data() + token * k_;
-    const int32_t* const lines = halves_[0].indices.data() + token * k_;
-    const int32_t* const columns = halves_[1].indices.data() + token * k_;
-    float* sums = sums_.data();  // in the pairs' order, a vector at a time: what is behind a's last pair is overwritten
+  // Room for one token's sums: storing the last ones goes on for less than a vector.
+  int64_t sums_stride() const { return pairs_.count() + kLanes; }
+
+  // Of kLanes tokens at most; their slots and weights lie `stride` apart.
+  void select_pairs(int64_t first_token, int64_t tokens, int32_t* slots, float* weights, int64_t stride) {
+    for (int64_t t = 0; t < tokens; ++t) add_pairs((first_token + t) * k_, sums_.data() + t * sums_stride());
+    const auto slot_of = [&](int64_t t, int32_t pair) {
+      const int64_t from = (first_token + t) * k_;
+      return halves_[0].indices[from + pairs_.first[pair]] * static_cast<int32_t>(n_) +
+             halves_[1].indices[from + pairs_.second[pair]];
+    };
+    top_k_({sums_.data(), tokens, pairs_.count(), sums_stride()}, k_, slot_of, [&](int64_t t) {
+      return TopK::Best{best_.data() + t * k_, slots + t * stride};
+    });
+    for (int64_t t = 0; t < tokens; ++t) softmax(best_.data() + t * k_, k_, weights + t * stride);
+  }
+
+  // sums = in the pairs' order, a vector at a time: what is behind a's last pair is overwritten.
+  void add_pairs(int64_t from, float* sums) const {
+    const float* const first = halves_[0].scores.data() + from;
+    const float* const second = halves_[1].scores.data() + from;
     for (int64_t a = 0; a < k_; sums += pairs_.counts[a++])
       for (int64_t b = 0; b < pairs_.counts[a]; b += kLanes) store_lanes(sums + b, first[a] + load_lanes(second + b));
-    const auto slot_of = [&](int32_t pair) {
-      return lines[pairs_.first[pair]] * static_cast<int32_t>(n_) + columns[pairs_.second[pair]];
-    };
-    top_k_(sums_.data(), pairs_.count(), k_, slot_of, best_.data(), slots);
-    softmax(best_.data(), k_, weights);
   }
 
   int64_t n_;
   int64_t k_;
   RankPairs pairs_;
-  std::vector<float> sums_;
-  std::vector<float> best_;
+  std::vector<float> sums_;     // (kLanes, sums_stride())
+  std::vector<float> best_;     // (kLanes, k)
   std::array<Half, 2> halves_;  // (token block, k)
   TopK top_k_;
   std::vector<float> scores_;  // (token block, n)
@@ -166,21 +178,28 @@ void group_by_sub_key(const SlotAddress& address_of, const int32_t* slots, const
 }
 
 // All tokens' share of a block of columns of one half of one head. A token's query and the gradient of it stay in
-// registers while its sub-keys pass.
+// registers while its sub-keys pass. Tokens lie a whole query apart, further than the hardware foresees: theirs are
+// fetched ahead.
 struct ColumnBlock {
   View<const float, 3> queries;
   View<const float, 4> keys;
-  View<const SubKeyGradient, 4> scratch;
+  View<const SubKeyGradient, 4> lists;  // (H, 2, T, k)
   View<float, 3> dqueries;
   View<float, 4> dkeys;
 
   void whole(int64_t head, int64_t half, int64_t begin) const {
-    const int64_t k = scratch.size(3);
+    const int64_t k = lists.size(3);
     const int64_t width = keys.size(3);
+    const int64_t tokens = queries.size(0);
     const float* const key_base = &keys(head, half, 0, begin);
     float* const dkey_base = &dkeys(head, half, 0, begin);
-    for (int64_t token = 0; token < queries.size(0); ++token) {
-      const SubKeyGradient* list = &scratch(token, head, half, 0);
+    for (int64_t token = 0; token < tokens; ++token) {
+      const int64_t ahead = std::min(token + kAhead, tokens - 1);
+      for (int64_t j = 0; j < kColumnBlock; j += kLine) {
+        __builtin_prefetch(&queries(ahead, head, half * width + begin + j));
+        __builtin_prefetch(&dqueries(ahead, head, half * width + begin + j), 1);
+      }
+      const SubKeyGradient* list = &lists(head, half, token, 0);
       const float* from = &queries(token, head, half * width + begin);
       Lanes query[kColumnVectors];
       Lanes dquery[kColumnVectors] = {};
@@ -200,9 +219,9 @@ struct ColumnBlock {
   }
 
   void part(int64_t head, int64_t half, int64_t begin, int64_t columns) const {
-    const int64_t k = scratch.size(3);
+    const int64_t k = lists.size(3);
     for (int64_t token = 0; token < queries.size(0); ++token) {
-      const SubKeyGradient* list = &scratch(token, head, half, 0);
+      const SubKeyGradient* list = &lists(head, half, token, 0);
       const float* query = &queries(token, head, half * keys.size(3) + begin);
       std::array<float, kColumnBlock> sum{};
       for (int64_t i = 0; i < k && list[i].index >= 0; ++i) {
@@ -216,6 +235,10 @@ struct ColumnBlock {
       std::copy_n(sum.data(), columns, &dqueries(token, head, half * keys.size(3) + begin));
     }
   }
+
+ private:
+  static constexpr int64_t kAhead = 8;  // tokens
+  static constexpr int64_t kLine = 16;  // numbers that arrive together
 };
 
 }  // namespace
@@ -244,16 +267,18 @@ void select_backward(Stream&, View<const float, 3> queries, View<const float, 4>
   const int64_t n = keys.size(2);
   const int64_t half_width = keys.size(3);
   const int64_t k = scratch.size(3);
+  const int64_t tokens = queries.size(0);
+  const View<SubKeyGradient, 4> lists = scratch.reshape(heads, 2, tokens, k);  // as they are read
   const SlotAddress address_of(n);
-  parallel_for(0, queries.size(0), 16, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tokens, 16, [&](int64_t begin, int64_t end) {
     thread_local std::vector<int32_t> place_of;
     if (std::ssize(place_of) < 2 * n) place_of.assign(static_cast<size_t>(2 * n), -1);
     for (int64_t token = begin; token < end; ++token)
       for (int64_t head = 0; head < heads; ++head)
         group_by_sub_key(address_of, &slots(token, head * k), &weights(token, head * k), &dweights(token, head * k), k,
-                         n, &scratch(token, head, 0, 0), &scratch(token, head, 1, 0), place_of);
+                         n, &lists(head, 0, token, 0), &lists(head, 1, token, 0), place_of);
   });
-  const ColumnBlock block = {queries, keys, scratch, dqueries, dkeys};
+  const ColumnBlock block = {queries, keys, lists, dqueries, dkeys};
   const int64_t column_blocks = (half_width + kColumnBlock - 1) / kColumnBlock;
   parallel_for(0, heads * 2 * column_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {

@@ -4,8 +4,9 @@
 //
 // A bound below the k-th largest comes first: the n scores fall into G >= 2k strided groups, whose maxima vectorise;
 // a value that k of these maxima reach is reached by k scores. A short search over the G maxima finds such a value
-// close to the best one (for random scores about 1.4 k of n pass it, whatever n is). What passes is ranked by counting
-// what is above it, a vector of scores at a time.
+// close to the best one (for random scores about 1.2 k of n pass it, whatever n is): a vector of lists at a time, for
+// in one list each step would wait for the one before it. What passes is ranked by counting what is above it, a vector
+// of scores at a time.
 #pragma once
 
 #include <algorithm>
@@ -16,19 +17,37 @@
 #include <limits>
 #include <vector>
 
+#include "layers/memory/row_kernels.h"
 #include "runtime/lanes.h"
 
 namespace pkmesh::PKM_CPU {
 
-// An integer in the order of the scores: -0 and +0 tie, NaN is the largest.
-inline int32_t score_order(float score) {
-  const auto bits = std::bit_cast<int32_t>(score + 0.0F);  // -0 becomes +0
-  return score != score ? std::numeric_limits<int32_t>::max() : bits ^ ((bits >> 31) & 0x7FFFFFFF);
+// Integers in the order of the scores: -0 and +0 tie, NaN is the largest.
+[[gnu::always_inline]] inline IntLanes score_order(Lanes scores) {
+  const auto bits = std::bit_cast<IntLanes>(scores + 0.0F);  // -0 becomes +0
+  const IntLanes largest = IntLanes{} + std::numeric_limits<int32_t>::max();
+  return scores != scores ? largest : bits ^ ((bits >> 31) & 0x7FFFFFFF);
 }
+
+// `count` lists of n scores, their beginnings `stride` apart.
+struct ScoreLists {
+  const float* scores;
+  int64_t count;
+  int64_t n;
+  int64_t stride;
+
+  const float* of(int64_t list) const { return scores + list * stride; }
+};
 
 class TopK {
  public:
-  static constexpr int64_t kMostScores = 65535;  // places are 16 bits
+  static constexpr int64_t kMostScores = 65535;  // positions are 16 bits
+
+  // Where a list's k best go, in their order.
+  struct Best {
+    float* scores;
+    int32_t* indices;
+  };
 
   // n is the largest count to come.
   explicit TopK(int64_t n)
@@ -39,18 +58,17 @@ class TopK {
         by_place_(orders_.size()),
         keys_(orders_.size()) {}
 
-  // scores_out and indices_out [0, k) = the k <= n best. index_of(position) gives the index that breaks ties and is
-  // reported.
-  template <class IndexOf>
-  void operator()(const float* scores, int64_t n, int64_t k, const IndexOf& index_of, float* scores_out,
-                  int32_t* indices_out) {
-    const int64_t passed = filter(scores, n, bound_below(scores, n, k));
-    for (int64_t i = 0; i < passed; ++i) orders_[i] = score_order(scores[positions_[i]]);
-    if (!rank(passed)) rank_with_ties(passed, k, index_of);
-    for (int64_t i = 0; i < k; ++i) {
-      const uint16_t position = positions_[by_place_[i]];
-      scores_out[i] = scores[position];
-      indices_out[i] = index_of(position);
+  // best_of(list) [0, k) = the k <= n best of every list. index_of(list, position) gives the index that breaks ties and
+  // is reported.
+  template <class IndexOf, class BestOf>
+  void operator()(const ScoreLists& lists, int64_t k, const IndexOf& index_of, const BestOf& best_of) {
+    std::array<float, kLanes> bounds;
+    for (int64_t list = 0; list < lists.count; ++list) {
+      const int64_t lane = list % kLanes;
+      if (lane == 0) store_lanes(bounds.data(), bounds_below(lists, list, k));
+      best(
+          lists.of(list), lists.n, k, bounds[lane], [&](int32_t position) { return index_of(list, position); },
+          best_of(list));
     }
   }
 
@@ -58,6 +76,7 @@ class TopK {
   static constexpr int64_t kWord = 8;  // flags that are looked at together
   static constexpr int64_t kMaxGroups = 256;
   static constexpr int64_t kCountingLimit = 256;  // above it sorting is quicker than counting
+  using Positions = uint16_t __attribute__((vector_size(kWord * sizeof(uint16_t))));
 
   // The places of the bits that are set in each byte, ascending.
   static constexpr std::array<std::array<uint16_t, kWord>, 256> kSetBits = [] {
@@ -68,58 +87,67 @@ class TopK {
     return places;
   }();
 
-  // The least and the largest of `count` values, a multiple of kLanes; the least is NaN if any is.
-  static std::pair<float, float> range_of(const float* values, int64_t count) {
-    const auto least = [](Lanes a, Lanes b) { return ((b < a) | (b != b)) ? b : a; };
-    const auto largest = [](Lanes a, Lanes b) { return b > a ? b : a; };
-    Lanes low;
-    std::memcpy(&low, values, sizeof(low));
-    Lanes high = low;
-    for (int64_t i = kLanes; i < count; i += kLanes) {
-      Lanes lanes;
-      std::memcpy(&lanes, values + i, sizeof(lanes));
-      low = least(low, lanes);
-      high = largest(high, lanes);
+  // Of lists [first, first + kLanes), a lane each, values that at least k of a list's scores are not below.
+  static Lanes bounds_below(const ScoreLists& lists, int64_t first, int64_t k) {
+    constexpr Lanes kAll = Lanes{} - std::numeric_limits<float>::infinity();
+    const int64_t groups = std::max<int64_t>(64, 2 * static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(k))));
+    if (groups > kMaxGroups || 2 * lists.n < 3 * groups) return kAll;
+    std::array<Lanes, kMaxGroups> maxima;  // of a group, in every list
+    for (int64_t group = 0; group < groups; group += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane)  // what is behind the last list repeats it
+        maxima[group + lane] = group_maxima(lists.of(std::min(first + lane, lists.count - 1)), lists.n, group, groups);
+      transpose_lanes(&maxima[group]);
     }
-    return {fold_lanes(low, least), fold_lanes(high, largest)};
+    Lanes low = maxima[0];
+    Lanes high = maxima[0];
+    for (int64_t group = 1; group < groups; ++group) {
+      const Lanes maximum = maxima[group];
+      low = ((maximum < low) | (maximum != maximum)) ? maximum : low;
+      high = maximum > high ? maximum : high;
+    }
+    const IntLanes any_nan = low != low;
+    // `low` is always such a value, whatever infinities or NaN do to the cuts.
+    constexpr int kRounds = 4;
+    for (int round = 0; round < kRounds; ++round) {
+      const Lanes cuts[3] = {0.75F * low + 0.25F * high, 0.5F * low + 0.5F * high, 0.25F * low + 0.75F * high};
+      IntLanes minus_below[3] = {};
+      for (int64_t group = 0; group < groups; ++group)
+        for (int c = 0; c < 3; ++c) minus_below[c] += maxima[group] < cuts[c];
+      const auto reached = [&](int c) { return minus_below[c] >= static_cast<int32_t>(k - groups); };  // by k maxima
+      high = reached(2) ? high : reached(1) ? cuts[2] : reached(0) ? cuts[1] : cuts[0];
+      low = reached(2) ? cuts[2] : reached(1) ? cuts[1] : reached(0) ? cuts[0] : low;
+    }
+    return any_nan ? kAll : low;
   }
 
-  // A value that at least k scores are not below.
-  static float bound_below(const float* scores, int64_t n, int64_t k) {
-    constexpr float kAll = -std::numeric_limits<float>::infinity();
-    const int64_t groups = std::max<int64_t>(64, 2 * static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(k))));
-    if (groups > kMaxGroups || 2 * n < 3 * groups) return kAll;
-    std::array<float, kMaxGroups> maxima;
-    std::copy_n(scores, groups, maxima.data());
-    int64_t begin = groups;
-    for (; begin + groups <= n; begin += groups)
-      for (int64_t g = 0; g < groups; ++g) maxima[g] = scores[begin + g] > maxima[g] ? scores[begin + g] : maxima[g];
-    for (int64_t i = begin; i < n; ++i)
-      maxima[i - begin] = scores[i] > maxima[i - begin] ? scores[i] : maxima[i - begin];
-    auto [low, high] = range_of(maxima.data(), groups);
-    if (low != low) return kAll;
-    // Three cuts at a time, all counts in one integer: what takes long is to wait for a sum over lanes. `low` is always
-    // such a value, whatever infinities or NaN do to the cuts.
-    constexpr int kRounds = 4;
-    constexpr int kCuts = 3;
-    constexpr int kBits = 10;  // of a count, which is at most kMaxGroups
-    constexpr int32_t kOnes[kCuts] = {1, 1 << kBits, 1 << 2 * kBits};
-    for (int round = 0; round < kRounds; ++round) {
-      float edges[kCuts + 2] = {low, 0.75F * low + 0.25F * high, 0.5F * low + 0.5F * high, 0.25F * low + 0.75F * high,
-                                high};
-      IntLanes counts{};
-      for (int64_t g = 0; g < groups; g += kLanes) {
-        Lanes lanes;
-        std::memcpy(&lanes, maxima.data() + g, sizeof(lanes));
-        for (int c = 0; c < kCuts; ++c) counts += (lanes < edges[c + 1]) & kOnes[c];
-      }
-      const int32_t below = sum_lanes(counts);
-      int passed = 0;  // cuts that enough maxima reach: if one does, so do those below it
-      for (int c = 0; c < kCuts; ++c) passed += groups - (below >> c * kBits & (kOnes[1] - 1)) >= k ? 1 : 0;
-      low = edges[passed];
-      high = edges[passed + 1];
+  // Lane j: the largest of the scores at group + j, group + j + groups and so on.
+  static Lanes group_maxima(const float* scores, int64_t n, int64_t group, int64_t groups) {
+    Lanes maxima = load_lanes(scores + group);
+    int64_t i = group + groups;
+    for (; i + kLanes <= n; i += groups) {
+      const Lanes more = load_lanes(scores + i);
+      maxima = more > maxima ? more : maxima;
     }
-    return low;
+    for (int64_t lane = 0; lane < n - i; ++lane) maxima[lane] = std::max(maxima[lane], scores[i + lane]);
+    return maxima;
+  }
+
+  template <class IndexOf>
+  void best(const float* scores, int64_t n, int64_t k, float bound, const IndexOf& index_of, const Best& out) {
+    const int64_t passed = filter(scores, n, bound);
+    for (int64_t i = 0; i < passed; ++i) orders_[i] = std::bit_cast<int32_t>(scores[positions_[i]]);
+    for (int64_t i = 0; i < passed; i += kLanes) {
+      Lanes some;
+      std::memcpy(&some, orders_.data() + i, sizeof(some));
+      const IntLanes orders = score_order(some);
+      std::memcpy(orders_.data() + i, &orders, sizeof(orders));
+    }
+    if (!rank(passed)) rank_with_ties(passed, k, index_of);
+    for (int64_t i = 0; i < k; ++i) {
+      const uint16_t position = positions_[by_place_[i]];
+      out.scores[i] = scores[position];
+      out.indices[i] = index_of(position);
+    }
   }
 
   // positions_ [0, count) = those of the scores that are not below `bound`, ascending. Returns count.
@@ -132,7 +160,10 @@ class TopK {
       uint64_t word;
       std::memcpy(&word, flags + begin, sizeof(word));
       const auto mask = static_cast<size_t>((word * 0x0102040810204080U) >> 56);  // a bit of each byte
-      for (int64_t i = 0; i < kWord; ++i) next[i] = static_cast<uint16_t>(kSetBits[mask][i] + begin);
+      Positions positions;
+      std::memcpy(&positions, kSetBits[mask].data(), sizeof(positions));
+      positions += static_cast<uint16_t>(begin);
+      std::memcpy(next, &positions, sizeof(positions));
       next += std::popcount(mask);
     }
     return next - positions_.data();
@@ -144,18 +175,27 @@ class TopK {
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
     std::fill(orders_.begin() + count, orders_.begin() + padded, std::numeric_limits<int32_t>::min());
     IntLanes total{};
-    for (int64_t begin = 0; begin < padded; begin += kLanes) {
-      IntLanes mine;
-      std::memcpy(&mine, orders_.data() + begin, sizeof(mine));
-      IntLanes above{};
-      for (int64_t j = 0; j < count; ++j) above = orders_[j] > mine ? above + 1 : above;
-      std::memcpy(places_.data() + begin, &above, sizeof(above));
-      total += above;
-    }
+    int64_t begin = 0;
+    for (; begin + 2 * kLanes <= padded; begin += 2 * kLanes) total += count_above<2>(begin, count);
+    if (begin < padded) total += count_above<1>(begin, count);
     // The padding has all the others above it.
     if (2 * (sum_lanes(total) - (padded - count) * count) != count * (count - 1)) return false;
     for (int64_t i = 0; i < count; ++i) by_place_[places_[i]] = static_cast<uint16_t>(i);
     return true;
+  }
+
+  // places_ [begin, begin + kVectors lanes) = how many of the first `count` are above each. Returns their sum by lane.
+  template <int kVectors>
+  IntLanes count_above(int64_t begin, int64_t count) {
+    IntLanes mine[kVectors];
+    IntLanes above[kVectors] = {};
+    std::memcpy(mine, orders_.data() + begin, sizeof(mine));
+    for (int64_t j = 0; j < count; ++j)
+      for (int v = 0; v < kVectors; ++v) above[v] -= orders_[j] > mine[v];
+    std::memcpy(places_.data() + begin, above, sizeof(above));
+    IntLanes total{};
+    for (int v = 0; v < kVectors; ++v) total += above[v];
+    return total;
   }
 
   // The same for places [0, k), ties by the lower index.
