@@ -50,6 +50,7 @@ struct Half {
 
 void softmax(const float* scores, int64_t k, float* weights) {
   float sum = 0;
+#pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < k; ++i) {
     weights[i] = fast_exp(scores[i] - scores[0]);
     sum += weights[i];
@@ -105,10 +106,10 @@ class HeadSelector {
   // Of kLanes tokens at most; their slots and weights lie `stride` apart.
   void select_pairs(int64_t first_token, int64_t tokens, int32_t* slots, float* weights, int64_t stride) {
     for (int64_t t = 0; t < tokens; ++t) add_pairs((first_token + t) * k_, sums_.data() + t * sums_stride());
-    const auto slot_of = [&](int64_t t, int32_t pair) {
-      const int64_t from = (first_token + t) * k_;
-      return halves_[0].indices[from + pairs_.first[pair]] * static_cast<int32_t>(n_) +
-             halves_[1].indices[from + pairs_.second[pair]];
+    const auto slot_of = [n = static_cast<int32_t>(n_), k = k_, first = pairs_.first.data(),
+                          second = pairs_.second.data(), lines = halves_[0].indices.data() + first_token * k_,
+                          columns = halves_[1].indices.data() + first_token * k_](int64_t t, int32_t pair) {
+      return lines[t * k + first[pair]] * n + columns[t * k + second[pair]];
     };
     top_k_({sums_.data(), tokens, pairs_.count(), sums_stride()}, k_, slot_of, [&](int64_t t) {
       return TopK::Best{best_.data() + t * k_, slots + t * stride};
@@ -120,8 +121,10 @@ class HeadSelector {
   void add_pairs(int64_t from, float* sums) const {
     const float* const first = halves_[0].scores.data() + from;
     const float* const second = halves_[1].scores.data() + from;
-    for (int64_t a = 0; a < k_; sums += pairs_.counts[a++])
-      for (int64_t b = 0; b < pairs_.counts[a]; b += kLanes) store_lanes(sums + b, first[a] + load_lanes(second + b));
+    const int64_t* const counts = pairs_.counts.data();
+    const int64_t k = k_;
+    for (int64_t a = 0; a < k; sums += counts[a++])
+      for (int64_t b = 0; b < counts[a]; b += kLanes) store_lanes(sums + b, first[a] + load_lanes(second + b));
   }
 
   int64_t n_;

@@ -187,14 +187,17 @@ class TopK {
   // places_ [begin, begin + kVectors lanes) = how many of the first `count` are above each. Returns their sum by lane.
   template <int kVectors>
   IntLanes count_above(int64_t begin, int64_t count) {
+    const int32_t* const orders = orders_.data();
     IntLanes mine[kVectors];
     IntLanes above[kVectors] = {};
-    std::memcpy(mine, orders_.data() + begin, sizeof(mine));
+    for (int v = 0; v < kVectors; ++v) std::memcpy(&mine[v], orders + begin + v * kLanes, sizeof(mine[v]));
     for (int64_t j = 0; j < count; ++j)
-      for (int v = 0; v < kVectors; ++v) above[v] -= orders_[j] > mine[v];
-    std::memcpy(places_.data() + begin, above, sizeof(above));
+      for (int v = 0; v < kVectors; ++v) above[v] -= orders[j] > mine[v];
     IntLanes total{};
-    for (int v = 0; v < kVectors; ++v) total += above[v];
+    for (int v = 0; v < kVectors; ++v) {
+      std::memcpy(places_.data() + begin + v * kLanes, &above[v], sizeof(above[v]));
+      total += above[v];
+    }
     return total;
   }
 
