@@ -191,17 +191,19 @@ namespace cpu {
 void count_usage(Stream&, Vector<const Selection> selections, Vector<uint32_t> counts, Vector<float> weights) {
   constexpr int64_t kMinimumRange = 4096;
   parallel_for(0, counts.count(), kMinimumRange, [&](int64_t begin, int64_t end) {
-    // Others' go to waste, without a branch: which are whose cannot be foreseen. In turn to several places, so that
-    // they need not wait for each other.
-    constexpr int64_t kWastes = 16;
-    std::array<uint32_t, kWastes> no_count{};
-    std::array<float, kWastes> no_weight{};
-    for (int64_t i = 0; i < selections.count(); ++i) {
-      const Selection selection = selections[i];
-      const bool mine = begin <= selection.row && selection.row < end;
-      const auto waste = static_cast<size_t>(i % kWastes);
-      ++*(mine ? counts.data() + selection.row : &no_count[waste]);
-      *(mine ? weights.data() + selection.row : &no_weight[waste]) += selection.weight;
+    // Its own are first picked from some, without a branch: which are whose cannot be foreseen.
+    constexpr int64_t kSome = 512;
+    std::array<Selection, kSome> own;
+    for (int64_t first = 0; first < selections.count(); first += kSome) {
+      int64_t picked = 0;
+      for (int64_t i = first; i < std::min(first + kSome, selections.count()); ++i) {
+        own[static_cast<size_t>(picked)] = selections[i];
+        picked += begin <= selections[i].row && selections[i].row < end ? 1 : 0;
+      }
+      for (const Selection& selection : std::span(own).first(static_cast<size_t>(picked))) {
+        ++counts[selection.row];
+        weights[selection.row] += selection.weight;
+      }
     }
   });
 }
