@@ -5,8 +5,8 @@
 // sums over them are a fraction of the GEMM that a dense (T, n) gradient would take.
 #include <optional>
 
-#include "layers/gemm.h"
 #include "layers/memory/row_kernels.h"
+#include "layers/memory/score_product.h"
 #include "layers/memory/select.h"
 #include "layers/memory/top_k.h"
 #include "layers/vector_math.h"
@@ -15,10 +15,13 @@
 namespace pkmesh::PKM_CPU {
 namespace {
 
-// Tokens whose scores are taken together: enough that packing the keys is little beside the product, few enough that
-// one half's scores stay in the second-level cache. Of n alone, so that results do not depend on the threads.
+// Tokens whose scores are taken together: few enough that one half's scores stay in the second-level cache.
+constexpr int64_t kManyTokens = 21 * 12;
+constexpr int64_t kSomeTokens = 8 * 12;
+constexpr int64_t kFewTokens = 4 * 12;
+static_assert(12 % ScoreProduct::kTile == 0);
 int64_t token_block(int64_t n) {
-  return n <= 1024 ? 256 : 128;
+  return n <= 256 ? kManyTokens : n <= 1024 ? kSomeTokens : kFewTokens;
 }
 
 constexpr int64_t kColumnVectors = 4;
@@ -70,7 +73,7 @@ class HeadSelector {
         best_(static_cast<size_t>(kLanes * k)),
         halves_{Half(token_block(n) * k + kLanes), Half(token_block(n) * k + kLanes)},
         top_k_(std::max(n, pairs_.count())),
-        scores_(static_cast<size_t>(token_block(n) * n)) {}
+        scores_(static_cast<size_t>(token_block(n) * ScoreProduct::stride(n))) {}
 
   static HeadSelector& of_this_thread(int64_t n, int64_t k) {
     thread_local std::optional<HeadSelector> selector;
@@ -78,18 +81,22 @@ class HeadSelector {
     return *selector;
   }
 
+  // Of one head, for the calls of run() that follow.
+  void take_keys(View<const float, 4> keys, int64_t head) {
+    for (int64_t half = 0; half < 2; ++half) products_[static_cast<size_t>(half)].take_keys(keys[head][half]);
+  }
+
   // One head of tokens [begin, end). The scores of one half at a time are kept, while they are in the cache.
-  void run(Stream& stream, View<const float, 3> queries, View<const float, 4> keys, int64_t head, int64_t begin,
-           int64_t end, Matrix<int32_t> slots, Matrix<float> weights) {
-    const int64_t width = keys.size(3);
+  void run(View<const float, 3> queries, int64_t head, int64_t begin, int64_t end, Matrix<int32_t> slots,
+           Matrix<float> weights) {
+    const int64_t query_stride = queries.size(1) * queries.size(2);
     for (int64_t half = 0; half < 2; ++half) {
-      const MatrixSlice<const float> query(&queries(begin, head, half * width), end - begin, width,
-                                           queries.size(1) * queries.size(2));
-      PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, query, keys[head][half], 0.0F,
-                    Matrix<float>(scores_.data(), end - begin, n_));
+      products_[static_cast<size_t>(half)].multiply(&queries(begin, head, half * queries.size(2) / 2), query_stride,
+                                                    end - begin, scores_.data());
       Half& best = halves_[static_cast<size_t>(half)];
       top_k_(
-          {scores_.data(), end - begin, n_, n_}, k_, [](int64_t, int32_t position) { return position; },
+          {scores_.data(), end - begin, n_, ScoreProduct::stride(n_)}, k_,
+          [](int64_t, int32_t position) { return position; },
           [&](int64_t token) {
             return TopK::Best{best.scores.data() + token * k_, best.indices.data() + token * k_};
           });
@@ -133,8 +140,9 @@ class HeadSelector {
   std::vector<float> sums_;     // (kLanes, sums_stride())
   std::vector<float> best_;     // (kLanes, k)
   std::array<Half, 2> halves_;  // (token block, k)
+  std::array<ScoreProduct, 2> products_;
   TopK top_k_;
-  std::vector<float> scores_;  // (token block, n)
+  std::vector<float> scores_;  // (token block, ScoreProduct::stride(n))
 };
 
 // Line and column of a slot: slot / n and slot % n without a division. Exact for slots below n * n <= 2^31.
@@ -246,7 +254,7 @@ struct ColumnBlock {
 
 }  // namespace
 
-void select_forward(Stream& stream, View<const float, 3> queries, View<const float, 4> keys, Matrix<int32_t> slots,
+void select_forward(Stream&, View<const float, 3> queries, View<const float, 4> keys, Matrix<int32_t> slots,
                     Matrix<float> weights) {
   const int64_t tokens = queries.size(0);
   const int64_t heads = queries.size(1);
@@ -256,9 +264,10 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
   const int64_t blocks = (tokens + block - 1) / block;
   parallel_for(0, blocks * heads, 1, [&](int64_t begin, int64_t end) {
     HeadSelector& selector = HeadSelector::of_this_thread(n, k);
-    for (int64_t unit = begin; unit < end; ++unit) {  // heads outermost: a thread keeps a head's keys in its cache
+    for (int64_t unit = begin; unit < end; ++unit) {  // heads outermost: a thread takes a head's keys once
       const int64_t first = unit % blocks * block;
-      selector.run(stream, queries, keys, unit / blocks, first, std::min(first + block, tokens), slots, weights);
+      if (unit == begin || first == 0) selector.take_keys(keys, unit / blocks);
+      selector.run(queries, unit / blocks, first, std::min(first + block, tokens), slots, weights);
     }
   });
 }
