@@ -3,6 +3,7 @@
 
 #include <set>
 
+#include "layers/memory/score_product.h"
 #include "layers/memory/select.h"
 #include "layers/memory/top_k.h"
 #include "runtime/buffer.h"
@@ -228,6 +229,32 @@ TEST(Select, WrongShapesAreNamed) {
   EXPECT_THROW(select_forward(stream, queries, View<const float, 4>(memory.data(), 2, 2, 3, 3),
                               Matrix<int32_t>(slots.data(), 2, 4), Matrix<float>(memory.data(), 2, 4)),
                InternalError);
+}
+
+// Tiles and panels that are not full, and queries that lie apart.
+TEST(ScoreProduct, EqualsSumsInDouble) {
+  const Random random(4, "score product test");
+  for (const int64_t n : {1, 7, 16, 31, 130})
+    for (const int64_t width : {1, 3, 16, 17, 64})
+      for (const int64_t tokens : {1, 5, 12, 13, 30}) {
+        const int64_t query_stride = width + 5;
+        std::vector<float> queries(static_cast<size_t>(tokens * query_stride));
+        std::vector<float> keys(static_cast<size_t>(n * width));
+        random.normals(0, std::ssize(queries), 1.0F, queries.data());
+        random.normals(1 << 20, std::ssize(keys), 1.0F, keys.data());
+        cpu::ScoreProduct product;
+        product.take_keys(Matrix<const float>(keys.data(), n, width));
+        const int64_t stride = cpu::ScoreProduct::stride(n);
+        std::vector<float> scores(static_cast<size_t>((tokens + cpu::ScoreProduct::kTile) * stride));
+        product.multiply(queries.data(), query_stride, tokens, scores.data());
+        for (int64_t token = 0; token < tokens; ++token)
+          for (int64_t key = 0; key < n; ++key) {
+            double expected = 0;
+            for (int64_t j = 0; j < width; ++j)
+              expected += static_cast<double>(queries[token * query_stride + j]) * keys[key * width + j];
+            ASSERT_NEAR(scores[token * stride + key], expected, 2e-5) << n << " " << width << " " << tokens;
+          }
+      }
 }
 
 // The positions of the k best of a list, by sorting; NaN is the largest.
