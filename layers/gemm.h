@@ -24,7 +24,7 @@ struct MatrixSlice {
   operator MatrixSlice<const T>() const requires(!std::is_const_v<T>) { return {data, rows, columns, stride}; }
 };
 
-// Columns [begin, end) of a matrix: the queries of one head, a half of the keys.
+// Columns [begin, end) of a matrix.
 template <class T>
 MatrixSlice<T> columns_of(Matrix<T> matrix, int64_t begin, int64_t end) {
   PKM_CHECK(0 <= begin && begin <= end && end <= matrix.size(1), "columns [{}, {}) of {}", begin, end, matrix.size(1));

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// What vector registers of CPU kernels are folded with. For x_cpu.cpp alone: nvcc's front end cannot read it.
+// What vector registers of CPU kernels are loaded, folded and transposed with. For x_cpu.cpp alone: nvcc's front end
+// cannot read it.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "runtime/cpu.h"
@@ -11,23 +13,36 @@ namespace pkmesh::PKM_CPU {
 
 using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
+// kLanes consecutive numbers, wherever they lie.
+[[gnu::always_inline]] inline Lanes load_lanes(const float* from) {
+  Lanes lanes;
+  std::memcpy(&lanes, from, sizeof(lanes));
+  return lanes;
+}
+[[gnu::always_inline]] inline IntLanes load_lanes(const int32_t* from) {
+  IntLanes lanes;
+  std::memcpy(&lanes, from, sizeof(lanes));
+  return lanes;
+}
+[[gnu::always_inline]] inline void store_lanes(float* to, Lanes lanes) {
+  std::memcpy(to, &lanes, sizeof(lanes));
+}
+[[gnu::always_inline]] inline void store_lanes(int32_t* to, IntLanes lanes) {
+  std::memcpy(to, &lanes, sizeof(lanes));
+}
+
 // Lane i gets lane i ^ distance.
 template <int kDistance, class Vector, int... kLane>
 [[gnu::always_inline]] inline Vector swap_lanes(Vector lanes, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(lanes, lanes, (kLane ^ kDistance)...);
 }
-// All lanes as one number: lane i with lane i + kLanes / 2, then those with theirs, and so on down to one.
-template <int kDistance = kLanes / 2, class Vector, class Fold>
-[[gnu::always_inline]] inline auto fold_lanes(Vector lanes, const Fold& fold) {
+// All lanes as one number: lane i and lane i + kLanes / 2, then those with theirs, and so on down to one.
+template <int kDistance = kLanes / 2, class Vector>
+[[gnu::always_inline]] inline auto sum_lanes(Vector lanes) {
   if constexpr (kDistance == 0)
     return lanes[0];
   else
-    return fold_lanes<kDistance / 2>(
-        fold(lanes, swap_lanes<kDistance>(lanes, std::make_integer_sequence<int, kLanes>{})), fold);
-}
-template <class Vector>
-[[gnu::always_inline]] inline auto sum_lanes(Vector lanes) {
-  return fold_lanes(lanes, [](Vector a, Vector b) { return a + b; });
+    return sum_lanes<kDistance / 2>(lanes + swap_lanes<kDistance>(lanes, std::make_integer_sequence<int, kLanes>{}));
 }
 
 // totals[r] = the sum over the lanes of vectors[r], four at a time: with fewer additions than one by one.

@@ -16,12 +16,7 @@
 
 namespace pkmesh::PKM_CPU {
 
-// kLanes consecutive elements as floats.
-[[gnu::always_inline]] inline Lanes load_lanes(const float* from) {
-  Lanes lanes;
-  std::memcpy(&lanes, from, sizeof(lanes));
-  return lanes;
-}
+// kLanes consecutive elements as floats, as load_lanes() of floats.
 [[gnu::always_inline]] inline Lanes load_lanes(const bf16* from) {
   using Halves = uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t))));
   using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
@@ -37,9 +32,6 @@ namespace pkmesh::PKM_CPU {
   const Words bits = __builtin_convertvector(halves, Words);
   const Lanes scaled = std::bit_cast<Lanes>((bits & 0x7FFFU) << 13) * 0x1p112F;
   return std::bit_cast<Lanes>(std::bit_cast<Words>(scaled) | (bits & 0x8000U) << 16);
-}
-[[gnu::always_inline]] inline void store_lanes(float* to, Lanes lanes) {
-  std::memcpy(to, &lanes, sizeof(lanes));
 }
 
 // A row and what it is multiplied with.

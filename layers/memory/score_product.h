@@ -5,10 +5,10 @@
 // once. A score is one sum in the order of the columns, whatever the block of tokens that it is taken in.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "layers/memory/row_kernels.h"
 #include "runtime/lanes.h"
 #include "runtime/view.h"
 
@@ -22,17 +22,17 @@ class ScoreProduct {
   // keys (n, width). They are copied: panels of kPanel keys, which lie side by side, column by column.
   void take_keys(Matrix<const float> keys) {
     width_ = keys.size(1);
-    panels_ = (keys.size(0) + kPanel - 1) / kPanel;
-    packed_.resize(static_cast<size_t>(panels_ * width_ * kPanelVectors));
-    for (int64_t panel = 0; panel < panels_; ++panel)
-      for (int v = 0; v < kPanelVectors; ++v) pack(keys, panel * kPanel + v * kLanes, &packed_[panel_at(panel) + v]);
+    stride_ = stride(keys.size(0));
+    packed_keys_.resize(static_cast<size_t>(stride_ / kLanes * width_));
+    for (int64_t first = 0; first < stride_; first += kPanel)
+      for (int v = 0; v < kPanelVectors; ++v) pack(keys, first + v * kLanes, &packed_keys_[panel_at(first) + v]);
   }
 
   // Numbers from one token's scores to the next one's: n, and what fills the last panel.
   static int64_t stride(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
-  // scores (tokens, stride(n)) = the tokens' queries against every key; there is room for whole tiles of tokens.
-  // queries: `tokens` times width, `query_stride` apart.
+  // scores (tokens, stride(n)) = the tokens' queries against every key. The last token's are written again until the
+  // tile is full, for which there must be room. queries: `tokens` times width, `query_stride` apart.
   void multiply(const float* queries, int64_t query_stride, int64_t tokens, float* scores) {
     const int64_t tiles = (tokens + kTile - 1) / kTile;
     packed_queries_.resize(static_cast<size_t>(tiles * width_ * kTile));
@@ -41,17 +41,18 @@ class ScoreProduct {
       const float* const from = queries + std::min(t, tokens - 1) * query_stride;  // the last one fills the tile
       for (int64_t column = 0; column < width_; ++column) to[column * kTile] = from[column];
     }
-    for (int64_t panel = 0; panel < panels_; ++panel)  // which stays in the nearest cache
-      for (int64_t first = 0; first < tokens; first += kTile)
-        multiply_tile(&packed_queries_[static_cast<size_t>(first * width_)], panel,
-                      scores + first * panels_ * kPanel + panel * kPanel);
+    for (int64_t key = 0; key < stride_; key += kPanel)  // a panel serves all tiles while it is in a near cache
+      for (int64_t token = 0; token < tokens; token += kTile)
+        multiply_tile(&packed_queries_[static_cast<size_t>(token * width_)], &packed_keys_[panel_at(key)],
+                      scores + token * stride_ + key);
   }
 
  private:
   static constexpr int kPanelVectors = 2;
   static constexpr int64_t kPanel = kPanelVectors * kLanes;
 
-  int64_t panel_at(int64_t panel) const { return panel * width_ * kPanelVectors; }
+  // Where the panel that begins with this key is.
+  size_t panel_at(int64_t key) const { return static_cast<size_t>(key / kLanes * width_); }
 
   // kLanes keys from `first` on; zeros behind the last. `to`: every kPanelVectors-th is theirs.
   void pack(Matrix<const float> keys, int64_t first, Lanes* to) const {
@@ -71,19 +72,18 @@ class ScoreProduct {
     }
   }
 
-  void multiply_tile(const float* queries, int64_t panel, float* scores) const {
-    const Lanes* keys = &packed_[panel_at(panel)];
+  void multiply_tile(const float* queries, const Lanes* keys, float* scores) const {
     Lanes sums[kTile][kPanelVectors] = {};
     for (int64_t column = 0; column < width_; ++column, keys += kPanelVectors, queries += kTile)
       for (int64_t t = 0; t < kTile; ++t)
         for (int v = 0; v < kPanelVectors; ++v) sums[t][v] += queries[t] * keys[v];
     for (int64_t t = 0; t < kTile; ++t)
-      for (int v = 0; v < kPanelVectors; ++v) store_lanes(scores + t * panels_ * kPanel + v * kLanes, sums[t][v]);
+      for (int v = 0; v < kPanelVectors; ++v) store_lanes(scores + t * stride_ + v * kLanes, sums[t][v]);
   }
 
   int64_t width_ = 0;
-  int64_t panels_ = 0;
-  std::vector<Lanes> packed_;          // (panels, width, kPanelVectors)
+  int64_t stride_ = 0;
+  std::vector<Lanes> packed_keys_;     // (panels, width, kPanelVectors)
   std::vector<float> packed_queries_;  // (tiles, width, kTile)
 };
 

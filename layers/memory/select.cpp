@@ -11,7 +11,8 @@ int64_t check(View<const float, 3> queries, View<const float, 4> keys, Matrix<co
               Matrix<const float> weights) {
   const int64_t heads = queries.size(1);
   const int64_t n = keys.size(2);
-  PKM_CHECK(heads > 0 && queries.size(2) % 2 == 0, "select: {} heads of width {}", heads, queries.size(2));
+  PKM_CHECK(heads > 0 && queries.size(2) >= 2 && queries.size(2) % 2 == 0, "select: {} heads of width {}", heads,
+            queries.size(2));
   PKM_CHECK(slots.size(1) % heads == 0, "select: {} selections for {} heads", slots.size(1), heads);
   const int64_t k = slots.size(1) / heads;
   PKM_CHECK(k >= 1 && k <= n && n <= kMaxSubKeys, "select: {} neighbours of {} sub-keys", k, n);
@@ -27,7 +28,7 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
                     Matrix<float> weights) {
   check(queries, keys, slots, weights);
   const Range range("select forward");
-  const MathScope exact(stream, Math::kFp32);  // rounded scores would choose other slots
+  const MathScope exact(stream, Math::kFp32);  // on a GPU rounded scores would choose other slots
   PKM_DISPATCH(stream, select_forward, queries, keys, slots, weights);
 }
 
@@ -42,7 +43,6 @@ void select_backward(Stream& stream, View<const float, 3> queries, View<const fl
   PKM_CHECK(dqueries.shape() == queries.shape() && dkeys.shape() == keys.shape(),
             "select: a gradient differs in shape from what it is the gradient of");
   const Range range("select backward");
-  const MathScope exact(stream, Math::kFp32);
   PKM_DISPATCH(stream, select_backward, queries, keys, slots, weights, dweights, scratch, dqueries, dkeys);
 }
 

@@ -39,7 +39,7 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
                     Matrix<float> weights);
 
 // dqueries (=) and dkeys (+=) through the selected scores; the selection itself is not differentiated.
-// scratch (T, H, 2, k).
+// scratch: room for (T, H, 2, k), in which each device has its own order.
 void select_backward(Stream& stream, View<const float, 3> queries, View<const float, 4> keys,
                      Matrix<const int32_t> slots, Matrix<const float> weights, Matrix<const float> dweights,
                      View<SubKeyGradient, 4> scratch, View<float, 3> dqueries, View<float, 4> dkeys);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward: units of (token block, head), each with scores in the thread's own scratch: never T x n.
-// Backward: units of (head, half, columns), each with its own part of dqueries and dkeys, tokens in order: no atomics,
-// no merging, and the same bits on any number of threads. A token touches about a dozen of n sub-keys per half, so the
-// sums over them are a fraction of the GEMM that a dense (T, n) gradient would take.
-#include <optional>
+// Forward: units of (head, token block). A thread packs a head's keys once, and keeps a block's scores of one half in
+// its own scratch: never T x n. Backward: units of (head, half, columns), each with its own part of dqueries and dkeys,
+// tokens in order: no atomics, no merging, and the same bits on any number of threads. A token touches about a dozen of
+// n sub-keys per half, so the sums over them are a fraction of the GEMM that a dense (T, n) gradient would take.
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <vector>
 
-#include "layers/memory/row_kernels.h"
 #include "layers/memory/score_product.h"
 #include "layers/memory/select.h"
 #include "layers/memory/top_k.h"
@@ -15,13 +17,12 @@
 namespace pkmesh::PKM_CPU {
 namespace {
 
-// Tokens whose scores are taken together: few enough that one half's scores stay in the second-level cache.
-constexpr int64_t kManyTokens = 21 * 12;
-constexpr int64_t kSomeTokens = 8 * 12;
-constexpr int64_t kFewTokens = 4 * 12;
-static_assert(12 % ScoreProduct::kTile == 0);
+// Tokens whose scores are taken together: whole tiles, few enough that one half's scores (at most 384 KiB up to n =
+// 2048) stay in the second-level cache. No result depends on it.
 int64_t token_block(int64_t n) {
-  return n <= 256 ? kManyTokens : n <= 1024 ? kSomeTokens : kFewTokens;
+  constexpr int64_t kTiles = 12;
+  static_assert(kTiles % ScoreProduct::kTile == 0);
+  return kTiles * (n <= 256 ? 21 : n <= 1024 ? 8 : 4);
 }
 
 constexpr int64_t kColumnVectors = 4;
@@ -62,7 +63,7 @@ void softmax(const float* scores, int64_t k, float* weights) {
   for (int64_t i = 0; i < k; ++i) weights[i] *= scale;
 }
 
-// Selects with a thread's own scratch, which it keeps from one call to the next.
+// Selects with a thread's own scratch, which it keeps from one call to the next: one for each shape of memory.
 class HeadSelector {
  public:
   HeadSelector(int64_t n, int64_t k)
@@ -76,33 +77,35 @@ class HeadSelector {
         scores_(static_cast<size_t>(token_block(n) * ScoreProduct::stride(n))) {}
 
   static HeadSelector& of_this_thread(int64_t n, int64_t k) {
-    thread_local std::optional<HeadSelector> selector;
-    if (!selector || selector->n_ != n || selector->k_ != k) selector.emplace(n, k);
-    return *selector;
+    thread_local std::vector<std::unique_ptr<HeadSelector>> selectors;
+    for (const auto& selector : selectors)
+      if (selector->n_ == n && selector->k_ == k) return *selector;
+    return *selectors.emplace_back(std::make_unique<HeadSelector>(n, k));
   }
 
-  // Of one head, for the calls of run() that follow.
+  // run() is to select of this head from now on.
   void take_keys(View<const float, 4> keys, int64_t head) {
+    head_ = head;
     for (int64_t half = 0; half < 2; ++half) products_[static_cast<size_t>(half)].take_keys(keys[head][half]);
   }
 
-  // One head of tokens [begin, end). The scores of one half at a time are kept, while they are in the cache.
-  void run(View<const float, 3> queries, int64_t head, int64_t begin, int64_t end, Matrix<int32_t> slots,
-           Matrix<float> weights) {
+  // The head's part of tokens [begin, end). The scores of one half at a time are kept, while they are in the cache.
+  void run(View<const float, 3> queries, int64_t begin, int64_t end, Matrix<int32_t> slots, Matrix<float> weights) {
+    const int64_t width = queries.size(2) / 2;
     const int64_t query_stride = queries.size(1) * queries.size(2);
     for (int64_t half = 0; half < 2; ++half) {
-      products_[static_cast<size_t>(half)].multiply(&queries(begin, head, half * queries.size(2) / 2), query_stride,
-                                                    end - begin, scores_.data());
+      products_[static_cast<size_t>(half)].multiply(&queries(begin, head_, half * width), query_stride, end - begin,
+                                                    scores_.data());
       Half& best = halves_[static_cast<size_t>(half)];
       top_k_(
           {scores_.data(), end - begin, n_, ScoreProduct::stride(n_)}, k_,
           [](int64_t, int32_t position) { return position; },
           [&](int64_t token) {
-            return TopK::Best{best.scores.data() + token * k_, best.indices.data() + token * k_};
+            return TopK::Out{best.scores.data() + token * k_, best.indices.data() + token * k_};
           });
     }
-    for (int64_t token = begin; token < end; token += kLanes)
-      select_pairs(token - begin, std::min(kLanes, end - token), &slots(token, head * k_), &weights(token, head * k_),
+    for (int64_t token = begin; token < end; token += kLanes)  // as many as TopK takes together
+      select_pairs(token - begin, std::min(kLanes, end - token), &slots(token, head_ * k_), &weights(token, head_ * k_),
                    slots.size(1));
   }
 
@@ -119,7 +122,7 @@ class HeadSelector {
       return lines[t * k + first[pair]] * n + columns[t * k + second[pair]];
     };
     top_k_({sums_.data(), tokens, pairs_.count(), sums_stride()}, k_, slot_of, [&](int64_t t) {
-      return TopK::Best{best_.data() + t * k_, slots + t * stride};
+      return TopK::Out{best_.data() + t * k_, slots + t * stride};
     });
     for (int64_t t = 0; t < tokens; ++t) softmax(best_.data() + t * k_, k_, weights + t * stride);
   }
@@ -136,6 +139,7 @@ class HeadSelector {
 
   int64_t n_;
   int64_t k_;
+  int64_t head_ = 0;
   RankPairs pairs_;
   std::vector<float> sums_;     // (kLanes, sums_stride())
   std::vector<float> best_;     // (kLanes, k)
@@ -189,8 +193,7 @@ void group_by_sub_key(const SlotAddress& address_of, const int32_t* slots, const
 }
 
 // All tokens' share of a block of columns of one half of one head. A token's query and the gradient of it stay in
-// registers while its sub-keys pass. Tokens lie a whole query apart, further than the hardware foresees: theirs are
-// fetched ahead.
+// registers while its sub-keys pass.
 struct ColumnBlock {
   View<const float, 3> queries;
   View<const float, 4> keys;
@@ -205,6 +208,7 @@ struct ColumnBlock {
     const float* const key_base = &keys(head, half, 0, begin);
     float* const dkey_base = &dkeys(head, half, 0, begin);
     for (int64_t token = 0; token < tokens; ++token) {
+      // Tokens lie a whole query apart, which is further than the hardware foresees.
       const int64_t ahead = std::min(token + kAhead, tokens - 1);
       for (int64_t j = 0; j < kColumnBlock; j += kLine) {
         __builtin_prefetch(&queries(ahead, head, half * width + begin + j));
@@ -249,7 +253,7 @@ struct ColumnBlock {
 
  private:
   static constexpr int64_t kAhead = 8;  // tokens
-  static constexpr int64_t kLine = 16;  // numbers that arrive together
+  static constexpr int64_t kLine = 16;  // floats of a cache line
 };
 
 }  // namespace
@@ -267,7 +271,7 @@ void select_forward(Stream&, View<const float, 3> queries, View<const float, 4> 
     for (int64_t unit = begin; unit < end; ++unit) {  // heads outermost: a thread takes a head's keys once
       const int64_t first = unit % blocks * block;
       if (unit == begin || first == 0) selector.take_keys(keys, unit / blocks);
-      selector.run(queries, unit / blocks, first, std::min(first + block, tokens), slots, weights);
+      selector.run(queries, first, std::min(first + block, tokens), slots, weights);
     }
   });
 }
@@ -280,7 +284,7 @@ void select_backward(Stream&, View<const float, 3> queries, View<const float, 4>
   const int64_t half_width = keys.size(3);
   const int64_t k = scratch.size(3);
   const int64_t tokens = queries.size(0);
-  const View<SubKeyGradient, 4> lists = scratch.reshape(heads, 2, tokens, k);  // as they are read
+  const View<SubKeyGradient, 4> lists = scratch.reshape(heads, 2, tokens, k);  // a unit's in one piece
   const SlotAddress address_of(n);
   parallel_for(0, tokens, 16, [&](int64_t begin, int64_t end) {
     thread_local std::vector<int32_t> place_of;

@@ -22,7 +22,7 @@ constexpr int kMostWarps = 4;                       // of a block
 constexpr int64_t kSharedBytes = 48 << 10;          // that every device lends without being asked
 constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
-// --- the order of scores; the same as score_order in top_k.h ---
+// --- the order of scores: that of score_order() in top_k.h, as unsigned integers ---
 
 __device__ uint32_t ordered(float score) {
   const float value = score + 0.0F;  // -0 becomes +0: they tie

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <numeric>
+#include <span>
 #include <utility>
 
 #include "runtime/parallel.h"
@@ -121,8 +122,9 @@ void ValueTable::backward_by_row(Stream& stream, Vector<const Selection> selecti
   const RowSums sums = {arena_.take<int32_t>(most), take_gradients(stream, most)};
   gradients_taken_ = 0;
   const int64_t count = sum_by_row(stream, rows(), selections, pair_offsets, d_output, dweights, sums);
-  const auto reads = arena_.take<Selection>(count);
-  const auto offsets = arena_.take<int32_t>(count + 1);
+  // Room for as many rows as there may be: how many are read differs from step to step.
+  const Vector<Selection> reads(arena_.take<Selection>(most).data(), count);
+  const Vector<int32_t> offsets(arena_.take<int32_t>(most + 1).data(), count + 1);
   for (int64_t u = 0; u < count; ++u) reads[u] = {sums.rows[u], 1.0F};
   std::iota(offsets.begin(), offsets.end(), 0);
   pieces_.push_back({reads, offsets, gradients_kept_});
@@ -191,7 +193,7 @@ namespace cpu {
 void count_usage(Stream&, Vector<const Selection> selections, Vector<uint32_t> counts, Vector<float> weights) {
   constexpr int64_t kMinimumRange = 4096;
   parallel_for(0, counts.count(), kMinimumRange, [&](int64_t begin, int64_t end) {
-    // Its own are first picked from some, without a branch: which are whose cannot be foreseen.
+    // Of kSome selections at a time it first picks its own, without a branch: which are whose cannot be foreseen.
     constexpr int64_t kSome = 512;
     std::array<Selection, kSome> own;
     for (int64_t first = 0; first < selections.count(); first += kSome) {

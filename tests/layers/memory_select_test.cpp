@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <numeric>
 #include <set>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "layers/memory/score_product.h"
 #include "layers/memory/select.h"
@@ -89,7 +95,8 @@ struct Case {
 };
 
 const Shape kShapes[] = {{0, 2, 6, 5, 3},     {1, 1, 2, 1, 1},      {3, 1, 4, 7, 1},     {5, 2, 6, 5, 5},
-                         {129, 3, 10, 37, 8}, {17, 2, 14, 100, 32}, {9, 1, 300, 67, 33}, {4, 2, 8, 150, 128}};
+                         {129, 3, 10, 37, 8}, {17, 2, 14, 100, 32}, {9, 1, 300, 67, 33}, {4, 2, 8, 150, 128},
+                         {260, 2, 6, 20, 3},  {100, 1, 4, 300, 4}};
 
 // Relative to the largest score or gradient.
 constexpr double kTolerance = 2e-5;
@@ -245,15 +252,22 @@ TEST(ScoreProduct, EqualsSumsInDouble) {
         cpu::ScoreProduct product;
         product.take_keys(Matrix<const float>(keys.data(), n, width));
         const int64_t stride = cpu::ScoreProduct::stride(n);
-        std::vector<float> scores(static_cast<size_t>((tokens + cpu::ScoreProduct::kTile) * stride));
+        constexpr int64_t kTile = cpu::ScoreProduct::kTile;
+        std::vector<float> scores(static_cast<size_t>((tokens + kTile - 1) / kTile * kTile * stride + Case::kGuard),
+                                  Case::kSentinel);
         product.multiply(queries.data(), query_stride, tokens, scores.data());
-        for (int64_t token = 0; token < tokens; ++token)
+        for (int64_t i = 1; i <= Case::kGuard; ++i) EXPECT_EQ(scores[scores.size() - i], Case::kSentinel);
+        std::vector<float> alone(static_cast<size_t>(kTile * stride));
+        for (int64_t token = 0; token < tokens; ++token) {
+          product.multiply(queries.data() + token * query_stride, query_stride, 1, alone.data());
           for (int64_t key = 0; key < n; ++key) {
             double expected = 0;
             for (int64_t j = 0; j < width; ++j)
               expected += static_cast<double>(queries[token * query_stride + j]) * keys[key * width + j];
             ASSERT_NEAR(scores[token * stride + key], expected, 2e-5) << n << " " << width << " " << tokens;
+            ASSERT_EQ(scores[token * stride + key], alone[key]) << "whatever it is taken with";
           }
+        }
       }
 }
 
@@ -276,7 +290,7 @@ void expect_sorted(std::span<const float> scores, int64_t n, int64_t k) {
   top_k(
       {scores.data(), lists, n, n}, k, [](int64_t, int32_t position) { return position; },
       [&](int64_t list) {
-        return cpu::TopK::Best{best.data() + list * k, got.data() + list * k};
+        return cpu::TopK::Out{best.data() + list * k, got.data() + list * k};
       });
   for (int64_t list = 0; list < lists; ++list) {
     const std::vector<int32_t> expected = sorted_best(scores.subspan(list * n, n), k);
@@ -313,7 +327,7 @@ TEST(TopK, EqualsSortingWhateverTheScores) {
     }
 }
 
-// NaN in all registers' lanes but one, whose values are large: what is below them must not be lost.
+// NaN leads some groups, and few groups' maxima are large: the bound must not hide what the 32 best need.
 TEST(TopK, NotANumberIsTheLargestAndHidesNothing) {
   constexpr int64_t kCount = 128;
   std::vector<float> scores(kCount);
