@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "layers/memory/sum_by_row.h"
+#include "layers/memory/value_table.h"
 #include "runtime/cache.h"
 #include "runtime/parallel.h"
 #include "runtime/random.h"
@@ -193,6 +194,33 @@ TEST(Pooled, SlicesAddInTheSameOrder) {
     }
     set_threads(before);
   }
+}
+
+// More selections than a thread picks at a time, rows of several threads, and some read again and again.
+TEST(Usage, CountsEverySelectionOnceOnAnyThreads) {
+  constexpr int64_t kRows = 20'000;
+  const Random random(15, "usage");
+  std::vector<Selection> selections(1300);
+  for (size_t i = 0; i < selections.size(); ++i)
+    selections[i] = {static_cast<int32_t>(random.bits(2 * i) % (i % 2 == 0 ? kRows : 10)), random.uniform(2 * i + 1)};
+  std::vector<uint32_t> counts(kRows);
+  std::vector<float> weights(kRows);
+  for (const Selection& selection : selections) {
+    ++counts[selection.row];
+    weights[selection.row] += selection.weight;
+  }
+  const int before = threads();
+  for (const int count : {1, 3}) {
+    set_threads(count);
+    Stream stream;
+    std::vector<uint32_t> got_counts(kRows);
+    std::vector<float> got_weights(kRows);
+    cpu::count_usage(stream, Vector<const Selection>(selections.data(), std::ssize(selections)),
+                     Vector<uint32_t>(got_counts.data(), kRows), Vector<float>(got_weights.data(), kRows));
+    EXPECT_EQ(got_counts, counts) << count << " threads";
+    EXPECT_EQ(got_weights, weights) << count << " threads";
+  }
+  set_threads(before);
 }
 
 }  // namespace
