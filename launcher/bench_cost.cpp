@@ -142,6 +142,14 @@ Cost row_update(const LookupShape& s) {
   return cost;
 }
 
+Cost row_update_in_backward(const LookupShape& s) {
+  Cost cost = row_update(s);
+  if (s.summed) return cost;  // dw came with the sums
+  cost.streamed += kFloat * real(s.selections());
+  cost.flops += 2 * real(s.selections()) * real(s.value_width);
+  return cost;
+}
+
 Cost attention_forward(int64_t sequences, int64_t context, int64_t width) {
   const double x = real(sequences * context) * real(width);
   // Two products with the (context + 1) / 2 keys that a query sees on average.
@@ -198,8 +206,9 @@ std::vector<Cost> layer_forward(const LookupShape& s) {
 }
 
 std::vector<Cost> layer_backward(const LookupShape& s) {
-  std::vector<Cost> phases = {weight_gradients(s), select_backward(s),
+  std::vector<Cost> phases = {sort_rows(s), row_bound(s), row_update_in_backward(s), select_backward(s),
                               linear_backward(s.tokens, s.width, s.features())};
+  if (s.summed) phases.push_back(weight_gradients(s));
   if (s.batch_norm) phases.push_back(batch_norm_backward(s.tokens, s.features()));
   if (s.gated) {
     phases.push_back(linear_backward(s.tokens, s.width, s.value_width));
@@ -208,8 +217,8 @@ std::vector<Cost> layer_backward(const LookupShape& s) {
   return phases;
 }
 
-std::vector<Cost> layer_update(const LookupShape& s, int64_t dense_parameters) {
-  return {sort_rows(s), row_bound(s), row_update(s), adam(dense_parameters)};
+std::vector<Cost> layer_update(int64_t dense_parameters) {
+  return {adam(dense_parameters)};
 }
 
 double step_flops(const TransformerShape& shape, int64_t sequences) {
@@ -224,8 +233,7 @@ double step_flops(const TransformerShape& shape, int64_t sequences) {
   for (const MemorySite& site : shape.memories) {
     if (!site.after) --feed_forwards;
     const LookupShape lookup = lookup_shape(site, RowAdamOptions{}, tokens);
-    flops += total_flops(layer_forward(lookup)) + total_flops(layer_backward(lookup)) + row_norms(lookup).flops +
-             row_update(lookup).flops;
+    flops += total_flops(layer_forward(lookup)) + total_flops(layer_backward(lookup));
   }
   return flops + real(feed_forwards) * 2 * products(d, shape.block.ffn_width);
 }

@@ -61,6 +61,7 @@ Cost sort_rows(const LookupShape& shape);
 Cost row_bound(const LookupShape& shape);   // whether row gradients are finite, for the gate
 Cost row_norms(const LookupShape& shape);   // ... and their norm, where they are clipped
 Cost row_update(const LookupShape& shape);  // row gradients again, consumed by Adam
+Cost row_update_in_backward(const LookupShape& shape);  // and dw, of rows that come to the core once for both
 Cost attention_forward(int64_t sequences, int64_t context, int64_t width);
 Cost attention_backward(int64_t sequences, int64_t context, int64_t width);
 Cost layer_norm_forward(int64_t tokens, int64_t width);  // of the sum of two
@@ -70,10 +71,10 @@ Cost gelu_backward(int64_t tokens, int64_t width);
 Cost cross_entropy(int64_t tokens, int64_t width, int64_t vocabulary);  // loss and gradients, tied output layer
 Cost adam(int64_t parameters);
 
-// The phases of a whole memory layer.
+// The phases of a whole memory layer, whose rows move in the backward pass and are not clipped.
 std::vector<Cost> layer_forward(const LookupShape& shape);
 std::vector<Cost> layer_backward(const LookupShape& shape);
-std::vector<Cost> layer_update(const LookupShape& shape, int64_t dense_parameters);
+std::vector<Cost> layer_update(int64_t dense_parameters);
 
 // Operations of a training step on `sequences` whole sequences: matrix products, attention and memories, forward and
 // backward; what is done per element is left out.

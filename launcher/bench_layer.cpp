@@ -16,6 +16,8 @@
 namespace pkmesh {
 namespace {
 
+constexpr double kRate = 1e-4;
+
 int64_t distinct(std::vector<int32_t> values) {
   std::ranges::sort(values);
   return std::unique(values.begin(), values.end()) - values.begin();
@@ -88,21 +90,30 @@ void LayerBench::forward() {
 
 void LayerBench::backward() {
   StepContext step = context();
+  step.update_rows = [this](ValueTable&, const RowGradients& gradients, Vector<float> dweights) {
+    update_rows(gradients, dweights);
+    return true;
+  };
   table_.forget_pending();
   layer_.backward(step, output_gradient(), Matrix<float>(input_gradient_.data(), tokens_, site_.shape.width));
+}
+
+void LayerBench::update_rows(const RowGradients& gradients, Vector<float> dweights) {
+  GateShare share;
+  rows_.add_squares_bound(stream_, gradients, Vector<double>(&share.values_squares, 1));
+  share.tokens = static_cast<double>(tokens_);
+  PKM_CHECK(decide(world_, share).open(), "a row's gradient of the benchmark is not finite");
+  rows_.step(stream_, table_.rows(), gradients, 1.0, kRate, step_, dweights);
 }
 
 void LayerBench::update() {
   GateShare share;
   add_sum_of_squares(stream_, Vector<const float>(parameters_.gradients().data(), parameters_.count()),
                      Vector<double>(&share.dense_squares, 1));
-  rows_.add_squares_bound(stream_, table_.row_gradients(stream_), Vector<double>(&share.values_squares, 1));
   share.tokens = static_cast<double>(tokens_);
   const Gate gate = decide(world_, share);
   PKM_CHECK(gate.open(), "a gradient of the benchmark is not finite");
-  constexpr double kRate = 1e-4;
   adam_.step(stream_, parameters_.values(), parameters_.gradients(), 1.0, kRate, step_);
-  rows_.step(stream_, table_.rows(), table_.row_gradients(stream_), 1.0, kRate, step_);
   std::ranges::fill(parameters_.gradients(), 0.0F);
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One memory layer alone with what trains it: the whole step of the layer is forward(), backward() with the input's
-// gradient, update() of rows, keys and query behind the gate, without clipping. Several inputs take turns, so that a
-// step does not find the rows of the one before.
+// gradient, update() of rows, keys and query behind the gate, without clipping. As in training, the rows move inside
+// the backward pass, behind a gate of their own. Several inputs take turns, so that a step does not find the rows of the
+// one before.
 #pragma once
 
 #include <vector>
@@ -24,8 +25,8 @@ class LayerBench {
   void repeat_tokens(int64_t distinct);
 
   void forward();   // of the next input; collective, as all of these
-  void backward();  // of the last forward()
-  void update();    // rows, keys and query, by the gradients of the last backward()
+  void backward();  // of the last forward(), with the rows' update
+  void update();    // keys and query, by the gradients of the last backward()
 
   // The shape with what the last forward() selected. For the costs of a world of one.
   LookupShape lookup() const;
@@ -42,6 +43,8 @@ class LayerBench {
   StepContext context();
 
  private:
+  void update_rows(const RowGradients& gradients, Vector<float> dweights);
+
   Communicator& world_;
   MemorySite site_;
   RowAdamOptions row_options_;

@@ -167,9 +167,9 @@ void time_rows(LayerBench& bench, const LookupShape& s, int repeats, PhaseTable&
   };
   const auto backward = [&] {
     if (s.summed)
-      values.backward_by_row(stream, route.selections, route.pair_offsets, gradients, dweights);
+      values.backward_by_row(context, route.selections, route.pair_offsets, gradients, dweights);
     else
-      values.backward(stream, route.selections, route.pair_offsets, dweights);
+      values.backward(context, route.selections, route.pair_offsets, dweights);
   };
   table.line(s.summed ? "dw, row gradients" : "weight gradients (dw)", {cost::weight_gradients(s)},
              measure_after(repeats, prepare, backward));
@@ -190,6 +190,9 @@ void time_rows(LayerBench& bench, const LookupShape& s, int repeats, PhaseTable&
   int64_t step = 0;
   table.phase("row gradients + update", cost::row_update(s),
               [&] { bench.rows().step(stream, values.rows(), sorted, 1e-3, 1e-4, ++step); });
+  if (s.summed) return;
+  table.phase("the same and dw at once", cost::row_update_in_backward(s),
+              [&] { bench.rows().step(stream, values.rows(), sorted, 1e-3, 1e-4, ++step, dweights); });
 }
 
 // The layer as a whole: what its parts do not show, such as copies and what the caches forget between them.
@@ -197,7 +200,7 @@ void time_whole_layer(LayerBench& bench, Communicator& world, const LookupShape&
   const LayerTimes times = time_layer(bench, world, repeats);
   std::vector<Cost> phases = cost::layer_forward(s);
   const std::vector<Cost> backward = cost::layer_backward(s);
-  const std::vector<Cost> update = cost::layer_update(s, bench.dense_parameters());
+  const std::vector<Cost> update = cost::layer_update(bench.dense_parameters());
   table.line("layer forward", phases, times.forward);
   table.line("layer backward", backward, times.backward);
   table.line("layer update", update, times.update);

@@ -39,7 +39,16 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
   for (const auto& table : model_.transformer().tables())
     row_optimizers_.emplace_back(device, table->shape().name, table->placement(), world.rank(), table->shape().width,
                                  row_options(config), config.train().seed());
+  moved_.resize(row_optimizers_.size());
   if (config.train().precision() == config::Train::FP16) scale_losses({});
+}
+
+// Where a table has one backward pass in a step, and what its update needs to know is known in it: the norm of all
+// tables' gradients, if they are clipped, and no loss scale that must be lowered when gradients overflow.
+bool Trainer::updates_in_backward() {
+  const auto& tables = model_.transformer().tables();
+  return model_.stream().device().kind == DeviceKind::kCpu && config_.train().accumulate() == 1 && !scaler_.on() &&
+         tables.size() == model_.transformer().shape().memories.size() && (tables.size() == 1 || !clips_values());
 }
 
 BatchShape Trainer::batch() const {
@@ -61,6 +70,7 @@ StepFigures Trainer::step() {
   StepFigures figures = describe(gate);
   if (gate.open()) update(gate, figures.learning_rate);
   scaler_.update(gate.finite_gradients());
+  std::ranges::fill(moved_, std::nullopt);
   for (const auto& table : model_.transformer().tables()) table->forget_pending();
   ++step_;
   figures.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
@@ -88,6 +98,10 @@ void Trainer::forward_backward(int64_t micro) {
   copy(context.stream, staged_.view().rows(first, first + ids.count()).flat(), ids.flat());
 
   const int64_t micro_steps = config_.train().accumulate();
+  if (updates_in_backward())
+    context.update_rows = [this](ValueTable& table, const RowGradients& gradients, Vector<float> dweights) {
+      return update_in_backward(table, gradients, dweights);
+    };
   context.draw = step_ * micro_steps + micro;
   context.first_token = (share.begin - batch().micro_step(step_, micro).begin) * length;
   // The mean over all tokens of the step, whatever rank and micro-step they are in, times the loss scale.
@@ -100,6 +114,26 @@ void Trainer::forward_backward(int64_t micro) {
   add_sum(context.stream, losses, figures_.view().rows(kLossSum, kLossSum + 1));
 }
 
+void Trainer::add_row_squares(size_t table, const RowGradients& gradients, Vector<double> total) {
+  if (clips_values())
+    row_optimizers_[table].add_squares(model_.stream(), gradients, total);
+  else  // all that the gate asks is whether they are finite
+    row_optimizers_[table].add_squares_bound(model_.stream(), gradients, total);
+}
+
+bool Trainer::update_in_backward(const ValueTable& table, const RowGradients& gradients, Vector<float> dweights) {
+  const auto& tables = model_.transformer().tables();
+  const auto i = static_cast<size_t>(std::ranges::find(tables, &table, &std::unique_ptr<ValueTable>::get) -
+                                     tables.begin());
+  GateShare share = {.tokens = 1};  // of what the gate weighs, the rows' gradients alone
+  add_row_squares(i, gradients, Vector<double>(&share.values_squares, 1));
+  const Gate gate = decide(world_, share);
+  if (!gate.open()) return false;
+  update_rows(i, gradients, gate, dweights);
+  moved_[i] = share.values_squares;
+  return true;
+}
+
 GateShare Trainer::gate_share() {
   Range range("gate");
   Stream& stream = model_.stream();
@@ -107,13 +141,8 @@ GateShare Trainer::gate_share() {
   const Vector<const float> gradients(model_.parameters().gradients().data(), model_.parameters().count());
   const Share mine = buckets_.shares() ? buckets_.mine() : share_of(gradients.count(), world_.rank(), world_.size());
   add_sum_of_squares(stream, gradients.rows(mine.begin, mine.end), figure(kDenseSquares));
-  for (size_t i = 0; i < row_optimizers_.size(); ++i) {
-    const RowGradients& rows = model_.transformer().tables()[i]->row_gradients(stream);
-    if (clips_values())
-      row_optimizers_[i].add_squares(stream, rows, figure(kValuesSquares));
-    else  // all that the gate asks is whether they are finite
-      row_optimizers_[i].add_squares_bound(stream, rows, figure(kValuesSquares));
-  }
+  for (size_t i = 0; i < row_optimizers_.size(); ++i)
+    if (!moved_[i]) add_row_squares(i, model_.transformer().tables()[i]->row_gradients(stream), figure(kValuesSquares));
   read_figures_.start(stream, figures_.span());
   GateShare share;
   for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro)
@@ -121,6 +150,7 @@ GateShare Trainer::gate_share() {
   const auto figures = read_figures_.wait();
   share.dense_squares = figures[kDenseSquares];
   share.values_squares = figures[kValuesSquares];
+  for (const auto& squares : moved_) share.values_squares += squares.value_or(0);
   share.loss_sum = figures[kLossSum];
   return share;
 }
@@ -157,25 +187,28 @@ CheckpointContents Trainer::contents() {
   return contents;
 }
 
+// What gradients are multiplied by: clipping, and the loss scale undone.
+double Trainer::update_scale(double squares, double clip_norm) const {
+  return clip_factor(std::sqrt(squares) / scaler_.scale(), clip_norm) / scaler_.scale();
+}
+
+void Trainer::update_rows(size_t table, const RowGradients& gradients, const Gate& gate, Vector<float> dweights) {
+  const double scale = update_scale(gate.values_squares, config_.values().clip_norm());
+  const double rate = learning_rate(values_schedule(config_), step_ + 1);
+  row_optimizers_[table].step(model_.stream(), model_.transformer().tables()[table]->rows(), gradients, scale, rate,
+                              step_ + 1, dweights);
+}
+
 void Trainer::update(const Gate& gate, double rate) {
   Range range("update");
-  const auto factor = [&](double squares, double clip_norm) {  // of the gradients: clipping, and the loss scale undone
-    return clip_factor(std::sqrt(squares) / scaler_.scale(), clip_norm) / scaler_.scale();
-  };
-  const double dense_scale = factor(gate.dense_squares, config_.optimizer().clip_norm());
   const Share mine = buckets_.mine();
   const auto of_mine = [&](std::span<float> all) {
     return all.subspan(static_cast<size_t>(mine.begin), static_cast<size_t>(mine.count()));
   };
   adam_.step(model_.stream(), of_mine(model_.parameters().values()), of_mine(model_.parameters().gradients()),
-             dense_scale, rate, step_ + 1);
-  const double values_scale = factor(gate.values_squares, config_.values().clip_norm());
-  const double values_rate = learning_rate(values_schedule(config_), step_ + 1);
-  for (size_t i = 0; i < row_optimizers_.size(); ++i) {
-    ValueTable& table = *model_.transformer().tables()[i];
-    row_optimizers_[i].step(model_.stream(), table.rows(), table.row_gradients(model_.stream()), values_scale,
-                            values_rate, step_ + 1);
-  }
+             update_scale(gate.dense_squares, config_.optimizer().clip_norm()), rate, step_ + 1);
+  for (size_t i = 0; i < row_optimizers_.size(); ++i)
+    if (!moved_[i]) update_rows(i, model_.transformer().tables()[i]->row_gradients(model_.stream()), gate);
   buckets_.share_out(model_.parameters().values());
 }
 

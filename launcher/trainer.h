@@ -3,6 +3,11 @@
 // statistics, the same decision to step or skip, the same update. After step s the state is a function of the
 // configuration, the tokens and s; so a resumed run goes on as if it had never stopped.
 //
+// The gate stands before every update. On the CPU, a table's rows move inside the backward pass where their gradient is
+// complete there, behind a gate of their own: a row comes to the core once for its gradient's way back and for its
+// update. The bits are the same. But should a dense gradient turn out not to be finite afterwards, in a step whose row
+// gradients are, the step is skipped and those rows have moved.
+//
 // On a GPU the host runs ahead of the device. In a steady step it waits for it once per lookup of a memory whose rows
 // are on several ranks (the counts of what it sends: comm/route.h) and once for the gate, whose decision the update
 // needs; nothing is allocated.
@@ -30,7 +35,7 @@ struct StepFigures {
   double learning_rate = 0;           // dense
   int64_t tokens = 0;                 // over all ranks
   double loss_scale = 1;              // of this step's backward pass
-  bool skipped = false;               // a loss or a gradient was not finite: nothing moved
+  bool skipped = false;               // a loss or a gradient was not finite: nothing moved, but see above
   std::string why_skipped;
   double seconds = 0;
 };
@@ -55,6 +60,11 @@ class Trainer {
   bool scales_losses() const { return scaler_.on(); }
 
  private:
+  bool updates_in_backward();
+  bool update_in_backward(const ValueTable& table, const RowGradients& gradients, Vector<float> dweights);
+  void add_row_squares(size_t table, const RowGradients& gradients, Vector<double> total);
+  void update_rows(size_t table, const RowGradients& gradients, const Gate& gate, Vector<float> dweights = {});
+  double update_scale(double squares, double clip_norm) const;
   void stage_batches();
   void forward_backward(int64_t micro);
   GateShare gate_share();
@@ -70,6 +80,7 @@ class Trainer {
   GradientBuckets buckets_;
   Adam adam_;                                 // of the parameters whose gradients this rank sums
   std::vector<RowOptimizer> row_optimizers_;  // one per table
+  std::vector<std::optional<double>> moved_;  // this step's tables whose rows have moved: their share of the gate
   Buffer<int32_t> staged_;                    // host memory: a step's inputs and targets, micro-step by micro-step
   Buffer<double> figures_;                    // on the device: what gate_share() reads, in the order of enum Figure
   Readback<double> read_figures_;

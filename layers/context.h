@@ -4,12 +4,22 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "comm/communicator.h"
 #include "runtime/buffer.h"
 #include "runtime/device.h"
+#include "runtime/view.h"
 
 namespace pkmesh {
+
+class ValueTable;
+struct RowGradients;
+
+// The update of a table inside its backward pass, where its gradient is complete: decides with all ranks whether the
+// rows may move, and moves them or not. Returns whether they did; then dweights, if not empty, are those of
+// update_rows() (optim/sparse_adam.h). Collective.
+using UpdateInBackward = std::function<bool(ValueTable& table, const RowGradients& gradients, Vector<float> dweights)>;
 
 struct StepContext {
   Stream& stream;
@@ -20,6 +30,7 @@ struct StepContext {
   int64_t draw = 0;         // number of this micro-batch since the start of the run: keys the random numbers
   int64_t first_token = 0;  // index, among all ranks' tokens of this micro-batch, of this rank's first one
   bool training = true;     // dropout on, batch statistics, activations saved
+  UpdateInBackward update_rows = nullptr;  // empty: rows move after the backward pass
 };
 
 }  // namespace pkmesh

@@ -40,7 +40,7 @@ void check_rows(const char* what, const Rows& matrix, int64_t rows, int64_t widt
 }  // namespace
 
 void update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
-                 const RowGradients& gradients) {
+                 const RowGradients& gradients, Vector<float> dweights) {
   PKM_CHECK(update.step >= 1, "steps count from 1, got {}", update.step);
   check(gradients);
   const auto [rows, width] = std::visit([](const auto& m) { return m.shape(); }, values);
@@ -55,7 +55,12 @@ void update_rows(Stream& stream, const RowUpdate& update, const TableRows& value
   PKM_CHECK(gradients.d_output.size(1) == width, "output gradients of width {} for rows of width {}",
             gradients.d_output.size(1), width);
   Range range("update rows");
-  PKM_DISPATCH(stream, update_rows, update, values, state, gradients);
+  if (dweights.empty()) {
+    PKM_DISPATCH(stream, update_rows, update, values, state, gradients);
+  } else {
+    check_shape("update_rows: dweights", dweights, {{"contributions", gradients.weights.count()}});
+    PKM_DISPATCH(stream, update_rows_in_backward, update, values, state, gradients, dweights);
+  }
 }
 
 void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> squares) {
@@ -128,7 +133,7 @@ RowGradients RowOptimizer::all_rows(Stream& stream, const RowGradients& gradient
 }
 
 void RowOptimizer::step(Stream& stream, const TableRows& values, const RowGradients& gradients, double scale, double lr,
-                        int64_t step) {
+                        int64_t step, Vector<float> dweights) {
   check_rows("row optimizer: values", values, rows_, width_);
   const RowGradients listed = options_.update == Update::kAll ? all_rows(stream, gradients) : gradients;
   const RowUpdate update = {.options = options_,
@@ -140,7 +145,7 @@ void RowOptimizer::step(Stream& stream, const TableRows& values, const RowGradie
                             .second_rounding = Random(seed_, table_ + ".second_moments.rounding", step),
                             .placement = placement_,
                             .rank = rank_};
-  update_rows(stream, update, values, views(), listed);
+  update_rows(stream, update, values, views(), listed, dweights);
 }
 
 std::vector<StateTensor> RowOptimizer::state() const {

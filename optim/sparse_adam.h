@@ -78,14 +78,17 @@ struct EveryRow {
 
 PKM_OP(update_rows, const RowUpdate& update, const TableRows& values, const RowState& state,
        const RowGradients& gradients)
+PKM_OP(update_rows_in_backward, const RowUpdate& update, const TableRows& values, const RowState& state,
+       const RowGradients& gradients, Vector<float> dweights)
 PKM_OP(row_squares, const RowGradients& gradients, Vector<double> squares)
 PKM_OP(squares_bound, const RowGradients& gradients, Vector<double> scratch, Vector<double> total)
 PKM_OP(add_in_order, Vector<const double> terms, Vector<double> total)
 PKM_OP(list_every_row, const RowGradients& gradients, const EveryRow& out)
 
-// Updates the rows that `gradients` lists.
+// Updates the rows that `gradients` lists. dweights, if not empty (contributions; on the CPU alone), become each
+// contribution's output gradient . its row before the update: a row that comes to the core is used for both.
 void update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
-                 const RowGradients& gradients);
+                 const RowGradients& gradients, Vector<float> dweights = {});
 
 // squares[u] = sum over the columns of the squared gradient of row rows[u], as many as gradients.rows has; those behind
 // the rows that were touched become 0.
@@ -111,9 +114,9 @@ class RowOptimizer {
   // know where nothing is clipped. On the CPU it costs a pass over the output gradients; no row's gradient is summed.
   void add_squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> total);
 
-  // The t-th update, t >= 1, of values (rows, width) with gradients * scale.
+  // The t-th update, t >= 1, of values (rows, width) with gradients * scale; dweights as update_rows().
   void step(Stream& stream, const TableRows& values, const RowGradients& gradients, double scale, double lr,
-            int64_t step);
+            int64_t step, Vector<float> dweights = {});
 
   // "m" and "v", the first and second moments, and with kOwnSteps "steps".
   std::vector<StateTensor> state() const;

@@ -240,9 +240,26 @@ void update_row(const Coefficients& c, int64_t width, const ScaledGradient& grad
   update_columns<kRowWise>(c, row_rate, gradient, space, row, begin, width - begin);
 }
 
+// dweights of the contributions to a row that has yet to move: as weight_gradients(), bit for bit.
+template <class Value>
+void weight_gradients_of(const Value* row, const RowGradients& gradients, int64_t u, Vector<float> dweights) {
+  const int64_t width = gradients.d_output.size(1);
+  const auto source = [&](int64_t c) { return gradients.d_output.data() + gradients.sources[c] * width; };
+  const int64_t end = gradients.offsets[u + 1];
+  int64_t c = gradients.offsets[u];
+  for (; c + 4 <= end; c += 4) {
+    const float* const four[4] = {source(c), source(c + 1), source(c + 2), source(c + 3)};
+    dot_rows<4>(row, four, width, dweights.data() + c);
+  }
+  for (; c < end; ++c) {
+    const float* const one = source(c);
+    dot_rows<1>(row, &one, width, dweights.data() + c);
+  }
+}
+
 template <bool kRowWise, class Value, class First, class Second>
 void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> firsts, Matrix<Second> seconds,
-                Vector<uint32_t> steps, const RowGradients& gradients) {
+                Vector<uint32_t> steps, const RowGradients& gradients, Vector<float> dweights) {
   const int64_t width = values.size(1);
   const int64_t last = gradients.rows.count() - 1;
   const bool own_steps = update.options.correction == RowAdamOptions::Correction::kOwnSteps;
@@ -254,6 +271,7 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
   for_touched_rows(gradients, [&](int64_t u) {
     const int32_t row = gradients.rows[u];
     Workspace& space = workspace(width);
+    if (!dweights.empty()) weight_gradients_of(row_at(u).value, gradients, u, dweights);
     ScaledGradient gradient = gradient_of(gradients, u, space.gradient.data());
     gradient.factor *= update.scale;
     if constexpr (sizeof(Value) == 2)
@@ -269,20 +287,26 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
 
 }  // namespace
 
-void update_rows(Stream&, const RowUpdate& update, const TableRows& values, const RowState& state,
-                 const RowGradients& gradients) {
+void update_rows_in_backward(Stream&, const RowUpdate& update, const TableRows& values, const RowState& state,
+                             const RowGradients& gradients, Vector<float> dweights) {
   const bool row_wise = update.options.second_moment == RowAdamOptions::SecondMoment::kRowWise;
   std::visit(
       [&](const auto& value, const auto& first) {
         if (row_wise) {
-          update_all<true>(update, value, first, std::get<Matrix<float>>(state.second), state.steps, gradients);
+          update_all<true>(update, value, first, std::get<Matrix<float>>(state.second), state.steps, gradients,
+                           dweights);
         } else {
           // Both moments are of one type.
           update_all<false>(update, value, first, std::get<std::decay_t<decltype(first)>>(state.second), state.steps,
-                            gradients);
+                            gradients, dweights);
         }
       },
       values, state.first);
+}
+
+void update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
+                 const RowGradients& gradients) {
+  update_rows_in_backward(stream, update, values, state, gradients, {});
 }
 
 void row_squares(Stream&, const RowGradients& gradients, Vector<double> squares) {

@@ -37,10 +37,10 @@ class PooledExchange final : public Exchange {
     // Of what all ranks select together, if they have as many tokens as this one: the same on any number of ranks.
     const bool by_row = table.sums(route_.tokens * route_.selections_per_token * context.world.size());
     if (!route_.travels && by_row)
-      return table.backward_by_row(context.stream, route_.selections, route_.pair_offsets, dout, all);
+      return table.backward_by_row(context, route_.selections, route_.pair_offsets, dout, all);
     if (!route_.travels) {
       copy(context.stream, dout.flat(), table.take_gradients(context.stream, dout.size(0)).flat());
-      return table.backward(context.stream, route_.selections, route_.pair_offsets, all);
+      return table.backward(context, route_.selections, route_.pair_offsets, all);
     }
 
     const ArenaScope scope(context.arena);
@@ -50,9 +50,9 @@ class PooledExchange final : public Exchange {
     send_gradients(context, dout, gradients);
     const auto mine = context.arena.take<float>(route_.selections.count());
     if (by_row)
-      table.backward_by_row(context.stream, route_.selections, route_.pair_offsets, gradients, mine);
+      table.backward_by_row(context, route_.selections, route_.pair_offsets, gradients, mine);
     else
-      table.backward(context.stream, route_.selections, route_.pair_offsets, mine);
+      table.backward(context, route_.selections, route_.pair_offsets, mine);
     const auto received = context.arena.take<float>(route_.order.count());
     context.world.all_to_all_v<float>(mine.flat(), route_.received_selections.flat(), received.flat(),
                                       route_.sent_selections.flat(), Purpose::kWeightGradients);

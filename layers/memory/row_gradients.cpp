@@ -20,14 +20,20 @@ RowGradients sort_by_row(Stream& stream, Arena& arena, std::span<const GradientP
   PKM_CHECK(selections <= std::numeric_limits<int32_t>::max(), "{} contributions to one table in one step", selections);
 
   const int64_t most = std::min(selections, local_rows);
-  const RowGradientsOut out = {arena.take<int32_t>(most), arena.take<int64_t>(most + 1), arena.take<float>(selections),
-                               arena.take<int32_t>(selections), arena.take<int64_t>(1)};
+  const bool on_cpu = stream.device().kind == DeviceKind::kCpu;
+  const RowGradientsOut out = {arena.take<int32_t>(most),
+                               arena.take<int64_t>(most + 1),
+                               arena.take<float>(selections),
+                               arena.take<int32_t>(selections),
+                               arena.take<int32_t>(on_cpu ? selections : 0),
+                               arena.take<int64_t>(1)};
   int64_t count = most;
   const ArenaScope scope(arena);
   const auto records = arena.take<RowRecord>(selections);
   const auto scratch = arena.take<RowRecord>(selections);
   PKM_DISPATCH(stream, sort_by_row, pieces, local_rows, records, scratch, out, count);
-  return {out.rows.rows(0, count), out.offsets.rows(0, count + 1), out.weights, out.sources, d_output, out.touched};
+  return {out.rows.rows(0, count), out.offsets.rows(0, count + 1), out.weights, out.sources,
+          out.selections,          d_output,                       out.touched};
 }
 
 }  // namespace pkmesh

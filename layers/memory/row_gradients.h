@@ -32,6 +32,8 @@ struct RowGradients {
   Vector<const int64_t> offsets;  // (U + 1)
   Vector<const float> weights;    // (contributions)
   Vector<const int32_t> sources;  // (contributions)
+  // (contributions) which selection each was, counted over all pieces: a permutation. Empty on a GPU.
+  Vector<const int32_t> selections;
   Matrix<const float> d_output;   // (sources, dv)
   Vector<const int64_t> touched;  // (1) U; may be empty on the CPU
 };
@@ -44,7 +46,7 @@ RowGradients sort_by_row(Stream& stream, Arena& arena, std::span<const GradientP
 // knows it when the call returns: on the CPU.
 struct RowRecord {
   int32_t row;
-  float weight;
+  int32_t selection;
   int32_t source;
 };
 struct RowGradientsOut {
@@ -52,6 +54,7 @@ struct RowGradientsOut {
   Vector<int64_t> offsets;
   Vector<float> weights;
   Vector<int32_t> sources;
+  Vector<int32_t> selections;  // empty on a GPU
   Vector<int64_t> touched;
 };
 PKM_OP(sort_by_row, std::span<const GradientPiece> pieces, int64_t local_rows, Vector<RowRecord> records,

@@ -24,8 +24,8 @@ void collect(std::span<const GradientPiece> pieces, int64_t chunks, Vector<RowRe
     RowRecord* const to = records.data() + first_record;
     for_chunks(piece.pair_offsets.count() - 1, chunks, [&](int64_t, int64_t begin, int64_t end) {
       int64_t next = piece.pair_offsets[begin];
-      for_contributions({&piece, 1}, begin, end, [&](Selection selection, int32_t source, int64_t) {
-        to[next++] = {selection.row, selection.weight, source};
+      for_contributions({&piece, 1}, begin, end, [&](Selection selection, int32_t source, int64_t i) {
+        to[next++] = {selection.row, static_cast<int32_t>(first_record + i), source};
       });
     });
     first_record += piece.selections.count();
@@ -49,8 +49,18 @@ void sort_by_digit(Vector<const RowRecord> from, Vector<RowRecord> to, int shift
   });
 }
 
+// Of the i-th selection, counted over all pieces.
+float weight_of(std::span<const GradientPiece> pieces, int64_t i) {
+  while (i >= pieces.front().selections.count()) {
+    i -= pieces.front().selections.count();
+    pieces = pieces.subspan(1);
+  }
+  return pieces.front().selections[i].weight;
+}
+
 // The sorted records by what they are, and each row once. Returns the number of rows.
-int64_t list_rows(Vector<const RowRecord> records, int64_t chunks, const RowGradientsOut& out) {
+int64_t list_rows(Vector<const RowRecord> records, std::span<const GradientPiece> pieces, int64_t chunks,
+                  const RowGradientsOut& out) {
   const auto begins_row = [&](int64_t i) { return i == 0 || records[i].row != records[i - 1].row; };
   std::vector<int64_t> first_row(static_cast<size_t>(chunks) + 1, 0);
   for_chunks(records.count(), chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
@@ -62,7 +72,8 @@ int64_t list_rows(Vector<const RowRecord> records, int64_t chunks, const RowGrad
   for_chunks(records.count(), chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
     int64_t row = first_row[chunk];
     for (int64_t i = begin; i < end; ++i) {
-      out.weights[i] = records[i].weight;
+      out.weights[i] = weight_of(pieces, records[i].selection);
+      out.selections[i] = records[i].selection;
       out.sources[i] = records[i].source;
       if (!begins_row(i)) continue;
       out.rows[row] = records[i].row;
@@ -85,7 +96,7 @@ void sort_by_row(Stream&, std::span<const GradientPiece> pieces, int64_t local_r
     sort_by_digit(records, scratch, shift, chunks, places.data());
     std::swap(records, scratch);
   }
-  count = list_rows(records, chunks, out);
+  count = list_rows(records, pieces, chunks, out);
   out.offsets[count] = records.count();
   out.touched[0] = count;
 }

@@ -99,9 +99,9 @@ inline void weighted_sum(int64_t count, int64_t known, int64_t width, const RowA
   }
 }
 
-// out[r] = x . rows[r] for kRows rows of `width`.
-template <int kRows, class T>
-[[gnu::always_inline]] inline void dot_rows(const float* x, const T* const* rows, int64_t width, float* out) {
+// out[r] = x . rows[r] for kRows rows of `width`; one of X and T is float.
+template <int kRows, class X, class T>
+[[gnu::always_inline]] inline void dot_rows(const X* x, const T* const* rows, int64_t width, float* out) {
   constexpr int64_t kBlock = 2 * kLanes;
   Lanes a[kRows] = {};
   Lanes b[kRows] = {};
@@ -116,7 +116,7 @@ template <int kRows, class T>
   }
   for (int r = 0; r < kRows; ++r) {
     float sum = sum_lanes(a[r] + b[r]);
-    for (int64_t i = j; i < width; ++i) sum += x[i] * static_cast<float>(rows[r][i]);
+    for (int64_t i = j; i < width; ++i) sum += static_cast<float>(x[i]) * static_cast<float>(rows[r][i]);
     out[r] = sum;
   }
 }

@@ -99,12 +99,12 @@ bool ValueTable::sums(int64_t selections) const {
   return device_.kind == DeviceKind::kCpu && read_often(selections, shape_.slots);
 }
 
-void ValueTable::backward(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-                          Vector<float> dweights) {
+void ValueTable::backward(StepContext& context, Vector<const Selection> selections,
+                          Vector<const int32_t> pair_offsets, Vector<float> dweights) {
+  Stream& stream = context.stream;
   const int64_t pairs = pair_offsets.count() - 1;
   PKM_CHECK(pairs == gradients_taken_, "{} pairs, but gradients of {}", pairs, gradients_taken_);
   const Matrix<const float> d_output(gradients_.data() + gradients_kept_ * shape_.width, pairs, shape_.width);
-  weight_gradients(stream, rows(), selections, pair_offsets, d_output, dweights);
   // Copies of the small things: the route lives in the arena of its micro-batch.
   const auto kept_selections = arena_.take<Selection>(selections.count());
   const auto kept_offsets = arena_.take<int32_t>(pair_offsets.count());
@@ -113,11 +113,20 @@ void ValueTable::backward(Stream& stream, Vector<const Selection> selections, Ve
   pieces_.push_back({kept_selections, kept_offsets, gradients_kept_});
   gradients_kept_ += std::exchange(gradients_taken_, 0);
   sorted_.reset();
+
+  const ArenaScope scope(context.arena);
+  const auto by_row = context.arena.take<float>(context.update_rows ? selections.count() : 0);
+  if (update(context, by_row))
+    scatter_scalars(stream, by_row, row_gradients(stream).selections, dweights);
+  else
+    weight_gradients(stream, rows(), selections, pair_offsets, d_output, dweights);
 }
 
 // As if each row had been read once, with weight 1, and its sum were that pair's output gradient.
-void ValueTable::backward_by_row(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-                                 Matrix<const float> d_output, Vector<float> dweights) {
+void ValueTable::backward_by_row(StepContext& context, Vector<const Selection> selections,
+                                 Vector<const int32_t> pair_offsets, Matrix<const float> d_output,
+                                 Vector<float> dweights) {
+  Stream& stream = context.stream;
   const int64_t most = std::min(selections.count(), local_rows());
   const RowSums sums = {arena_.take<int32_t>(most), take_gradients(stream, most)};
   gradients_taken_ = 0;
@@ -130,6 +139,15 @@ void ValueTable::backward_by_row(Stream& stream, Vector<const Selection> selecti
   pieces_.push_back({reads, offsets, gradients_kept_});
   gradients_kept_ += count;
   sorted_.reset();
+  update(context, {});
+}
+
+// Moves the rows by what is pending, if they move inside the backward pass and all ranks let them.
+bool ValueTable::update(StepContext& context, Vector<float> dweights) {
+  if (!context.update_rows) return false;
+  PKM_CHECK(pieces_.size() == 1, "table {}: {} backward passes in one step, but its rows move in the first",
+            shape_.name, pieces_.size());
+  return context.update_rows(*this, row_gradients(context.stream), dweights);
 }
 
 const RowGradients& ValueTable::row_gradients(Stream& stream) {

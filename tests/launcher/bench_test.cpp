@@ -85,6 +85,10 @@ TEST(Cost, Rows) {
   EXPECT_EQ(cost::row_norms(s).flops, 2 * 16 * 7 + 2 * 9 * 7);
   EXPECT_EQ(cost::row_norms(s).rows_updated, 0);
   EXPECT_EQ(cost::row_bound(s).streamed, 4 * (2 * 7 + 16));
+  // dw takes its rows from the update: no more bytes than its own, and its operations.
+  const Cost both = cost::row_update_in_backward(s);
+  EXPECT_EQ(both.bytes(), update.bytes() + 4 * 16);
+  EXPECT_EQ(both.flops, update.flops + cost::weight_gradients(s).flops);
 }
 
 TEST(Cost, RowsWhoseGradientsAreSummedInTheBackwardPass) {
@@ -97,6 +101,7 @@ TEST(Cost, RowsWhoseGradientsAreSummedInTheBackwardPass) {
   const Cost update = cost::row_update(s);
   EXPECT_EQ(update.streamed, 8 * 9 + 4 * 9 * 7 + 12 * 9);
   EXPECT_EQ(update.flops, 13 * 9 * 7);
+  EXPECT_EQ(cost::row_update_in_backward(s).bytes(), update.bytes()) << "dw came with the sums";
   EXPECT_EQ(cost::row_norms(s).flops, 2 * 9 * 7);
   EXPECT_EQ(cost::row_bound(s).streamed, 4 * (9 * 7 + 9));
 }
@@ -140,7 +145,7 @@ TEST(Cost, TrainingStep) {  // one block, d 2, FFN 8, 10 tokens in the vocabular
   const LookupShape s = lookup_shape(site, {}, 3);
   const double memory = 3 * (2 * 3 * 2 * 6) + 3 * 6 /*bias*/ + 2 * 3 * 6 * 5 /*scores*/ +
                         cost::select_backward(s).flops + cost::count_usage(s).flops + 2 * (2 * 12 * 2) +
-                        cost::row_norms(s).flops + cost::row_update(s).flops;
+                        cost::row_bound(s).flops + cost::row_update(s).flops;
   EXPECT_EQ(cost::step_flops(shape, 1), products - 3 * 2 * 3 * 2 * (2 * 8) + attention + memory);
   shape.memories[0].after = true;
   EXPECT_EQ(cost::step_flops(shape, 1), products + attention + memory) << "the feed-forward layer stays";

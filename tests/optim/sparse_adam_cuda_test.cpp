@@ -89,6 +89,7 @@ Result update(Stream& stream, const Options& options, int64_t width, int64_t lea
                                   .offsets = offsets.view(),
                                   .weights = weights.view(),
                                   .sources = sources.view(),
+                                  .selections = {},
                                   .d_output = outputs.view(kSources, width),
                                   .touched = touched.view()};
   const bool row_wise = options.second_moment == Options::SecondMoment::kRowWise;
@@ -202,7 +203,7 @@ TEST_F(SparseAdamCuda, ListsOfEveryRowAndSumsEqualTheCpus) {
     const Placed<int32_t> rows(stream, list.rows);
     const Placed<int64_t> offsets(stream, list.offsets);
     const Placed<int64_t> number(stream, {std::ssize(list.rows)});
-    const RowGradients gradients = {rows.view(), offsets.view(), {}, {}, {}, number.view()};
+    const RowGradients gradients = {rows.view(), offsets.view(), {}, {}, {}, {}, number.view()};
     const Placed<int32_t> every_row(stream, kRows);
     const Placed<int64_t> every_offset(stream, kRows + 1);
     const Placed<int64_t> touched(stream, 1);

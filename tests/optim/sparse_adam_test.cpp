@@ -50,6 +50,7 @@ struct Gradients {
             .offsets = Vector<const int64_t>(offsets.data(), std::ssize(offsets)),
             .weights = Vector<const float>(weights.data(), std::ssize(weights)),
             .sources = Vector<const int32_t>(sources.data(), std::ssize(sources)),
+            .selections = {},
             .d_output = Matrix<const float>(d_output.data(), std::ssize(d_output) / width, width),
             .touched = {}};
   }
@@ -304,6 +305,49 @@ void expect_unbiased(double between_neighbours) {
   for (const Value value : values) sum += static_cast<float>(value) - 1.0;
   const double mean = sum / static_cast<double>(values.size());
   EXPECT_NEAR(mean, 64 * move, 64 * move * 0.05);  // four standard deviations are 4 %
+}
+
+// dweights are those of the rows before they move, and the rows move as without.
+template <class T>
+void updates_in_backward(int64_t width) {
+  constexpr int64_t kRows = 40;
+  const Gradients gradients = random_gradients(kRows, 150, width, 1);
+  const std::vector<float> start = random_floats("values", kRows * width, 1.0F);
+  std::vector<T> values(start.begin(), start.end());
+  const std::vector<T> before = values;
+  std::vector<T> expected = values;
+  Stream stream;
+  auto alone = whole_table(kRows, width, {});
+  alone.step(stream, Matrix<T>(expected.data(), kRows, width), gradients.view(), 0.5, 1e-2, 1);
+
+  std::vector<float> dweights(gradients.weights.size(), NAN);
+  auto optimizer = whole_table(kRows, width, {});
+  optimizer.step(stream, Matrix<T>(values.data(), kRows, width), gradients.view(), 0.5, 1e-2, 1,
+                 Vector<float>(dweights.data(), std::ssize(dweights)));
+  const auto bytes = values.size() * sizeof(T);
+  EXPECT_EQ(std::memcmp(values.data(), expected.data(), bytes), 0);
+  EXPECT_NE(std::memcmp(values.data(), before.data(), bytes), 0);
+  EXPECT_TRUE(std::ranges::equal(floats(optimizer.state()[0]), floats(alone.state()[0])));
+  for (size_t u = 0; u < gradients.rows.size(); ++u)
+    for (auto c = static_cast<size_t>(gradients.offsets[u]); c < static_cast<size_t>(gradients.offsets[u + 1]); ++c) {
+      double product = 0;
+      double size = 0;
+      for (int64_t j = 0; j < width; ++j) {
+        const double term = static_cast<double>(gradients.d_output[gradients.sources[c] * width + j]) *
+                            static_cast<float>(before[gradients.rows[u] * width + j]);
+        product += term;
+        size += std::abs(term);
+      }
+      ASSERT_NEAR(dweights[c], product, 1e-6 * size) << "row " << gradients.rows[u] << " of width " << width;
+    }
+}
+
+TEST(RowAdam, GivesTheWeightGradientsOfRowsBeforeTheyMove) {
+  for (const int64_t width : {1, 16, 77, 200}) {
+    updates_in_backward<float>(width);
+    updates_in_backward<bf16>(width);
+    updates_in_backward<fp16>(width);
+  }
 }
 
 TEST(RowAdam, RoundsSixteenBitValuesWithoutBias) {
