@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/trainer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "layers/elementwise.h"
@@ -168,6 +169,8 @@ StepFigures Trainer::describe(const Gate& gate) const {
   if (figures.skipped)
     figures.why_skipped = fmt::format("not finite: the loss on {} ranks, dense gradients on {}, row gradients on {}",
                                       gate.bad_loss, gate.bad_dense, gate.bad_values);
+  if (figures.skipped && std::ranges::any_of(moved_, [](const auto& moved) { return moved.has_value(); }))
+    figures.why_skipped += "; table rows had moved in the backward pass";
   if (figures.skipped && scaler_.on()) figures.why_skipped += fmt::format("; the loss scale was {}", scaler_.scale());
   return figures;
 }

@@ -3,10 +3,10 @@
 // statistics, the same decision to step or skip, the same update. After step s the state is a function of the
 // configuration, the tokens and s; so a resumed run goes on as if it had never stopped.
 //
-// The gate stands before every update. On the CPU, a table's rows move inside the backward pass where their gradient is
-// complete there, behind a gate of their own: a row comes to the core once for its gradient's way back and for its
-// update. The bits are the same. But should a dense gradient turn out not to be finite afterwards, in a step whose row
-// gradients are, the step is skipped and those rows have moved.
+// A gate stands before every update: a step whose loss or gradients are not finite is skipped. On the CPU, a table's
+// rows move inside the backward pass where their gradient is complete there, behind a gate of their own: a row comes to
+// the core once, for its selections' gradients and for its update. The bits are the same. But should a dense gradient
+// overflow further down, all else being finite, the step is skipped although those rows have moved; it says so.
 //
 // On a GPU the host runs ahead of the device. In a steady step it waits for it once per lookup of a memory whose rows
 // are on several ranks (the counts of what it sends: comm/route.h) and once for the gate, whose decision the update
@@ -35,7 +35,7 @@ struct StepFigures {
   double learning_rate = 0;           // dense
   int64_t tokens = 0;                 // over all ranks
   double loss_scale = 1;              // of this step's backward pass
-  bool skipped = false;               // a loss or a gradient was not finite: nothing moved, but see above
+  bool skipped = false;               // a loss or a gradient was not finite: nothing moved, or why_skipped says what
   std::string why_skipped;
   double seconds = 0;
 };

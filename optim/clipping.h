@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Before any parameter moves, all ranks decide together, from the same numbers, whether the step happens and how much
-// the gradients are clipped. One small collective carries everything that the decision needs.
+// Before parameters move, all ranks decide together, from the same numbers, whether they may and how much their
+// gradients are clipped. One small collective carries everything that the decision needs.
 #pragma once
 
 #include <cstdint>

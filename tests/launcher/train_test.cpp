@@ -315,6 +315,33 @@ TEST_F(Train, SkipsAStepThatIsNotFiniteOnAllRanksAndAltersNothing) {
   });
 }
 
+// Below the memory a gradient overflows that its rows know nothing of: in the middle of the first block's feed-forward
+// layer are tiny numbers, whose gradients are huge.
+TEST_F(Train, SaysWhatHadMovedWhenAGradientOverflowsBelowTheMemory) {
+  SelfCommunicator world;
+  Trainer trainer = tiny::trainer(tiny::config({"train.batch=2"}), world, tokens_);
+  const auto scale = [&](const std::string& name, float factor) {
+    const auto& entries = trainer.model().parameters().entries();
+    const auto entry = std::ranges::find(entries, name, &Parameters::Entry::name);
+    ASSERT_NE(entry, entries.end()) << name;
+    for (float& x : trainer.model().parameters().values().subspan(entry->offset, entry->count)) x *= factor;
+  };
+  scale("layers.0.norm1.weight", 1e-3F);
+  scale("layers.0.ffn.in.weight", 1e-38F);
+  scale("layers.0.ffn.out.weight", 3e38F);
+  const auto values = trainer.model().parameters().values();
+  const std::vector<float> before(values.begin(), values.end());
+  const std::vector<std::byte> rows = all_of_tables(trainer);
+  const StepFigures figures = trainer.step();
+  EXPECT_TRUE(std::isfinite(figures.loss));
+  EXPECT_TRUE(figures.skipped);
+  EXPECT_EQ(figures.why_skipped,
+            "not finite: the loss on 0 ranks, dense gradients on 1, row gradients on 0; table rows had moved in the "
+            "backward pass");
+  EXPECT_TRUE(std::ranges::equal(values, before));
+  EXPECT_NE(all_of_tables(trainer), rows);
+}
+
 TEST_F(Train, AllocatesNothingInASteadyStep) {
   const config::Config config = tiny::config();
   run_ranks(2, [&](Communicator& world) {
