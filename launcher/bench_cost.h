@@ -58,9 +58,9 @@ Cost count_usage(const LookupShape& shape);
 Cost gather(const LookupShape& shape);
 Cost weight_gradients(const LookupShape& shape);  // dw; and the rows' gradients, if summed
 Cost sort_rows(const LookupShape& shape);
-Cost row_bound(const LookupShape& shape);   // whether row gradients are finite, for the gate
-Cost row_norms(const LookupShape& shape);   // ... and their norm, where they are clipped
-Cost row_update(const LookupShape& shape);  // row gradients again, consumed by Adam
+Cost row_bound(const LookupShape& shape);               // whether row gradients are finite, for the gate
+Cost row_norms(const LookupShape& shape);               // ... and their norm, where they are clipped
+Cost row_update(const LookupShape& shape);              // row gradients again, consumed by Adam
 Cost row_update_in_backward(const LookupShape& shape);  // and dw, of rows that come to the core once for both
 Cost attention_forward(int64_t sequences, int64_t context, int64_t width);
 Cost attention_backward(int64_t sequences, int64_t context, int64_t width);

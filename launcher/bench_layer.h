@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One memory layer alone with what trains it: the whole step of the layer is forward(), backward() with the input's
 // gradient, update() of rows, keys and query behind the gate, without clipping. As in training, the rows move inside
-// the backward pass, behind a gate of their own. Several inputs take turns, so that a step does not find the rows of the
-// one before.
+// the backward pass, behind a gate of their own. Several inputs take turns, so that a step does not find the rows of
+// the one before.
 #pragma once
 
 #include <vector>

@@ -124,8 +124,8 @@ void Trainer::add_row_squares(size_t table, const RowGradients& gradients, Vecto
 
 bool Trainer::update_in_backward(const ValueTable& table, const RowGradients& gradients, Vector<float> dweights) {
   const auto& tables = model_.transformer().tables();
-  const auto i = static_cast<size_t>(std::ranges::find(tables, &table, &std::unique_ptr<ValueTable>::get) -
-                                     tables.begin());
+  const auto i =
+      static_cast<size_t>(std::ranges::find(tables, &table, &std::unique_ptr<ValueTable>::get) - tables.begin());
   GateShare share = {.tokens = 1};  // of what the gate weighs, the rows' gradients alone
   add_row_squares(i, gradients, Vector<double>(&share.values_squares, 1));
   const Gate gate = decide(world_, share);

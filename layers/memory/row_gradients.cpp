@@ -30,10 +30,15 @@ RowGradients sort_by_row(Stream& stream, Arena& arena, std::span<const GradientP
   int64_t count = most;
   const ArenaScope scope(arena);
   const auto records = arena.take<RowRecord>(selections);
-  const auto scratch = arena.take<RowRecord>(selections);
+  const auto scratch = arena.take<RowRecord>(on_cpu ? 0 : selections);
   PKM_DISPATCH(stream, sort_by_row, pieces, local_rows, records, scratch, out, count);
-  return {out.rows.rows(0, count), out.offsets.rows(0, count + 1), out.weights, out.sources,
-          out.selections,          d_output,                       out.touched};
+  return {out.rows.rows(0, count),
+          out.offsets.rows(0, count + 1),
+          out.weights,
+          out.sources,
+          out.selections,
+          d_output,
+          out.touched};
 }
 
 }  // namespace pkmesh

@@ -46,8 +46,9 @@ RowGradients sort_by_row(Stream& stream, Arena& arena, std::span<const GradientP
 // knows it when the call returns: on the CPU.
 struct RowRecord {
   int32_t row;
-  int32_t selection;
+  float weight;
   int32_t source;
+  int32_t selection;
 };
 struct RowGradientsOut {
   Vector<int32_t> rows;

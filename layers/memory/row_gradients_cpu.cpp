@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A radix sort by row, least significant digit first, each pass stable and in parallel over chunks of records: two or
-// three passes over 12 bytes per selection, whatever the size of the table. (Digits of equal width, or a counter per
-// row where rows are few, were no faster on the whole: docs/benchmarks.md.)
+// Contributions are dealt into buckets of consecutive rows, each small enough for a core's cache with a counter per
+// row; then each bucket is sorted by itself. Both steps are stable and in parallel, so no thread changes the order.
+// (Where rows are few and read often, a counter for each of them is better: layers/memory/row_order.h.)
 #include <algorithm>
 #include <bit>
 #include <utility>
@@ -14,90 +14,152 @@
 namespace pkmesh::PKM_CPU {
 namespace {
 
-constexpr int kDigitBits = 11;
-constexpr int64_t kDigits = int64_t{1} << kDigitBits;
-constexpr int64_t kMinimumChunk = 8192;  // records
+class BucketSort {
+ public:
+  // Returns the number of rows that have contributions. records: memory for all of those.
+  int64_t sort(std::span<const GradientPiece> pieces, int64_t local_rows, RowRecord* records,
+               const RowGradientsOut& out) {
+    const int64_t total = deal(pieces, local_rows, records);
+    const int64_t buckets = std::ssize(begins_) - 1;
+    // A thread takes the buckets that begin in its part of the records: usage is skewed.
+    parallel_for(0, total, kMinimumChunk, [&](int64_t from, int64_t to) {
+      Workspace& space = workspace(int64_t{1} << shift_);
+      const auto first = std::lower_bound(begins_.begin(), begins_.end() - 1, from) - begins_.begin();
+      for (int64_t b = first; b < buckets && begins_[b] < to; ++b) {
+        const Bucket bucket = {b << shift_, std::min(local_rows, (b + 1) << shift_) - (b << shift_), begins_[b],
+                               begins_[b + 1] - begins_[b]};
+        const int64_t at = std::min(bucket.first_row, bucket.begin);  // no more rows than that come before it
+        touched_[b] = bucket.rows <= 4 * bucket.count
+                          ? sort_by_counting(bucket, records + bucket.begin, at, space, out)
+                          : sort_by_comparing(bucket, records + bucket.begin, at, space, out);
+      }
+    });
+    int64_t touched = 0;
+    for (int64_t b = 0; b < buckets; ++b) {  // what the buckets have listed, without gaps
+      if (begins_[b] == begins_[b + 1]) continue;
+      const int64_t at = std::min(b << shift_, begins_[b]);
+      std::copy_n(&out.rows[at], touched_[b], &out.rows[touched]);
+      std::copy_n(&out.offsets[at], touched_[b], &out.offsets[touched]);
+      touched += touched_[b];
+    }
+    out.offsets[touched] = total;
+    return touched;
+  }
 
-void collect(std::span<const GradientPiece> pieces, int64_t chunks, Vector<RowRecord> records) {
-  int64_t first_record = 0;
-  for (const GradientPiece& piece : pieces) {
-    RowRecord* const to = records.data() + first_record;
-    for_chunks(piece.pair_offsets.count() - 1, chunks, [&](int64_t, int64_t begin, int64_t end) {
-      int64_t next = piece.pair_offsets[begin];
-      for_contributions({&piece, 1}, begin, end, [&](Selection selection, int32_t source, int64_t i) {
-        to[next++] = {selection.row, static_cast<int32_t>(first_record + i), source};
+ private:
+  static constexpr int kLeastShift = 9;  // rows of a bucket: a counter each
+  static constexpr int kMostBucketBits = 11;
+  static constexpr int64_t kMinimumChunk = 8192;  // contributions
+
+  struct Bucket {
+    int64_t first_row;
+    int64_t rows;
+    int64_t begin;  // of its records
+    int64_t count;
+  };
+  // A thread's.
+  struct Workspace {
+    std::vector<int64_t> counters;  // of a bucket's rows
+    std::vector<uint64_t> keys;     // of a bucket's records
+  };
+  static Workspace& workspace(int64_t bucket_rows) {
+    thread_local Workspace space;
+    if (std::ssize(space.counters) < bucket_rows) space.counters.resize(static_cast<size_t>(bucket_rows));
+    return space;
+  }
+
+  static void place(int64_t at, const RowRecord& record, const RowGradientsOut& out) {
+    out.weights[at] = record.weight;
+    out.sources[at] = record.source;
+    out.selections[at] = record.selection;
+  }
+
+  // The contributions as records, bucket by bucket. Returns their number.
+  int64_t deal(std::span<const GradientPiece> pieces, int64_t local_rows, RowRecord* records) {
+    const int64_t last_row = std::max<int64_t>(local_rows, 1) - 1;
+    shift_ = std::max(kLeastShift, static_cast<int>(std::bit_width(static_cast<uint64_t>(last_row))) - kMostBucketBits);
+    const int64_t buckets = (last_row >> shift_) + 1;
+    int64_t total = 0;
+    for (const GradientPiece& piece : pieces) total += piece.selections.count();
+    const int64_t pairs = count_pairs(pieces);
+    const int64_t chunks = std::clamp<int64_t>(total / kMinimumChunk, 1, threads());
+    begins_.resize(static_cast<size_t>(buckets + 1));
+    touched_.resize(static_cast<size_t>(buckets));
+    places_.resize(static_cast<size_t>(chunks * buckets));
+    const auto places_of = [&](int64_t chunk) { return places_.data() + chunk * buckets; };
+    for_chunks(pairs, chunks, [&, shift = shift_](int64_t chunk, int64_t begin, int64_t end) {
+      int64_t* const counts = places_of(chunk);
+      std::fill_n(counts, buckets, 0);
+      for_contributions(pieces, begin, end,
+                        [=](Selection selection, int32_t, int64_t) { ++counts[selection.row >> shift]; });
+    });
+    int64_t next = 0;
+    for (int64_t bucket = 0; bucket < buckets; ++bucket) {
+      begins_[bucket] = next;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) next += std::exchange(places_of(chunk)[bucket], next);
+    }
+    begins_[buckets] = next;
+    for_chunks(pairs, chunks, [&, shift = shift_](int64_t chunk, int64_t begin, int64_t end) {
+      int64_t* const at = places_of(chunk);
+      for_contributions(pieces, begin, end, [=](Selection selection, int32_t source, int64_t i) {
+        records[at[selection.row >> shift]++] = {selection.row, selection.weight, source, static_cast<int32_t>(i)};
       });
     });
-    first_record += piece.selections.count();
+    return total;
   }
-}
 
-// `to` = `from` in the stable order of the digit at `shift`. places (chunks, kDigits) is scratch.
-void sort_by_digit(Vector<const RowRecord> from, Vector<RowRecord> to, int shift, int64_t chunks, int32_t* places) {
-  const auto digit = [=](const RowRecord& record) { return (record.row >> shift) & (kDigits - 1); };
-  for_chunks(from.count(), chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-    int32_t* const counts = places + chunk * kDigits;
-    std::fill_n(counts, kDigits, 0);
-    for (int64_t i = begin; i < end; ++i) ++counts[digit(from[i])];
-  });
-  int32_t next = 0;
-  for (int64_t value = 0; value < kDigits; ++value)
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) next += std::exchange(places[chunk * kDigits + value], next);
-  for_chunks(from.count(), chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-    int32_t* const place = places + chunk * kDigits;
-    for (int64_t i = begin; i < end; ++i) to[place[digit(from[i])]++] = from[i];
-  });
-}
-
-// Of the i-th selection, counted over all pieces.
-float weight_of(std::span<const GradientPiece> pieces, int64_t i) {
-  while (i >= pieces.front().selections.count()) {
-    i -= pieces.front().selections.count();
-    pieces = pieces.subspan(1);
-  }
-  return pieces.front().selections[i].weight;
-}
-
-// The sorted records by what they are, and each row once. Returns the number of rows.
-int64_t list_rows(Vector<const RowRecord> records, std::span<const GradientPiece> pieces, int64_t chunks,
-                  const RowGradientsOut& out) {
-  const auto begins_row = [&](int64_t i) { return i == 0 || records[i].row != records[i - 1].row; };
-  std::vector<int64_t> first_row(static_cast<size_t>(chunks) + 1, 0);
-  for_chunks(records.count(), chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-    int64_t rows = 0;
-    for (int64_t i = begin; i < end; ++i) rows += begins_row(i) ? 1 : 0;
-    first_row[chunk + 1] = rows;
-  });
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) first_row[chunk + 1] += first_row[chunk];
-  for_chunks(records.count(), chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-    int64_t row = first_row[chunk];
-    for (int64_t i = begin; i < end; ++i) {
-      out.weights[i] = weight_of(pieces, records[i].selection);
-      out.selections[i] = records[i].selection;
-      out.sources[i] = records[i].source;
-      if (!begins_row(i)) continue;
-      out.rows[row] = records[i].row;
-      out.offsets[row++] = i;
+  // Sorts a bucket's records and lists its rows from place `at` on. Returns the number of rows. No more places are
+  // written than the bucket has rows or records.
+  static int64_t sort_by_counting(const Bucket& bucket, const RowRecord* records, int64_t at, Workspace& space,
+                                  const RowGradientsOut& out) {
+    int64_t* const counters = space.counters.data();
+    std::fill_n(counters, bucket.rows, 0);
+    for (int64_t i = 0; i < bucket.count; ++i) ++counters[records[i].row - bucket.first_row];
+    int64_t touched = 0;
+    int64_t next = bucket.begin;
+    for (int64_t row = 0; row < bucket.rows && touched < bucket.count; ++row) {
+      out.rows[at + touched] = static_cast<int32_t>(bucket.first_row + row);
+      out.offsets[at + touched] = next;
+      touched += counters[row] > 0 ? 1 : 0;
+      next += std::exchange(counters[row], next);
     }
-  });
-  return first_row[chunks];
-}
+    for (int64_t i = 0; i < bucket.count; ++i) place(counters[records[i].row - bucket.first_row]++, records[i], out);
+    return touched;
+  }
+
+  // The same for few contributions to many rows.
+  static int64_t sort_by_comparing(const Bucket& bucket, const RowRecord* records, int64_t at, Workspace& space,
+                                   const RowGradientsOut& out) {
+    std::vector<uint64_t>& keys = space.keys;
+    keys.resize(static_cast<size_t>(bucket.count));
+    for (int64_t i = 0; i < bucket.count; ++i)
+      keys[static_cast<size_t>(i)] = static_cast<uint64_t>(records[i].row) << 32 | static_cast<uint64_t>(i);
+    std::ranges::sort(keys);
+    int64_t touched = 0;
+    for (int64_t i = 0; i < bucket.count; ++i) {
+      const auto row = static_cast<int32_t>(keys[static_cast<size_t>(i)] >> 32);
+      if (touched == 0 || out.rows[at + touched - 1] != row) {
+        out.rows[at + touched] = row;
+        out.offsets[at + touched++] = bucket.begin + i;
+      }
+      place(bucket.begin + i, records[static_cast<uint32_t>(keys[static_cast<size_t>(i)])], out);
+    }
+    return touched;
+  }
+
+  // Kept from call to call.
+  int shift_ = 0;                 // of a row's number to its bucket's
+  std::vector<int64_t> begins_;   // (buckets + 1) where the records of each begin
+  std::vector<int64_t> touched_;  // (buckets) rows that have any
+  std::vector<int64_t> places_;   // (chunks, buckets)
+};
 
 }  // namespace
 
 void sort_by_row(Stream&, std::span<const GradientPiece> pieces, int64_t local_rows, Vector<RowRecord> records,
-                 Vector<RowRecord> scratch, const RowGradientsOut& out, int64_t& count) {
-  const int64_t chunks = std::clamp<int64_t>(records.count() / kMinimumChunk, 1, threads());
-  const int bits = local_rows <= 1 ? 0 : std::bit_width(static_cast<uint64_t>(local_rows - 1));
-  thread_local std::vector<int32_t> places;  // kept from call to call
-  places.resize(std::max(places.size(), static_cast<size_t>(chunks * kDigits)));
-  collect(pieces, chunks, records);
-  for (int shift = 0; shift < bits; shift += kDigitBits) {
-    sort_by_digit(records, scratch, shift, chunks, places.data());
-    std::swap(records, scratch);
-  }
-  count = list_rows(records, pieces, chunks, out);
-  out.offsets[count] = records.count();
+                 Vector<RowRecord>, const RowGradientsOut& out, int64_t& count) {
+  thread_local BucketSort memory;  // kept from call to call
+  count = memory.sort(pieces, local_rows, records.data(), out);
   out.touched[0] = count;
 }
 

@@ -158,7 +158,7 @@ void sort_by_row(Stream& stream, std::span<const GradientPiece> pieces, int64_t 
     return;
   }
   // A RowRecord's memory holds an origin and a row: the origins first, as they want the alignment.
-  static_assert(sizeof(RowRecord) == sizeof(Origin) + sizeof(int32_t));
+  static_assert(sizeof(RowRecord) >= sizeof(Origin) + sizeof(int32_t));
   auto* const origins = reinterpret_cast<Origin*>(records.data());
   auto* const spare_origins = reinterpret_cast<Origin*>(scratch.data());
   const RecordBuffers buffers = {

@@ -24,17 +24,19 @@ void for_chunks(int64_t count, int64_t chunks, const Body& body) {
   });
 }
 
-// What came, in order: by piece, then by pair. Calls body(selection, source, i) for the i-th selection of a piece, of
-// pairs [begin, end) counted over all pieces.
+// What came, in order: by piece, then by pair. Calls body(selection, source, i) for the i-th selection, of pairs
+// [begin, end); both counted over all pieces.
 template <class Body>
 void for_contributions(std::span<const GradientPiece> pieces, int64_t begin, int64_t end, const Body& body) {
+  int64_t before = 0;  // selections of earlier pieces
   for (const GradientPiece& piece : pieces) {
     const int64_t pairs = piece.pair_offsets.count() - 1;
     for (int64_t pair = std::max<int64_t>(begin, 0); pair < std::min(end, pairs); ++pair)
       for (int64_t i = piece.pair_offsets[pair]; i < piece.pair_offsets[pair + 1]; ++i)
-        body(piece.selections[i], static_cast<int32_t>(piece.first_source + pair), i);
+        body(piece.selections[i], static_cast<int32_t>(piece.first_source + pair), before + i);
     begin -= pairs;
     end -= pairs;
+    before += piece.selections.count();
   }
 }
 

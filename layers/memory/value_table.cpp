@@ -99,8 +99,8 @@ bool ValueTable::sums(int64_t selections) const {
   return device_.kind == DeviceKind::kCpu && read_often(selections, shape_.slots);
 }
 
-void ValueTable::backward(StepContext& context, Vector<const Selection> selections,
-                          Vector<const int32_t> pair_offsets, Vector<float> dweights) {
+void ValueTable::backward(StepContext& context, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+                          Vector<float> dweights) {
   Stream& stream = context.stream;
   const int64_t pairs = pair_offsets.count() - 1;
   PKM_CHECK(pairs == gradients_taken_, "{} pairs, but gradients of {}", pairs, gradients_taken_);

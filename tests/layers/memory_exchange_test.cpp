@@ -232,6 +232,7 @@ void expect_sorted(const RowGradients& sorted, const std::vector<Selection>& sel
       const auto i = static_cast<size_t>(sorted.weights[c]);
       ASSERT_EQ(selections[i].row, sorted.rows[u]);
       ASSERT_EQ(sorted.sources[c], static_cast<int32_t>(i / kPerPair));
+      ASSERT_EQ(sorted.selections[c], static_cast<int32_t>(i + (c < sorted.offsets[u] + half ? 0 : selections.size())));
       if (c > sorted.offsets[u] && c != sorted.offsets[u] + half) {
         ASSERT_LT(sorted.weights[c - 1], sorted.weights[c]);
       }
@@ -239,15 +240,16 @@ void expect_sorted(const RowGradients& sorted, const std::vector<Selection>& sel
   }
 }
 
-// Of 5,000,000 rows by three digits, of 1,000 by one.
+// Of 5,000,000 rows a bucket has few contributions or a great many, of 1,000 each row has many.
 TEST(RowGradients, LargeSortsAreStableOnAnyThreads) {
   const int before = threads();
   const Random random(5, "sort test");
-  for (const int64_t local_rows : {5'000'000, 1000}) {
+  for (const int64_t local_rows : {5'000'000, 70'000, 1000, 1}) {
     std::vector<Selection> selections;
     std::vector<int32_t> offsets = {0};
     for (int64_t i = 0; i < kPairs * kPerPair; ++i) {
-      const int64_t row = i % 4 == 0 ? local_rows - 1 : random.bits(i) % (i % 2 == 0 ? 300 : local_rows);
+      const int64_t row =
+          i % 4 == 0 ? local_rows - 1 : random.bits(i) % (i % 2 == 0 ? std::min<int64_t>(300, local_rows) : local_rows);
       selections.push_back({static_cast<int32_t>(row), static_cast<float>(i)});
       if ((i + 1) % kPerPair == 0) offsets.push_back(static_cast<int32_t>(i + 1));
     }
