@@ -144,7 +144,6 @@ Cost row_update(const LookupShape& s) {
 
 Cost row_update_in_backward(const LookupShape& s) {
   Cost cost = row_update(s);
-  if (s.summed) return cost;  // dw came with the sums
   cost.streamed += kFloat * real(s.selections());
   cost.flops += 2 * real(s.selections()) * real(s.value_width);
   return cost;
@@ -206,9 +205,11 @@ std::vector<Cost> layer_forward(const LookupShape& s) {
 }
 
 std::vector<Cost> layer_backward(const LookupShape& s) {
-  std::vector<Cost> phases = {sort_rows(s), row_bound(s), row_update_in_backward(s), select_backward(s),
-                              linear_backward(s.tokens, s.width, s.features())};
-  if (s.summed) phases.push_back(weight_gradients(s));
+  std::vector<Cost> phases = {select_backward(s), linear_backward(s.tokens, s.width, s.features())};
+  if (s.summed)
+    phases.push_back(weight_gradients(s));
+  else
+    phases.insert(phases.end(), {sort_rows(s), row_bound(s), row_update_in_backward(s)});
   if (s.batch_norm) phases.push_back(batch_norm_backward(s.tokens, s.features()));
   if (s.gated) {
     phases.push_back(linear_backward(s.tokens, s.width, s.value_width));
@@ -217,8 +218,10 @@ std::vector<Cost> layer_backward(const LookupShape& s) {
   return phases;
 }
 
-std::vector<Cost> layer_update(int64_t dense_parameters) {
-  return {adam(dense_parameters)};
+std::vector<Cost> layer_update(const LookupShape& s, int64_t dense_parameters) {
+  std::vector<Cost> phases = {adam(dense_parameters)};
+  if (s.summed) phases.insert(phases.end(), {sort_rows(s), row_bound(s), row_update(s)});
+  return phases;
 }
 
 double step_flops(const TransformerShape& shape, int64_t sequences) {

@@ -61,7 +61,7 @@ Cost sort_rows(const LookupShape& shape);
 Cost row_bound(const LookupShape& shape);               // whether row gradients are finite, for the gate
 Cost row_norms(const LookupShape& shape);               // ... and their norm, where they are clipped
 Cost row_update(const LookupShape& shape);              // row gradients again, consumed by Adam
-Cost row_update_in_backward(const LookupShape& shape);  // and dw, of rows that come to the core once for both
+Cost row_update_in_backward(const LookupShape& shape);  // and dw at once, where rows are not summed
 Cost attention_forward(int64_t sequences, int64_t context, int64_t width);
 Cost attention_backward(int64_t sequences, int64_t context, int64_t width);
 Cost layer_norm_forward(int64_t tokens, int64_t width);  // of the sum of two
@@ -71,13 +71,14 @@ Cost gelu_backward(int64_t tokens, int64_t width);
 Cost cross_entropy(int64_t tokens, int64_t width, int64_t vocabulary);  // loss and gradients, tied output layer
 Cost adam(int64_t parameters);
 
-// The phases of a whole memory layer, whose rows move in the backward pass and are not clipped.
+// The phases of a whole memory layer. Its rows' gradients are not clipped; rows that are not summed move in the
+// backward pass.
 std::vector<Cost> layer_forward(const LookupShape& shape);
 std::vector<Cost> layer_backward(const LookupShape& shape);
-std::vector<Cost> layer_update(int64_t dense_parameters);
+std::vector<Cost> layer_update(const LookupShape& shape, int64_t dense_parameters);
 
 // Operations of a training step on `sequences` whole sequences: matrix products, attention and memories, forward and
-// backward; what is done per element is left out.
+// backward; what is done per element is left out, and so are the norms of rows' gradients.
 double step_flops(const TransformerShape& shape, int64_t sequences);
 
 }  // namespace cost

@@ -55,7 +55,7 @@ Ceilings table_ceilings(Communicator& world, int64_t sub_keys, const BenchOption
 double layer_floor(const LayerBench& bench, const Ceilings& ceilings) {
   const LookupShape lookup = bench.lookup();
   return ceilings.floor_ms(cost::layer_forward(lookup)) + ceilings.floor_ms(cost::layer_backward(lookup)) +
-         ceilings.floor_ms(cost::layer_update(bench.dense_parameters()));
+         ceilings.floor_ms(cost::layer_update(lookup, bench.dense_parameters()));
 }
 
 // Median of the step, and its floor; zeros if the table was left out.

@@ -90,30 +90,35 @@ void LayerBench::forward() {
 
 void LayerBench::backward() {
   StepContext step = context();
-  step.update_rows = [this](ValueTable&, const RowGradients& gradients, Vector<float> dweights) {
-    update_rows(gradients, dweights);
-    return true;
+  rows_moved_ = false;
+  step.move_rows = [this](const ValueTable&, const RowGradients& gradients, Vector<float> dweights) {
+    move_rows(gradients, dweights);
+    return rows_moved_;
   };
   table_.forget_pending();
   layer_.backward(step, output_gradient(), Matrix<float>(input_gradient_.data(), tokens_, site_.shape.width));
 }
 
-void LayerBench::update_rows(const RowGradients& gradients, Vector<float> dweights) {
+void LayerBench::move_rows(const RowGradients& gradients, Vector<float> dweights) {
   GateShare share;
   rows_.add_squares_bound(stream_, gradients, Vector<double>(&share.values_squares, 1));
   share.tokens = static_cast<double>(tokens_);
   PKM_CHECK(decide(world_, share).open(), "a row's gradient of the benchmark is not finite");
   rows_.step(stream_, table_.rows(), gradients, 1.0, kRate, step_, dweights);
+  rows_moved_ = true;
 }
 
 void LayerBench::update() {
   GateShare share;
   add_sum_of_squares(stream_, Vector<const float>(parameters_.gradients().data(), parameters_.count()),
                      Vector<double>(&share.dense_squares, 1));
+  if (!rows_moved_)
+    rows_.add_squares_bound(stream_, table_.row_gradients(stream_), Vector<double>(&share.values_squares, 1));
   share.tokens = static_cast<double>(tokens_);
   const Gate gate = decide(world_, share);
   PKM_CHECK(gate.open(), "a gradient of the benchmark is not finite");
   adam_.step(stream_, parameters_.values(), parameters_.gradients(), 1.0, kRate, step_);
+  if (!rows_moved_) rows_.step(stream_, table_.rows(), table_.row_gradients(stream_), 1.0, kRate, step_);
   std::ranges::fill(parameters_.gradients(), 0.0F);
 }
 
@@ -126,8 +131,8 @@ LookupShape LayerBench::lookup() const {
 }
 
 LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats) {
-  constexpr std::array kRowPhases = {"pooled gather",      "weight gradients", "sum by row", "count usage",
-                                     "sort row gradients", "row squares",      "update rows"};
+  constexpr std::array kRowPhases = {"pooled gather",      "sum by row",        "count usage",
+                                     "sort row gradients", "row squares bound", "update rows"};
   std::array<std::vector<double>, 5> samples;
   RangeClock clock;
   for (int64_t i = -LayerBench::kInputs; i < repeats; ++i) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One memory layer alone with what trains it: the whole step of the layer is forward(), backward() with the input's
-// gradient, update() of rows, keys and query behind the gate, without clipping. As in training, the rows move inside
-// the backward pass, behind a gate of their own. Several inputs take turns, so that a step does not find the rows of
+// gradient, update() behind the gate, without clipping. As in training, rows that are read seldom move inside the
+// backward pass, behind a gate of their own. Several inputs take turns, so that a step does not find the rows of
 // the one before.
 #pragma once
 
@@ -25,8 +25,8 @@ class LayerBench {
   void repeat_tokens(int64_t distinct);
 
   void forward();   // of the next input; collective, as all of these
-  void backward();  // of the last forward(), with the rows' update
-  void update();    // keys and query, by the gradients of the last backward()
+  void backward();  // of the last forward()
+  void update();    // keys, query, and rows that have not moved, by the gradients of the last backward()
 
   // The shape with what the last forward() selected. For the costs of a world of one.
   LookupShape lookup() const;
@@ -43,7 +43,7 @@ class LayerBench {
   StepContext context();
 
  private:
-  void update_rows(const RowGradients& gradients, Vector<float> dweights);
+  void move_rows(const RowGradients& gradients, Vector<float> dweights);
 
   Communicator& world_;
   MemorySite site_;
@@ -60,6 +60,7 @@ class LayerBench {
   Buffer<float> output_gradient_;  // (T, d)
   Buffer<float> input_gradient_;   // (T, d)
   int64_t step_ = 0;
+  bool rows_moved_ = false;  // in the last backward()
 };
 
 // Milliseconds, on the slowest rank.

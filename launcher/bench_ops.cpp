@@ -167,7 +167,7 @@ void time_rows(LayerBench& bench, const LookupShape& s, int repeats, PhaseTable&
   };
   const auto backward = [&] {
     if (s.summed)
-      values.backward_by_row(context, route.selections, route.pair_offsets, gradients, dweights);
+      values.backward_by_row(stream, route.selections, route.pair_offsets, gradients, dweights);
     else
       values.backward(context, route.selections, route.pair_offsets, dweights);
   };
@@ -200,7 +200,7 @@ void time_whole_layer(LayerBench& bench, Communicator& world, const LookupShape&
   const LayerTimes times = time_layer(bench, world, repeats);
   std::vector<Cost> phases = cost::layer_forward(s);
   const std::vector<Cost> backward = cost::layer_backward(s);
-  const std::vector<Cost> update = cost::layer_update(bench.dense_parameters());
+  const std::vector<Cost> update = cost::layer_update(s, bench.dense_parameters());
   table.line("layer forward", phases, times.forward);
   table.line("layer backward", backward, times.backward);
   table.line("layer update", update, times.update);

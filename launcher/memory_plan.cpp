@@ -69,7 +69,8 @@ int64_t pending_bytes(const MemorySite& site, int64_t tokens, int ranks, DeviceK
     const int64_t rows = (site.table.slots + ranks - 1) / ranks;
     return rows * (site.table.width * kFloat + 60) + reads * 16 + pairs * 128;
   }
-  return pairs * site.table.width * kFloat + reads * (device == DeviceKind::kCpu ? 48 : 40);
+  // Selections 8, weight and source 8, row and offset 12, a record 16; on the CPU the order 4; on a GPU another record.
+  return pairs * site.table.width * kFloat + reads * (device == DeviceKind::kCpu ? 48 : 60);
 }
 
 int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int ranks) {

@@ -45,8 +45,9 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
 }
 
 // Where a table has one backward pass in a step, and what its update needs to know is known in it: the norm of all
-// tables' gradients, if they are clipped, and no loss scale that must be lowered when gradients overflow.
-bool Trainer::updates_in_backward() {
+// tables' gradients, if they are clipped, and no loss scale that must be lowered when gradients overflow. The same on
+// all ranks.
+bool Trainer::rows_may_move_in_backward() {
   const auto& tables = model_.transformer().tables();
   return model_.stream().device().kind == DeviceKind::kCpu && config_.train().accumulate() == 1 && !scaler_.on() &&
          tables.size() == model_.transformer().shape().memories.size() && (tables.size() == 1 || !clips_values());
@@ -99,10 +100,11 @@ void Trainer::forward_backward(int64_t micro) {
   copy(context.stream, staged_.view().rows(first, first + ids.count()).flat(), ids.flat());
 
   const int64_t micro_steps = config_.train().accumulate();
-  if (updates_in_backward())
-    context.update_rows = [this](ValueTable& table, const RowGradients& gradients, Vector<float> dweights) {
-      return update_in_backward(table, gradients, dweights);
+  if (rows_may_move_in_backward())
+    context.move_rows = [this](const ValueTable& table, const RowGradients& gradients, Vector<float> dweights) {
+      return move_rows(table, gradients, dweights);
     };
+  context.all_tokens = batch().micro_step(step_, micro).count() * length;
   context.draw = step_ * micro_steps + micro;
   context.first_token = (share.begin - batch().micro_step(step_, micro).begin) * length;
   // The mean over all tokens of the step, whatever rank and micro-step they are in, times the loss scale.
@@ -122,7 +124,7 @@ void Trainer::add_row_squares(size_t table, const RowGradients& gradients, Vecto
     row_optimizers_[table].add_squares_bound(model_.stream(), gradients, total);
 }
 
-bool Trainer::update_in_backward(const ValueTable& table, const RowGradients& gradients, Vector<float> dweights) {
+bool Trainer::move_rows(const ValueTable& table, const RowGradients& gradients, Vector<float> dweights) {
   const auto& tables = model_.transformer().tables();
   const auto i =
       static_cast<size_t>(std::ranges::find(tables, &table, &std::unique_ptr<ValueTable>::get) - tables.begin());

@@ -3,10 +3,10 @@
 // statistics, the same decision to step or skip, the same update. After step s the state is a function of the
 // configuration, the tokens and s; so a resumed run goes on as if it had never stopped.
 //
-// A gate stands before every update: a step whose loss or gradients are not finite is skipped. On the CPU, a table's
-// rows move inside the backward pass where their gradient is complete there, behind a gate of their own: a row comes to
-// the core once, for its selections' gradients and for its update. The bits are the same. But should a dense gradient
-// overflow further down, all else being finite, the step is skipped although those rows have moved; it says so.
+// A gate stands before every update: a step whose loss or gradients are not finite is skipped. On the CPU, rows that
+// are read seldom move inside the backward pass where their gradient is complete there, behind a gate of their own: a
+// row comes to the core once, for its selections' gradients and for its update. The bits are the same. But should
+// something else turn out not to be finite afterwards, the step is skipped although those rows have moved; it says so.
 //
 // On a GPU the host runs ahead of the device. In a steady step it waits for it once per lookup of a memory whose rows
 // are on several ranks (the counts of what it sends: comm/route.h) and once for the gate, whose decision the update
@@ -60,8 +60,8 @@ class Trainer {
   bool scales_losses() const { return scaler_.on(); }
 
  private:
-  bool updates_in_backward();
-  bool update_in_backward(const ValueTable& table, const RowGradients& gradients, Vector<float> dweights);
+  bool rows_may_move_in_backward();
+  bool move_rows(const ValueTable& table, const RowGradients& gradients, Vector<float> dweights);
   void add_row_squares(size_t table, const RowGradients& gradients, Vector<double> total);
   void update_rows(size_t table, const RowGradients& gradients, const Gate& gate, Vector<float> dweights = {});
   double update_scale(double squares, double clip_norm) const;

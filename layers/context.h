@@ -16,10 +16,10 @@ namespace pkmesh {
 class ValueTable;
 struct RowGradients;
 
-// The update of a table inside its backward pass, where its gradient is complete: decides with all ranks whether the
-// rows may move, and moves them or not. Returns whether they did; then dweights, if not empty, are those of
+// The update of a table's rows inside its backward pass, where their gradient is complete: decides with all ranks
+// whether they may move, and moves them or not. Returns whether they did; then dweights (contributions) are those of
 // update_rows() (optim/sparse_adam.h). Collective.
-using UpdateInBackward = std::function<bool(ValueTable& table, const RowGradients& gradients, Vector<float> dweights)>;
+using MoveRows = std::function<bool(const ValueTable& table, const RowGradients& gradients, Vector<float> dweights)>;
 
 struct StepContext {
   Stream& stream;
@@ -30,7 +30,9 @@ struct StepContext {
   int64_t draw = 0;         // number of this micro-batch since the start of the run: keys the random numbers
   int64_t first_token = 0;  // index, among all ranks' tokens of this micro-batch, of this rank's first one
   bool training = true;     // dropout on, batch statistics, activations saved
-  UpdateInBackward update_rows = nullptr;  // empty: rows move after the backward pass
+  // Of all ranks in this micro-batch; 0: as many on each rank as here.
+  int64_t all_tokens = 0;
+  MoveRows move_rows = nullptr;  // empty: rows move after the backward pass
 };
 
 }  // namespace pkmesh

@@ -32,7 +32,8 @@ struct Gate {
   int64_t bad_values;
   int64_t bad_loss;
 
-  // The step happens on all ranks or on none. A step without a token does not happen.
+  // What is asked for happens on all ranks or on none: the step, or the update of a table's rows (launcher/trainer.h).
+  // A step without a token does not happen.
   bool finite_gradients() const { return bad_dense == 0 && bad_values == 0; }
   bool open() const { return bad_dense == 0 && bad_values == 0 && bad_loss == 0 && tokens > 0; }
 };

@@ -55,12 +55,8 @@ void update_rows(Stream& stream, const RowUpdate& update, const TableRows& value
   PKM_CHECK(gradients.d_output.size(1) == width, "output gradients of width {} for rows of width {}",
             gradients.d_output.size(1), width);
   Range range("update rows");
-  if (dweights.empty()) {
-    PKM_DISPATCH(stream, update_rows, update, values, state, gradients);
-  } else {
-    check_shape("update_rows: dweights", dweights, {{"contributions", gradients.weights.count()}});
-    PKM_DISPATCH(stream, update_rows_in_backward, update, values, state, gradients, dweights);
-  }
+  if (!dweights.empty()) check_shape("update_rows: dweights", dweights, {{"contributions", gradients.weights.count()}});
+  PKM_DISPATCH(stream, update_rows, update, values, state, gradients, dweights);
 }
 
 void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> squares) {

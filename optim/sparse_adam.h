@@ -77,16 +77,14 @@ struct EveryRow {
 };
 
 PKM_OP(update_rows, const RowUpdate& update, const TableRows& values, const RowState& state,
-       const RowGradients& gradients)
-PKM_OP(update_rows_in_backward, const RowUpdate& update, const TableRows& values, const RowState& state,
        const RowGradients& gradients, Vector<float> dweights)
 PKM_OP(row_squares, const RowGradients& gradients, Vector<double> squares)
 PKM_OP(squares_bound, const RowGradients& gradients, Vector<double> scratch, Vector<double> total)
 PKM_OP(add_in_order, Vector<const double> terms, Vector<double> total)
 PKM_OP(list_every_row, const RowGradients& gradients, const EveryRow& out)
 
-// Updates the rows that `gradients` lists. dweights, if not empty (contributions; on the CPU alone), become each
-// contribution's output gradient . its row before the update: a row that comes to the core is used for both.
+// Updates the rows that `gradients` lists. dweights (contributions), which may be empty and on a GPU must be, become
+// each contribution's output gradient . its row before the update: a row that comes to the core is used for both.
 void update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
                  const RowGradients& gradients, Vector<float> dweights = {});
 

@@ -287,8 +287,8 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
 
 }  // namespace
 
-void update_rows_in_backward(Stream&, const RowUpdate& update, const TableRows& values, const RowState& state,
-                             const RowGradients& gradients, Vector<float> dweights) {
+void update_rows(Stream&, const RowUpdate& update, const TableRows& values, const RowState& state,
+                 const RowGradients& gradients, Vector<float> dweights) {
   const bool row_wise = update.options.second_moment == RowAdamOptions::SecondMoment::kRowWise;
   std::visit(
       [&](const auto& value, const auto& first) {
@@ -302,11 +302,6 @@ void update_rows_in_backward(Stream&, const RowUpdate& update, const TableRows& 
         }
       },
       values, state.first);
-}
-
-void update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
-                 const RowGradients& gradients) {
-  update_rows_in_backward(stream, update, values, state, gradients, {});
 }
 
 void row_squares(Stream&, const RowGradients& gradients, Vector<double> squares) {

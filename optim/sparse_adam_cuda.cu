@@ -277,7 +277,8 @@ void launch_update(Stream& stream, Update update, Matrix<Value> values, Matrix<F
 }  // namespace
 
 void update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
-                 const RowGradients& gradients) {
+                 const RowGradients& gradients, Vector<float> dweights) {
+  PKM_CHECK(dweights.empty(), "update_rows: dweights are for the CPU alone");
   const RowAdamOptions& options = update.options;
   const int64_t width = gradients.d_output.size(1);
   PKM_CHECK(width <= kMostWidth, "rows of width {}: the CUDA kernel holds {} in shared memory", width, kMostWidth);

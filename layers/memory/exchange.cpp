@@ -34,10 +34,11 @@ class PooledExchange final : public Exchange {
     check_shape("exchange: dweights", dweights,
                 {{"tokens", route_.tokens}, {"selections", route_.selections_per_token}});
     const auto all = dweights.reshape(dweights.count());
-    // Of what all ranks select together, if they have as many tokens as this one: the same on any number of ranks.
-    const bool by_row = table.sums(route_.tokens * route_.selections_per_token * context.world.size());
+    // Of what all ranks select together, so that they all go one way: rows that move in backward() do so collectively.
+    const int64_t tokens = context.all_tokens > 0 ? context.all_tokens : route_.tokens * context.world.size();
+    const bool by_row = table.sums(tokens * route_.selections_per_token);
     if (!route_.travels && by_row)
-      return table.backward_by_row(context, route_.selections, route_.pair_offsets, dout, all);
+      return table.backward_by_row(context.stream, route_.selections, route_.pair_offsets, dout, all);
     if (!route_.travels) {
       copy(context.stream, dout.flat(), table.take_gradients(context.stream, dout.size(0)).flat());
       return table.backward(context, route_.selections, route_.pair_offsets, all);
@@ -50,7 +51,7 @@ class PooledExchange final : public Exchange {
     send_gradients(context, dout, gradients);
     const auto mine = context.arena.take<float>(route_.selections.count());
     if (by_row)
-      table.backward_by_row(context, route_.selections, route_.pair_offsets, gradients, mine);
+      table.backward_by_row(context.stream, route_.selections, route_.pair_offsets, gradients, mine);
     else
       table.backward(context, route_.selections, route_.pair_offsets, mine);
     const auto received = context.arena.take<float>(route_.order.count());

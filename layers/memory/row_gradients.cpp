@@ -36,7 +36,7 @@ RowGradients sort_by_row(Stream& stream, Arena& arena, std::span<const GradientP
           out.offsets.rows(0, count + 1),
           out.weights,
           out.sources,
-          out.selections,
+          out.order,
           d_output,
           out.touched};
 }

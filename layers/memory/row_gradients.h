@@ -33,7 +33,7 @@ struct RowGradients {
   Vector<const float> weights;    // (contributions)
   Vector<const int32_t> sources;  // (contributions)
   // (contributions) which selection each was, counted over all pieces: a permutation. Empty on a GPU.
-  Vector<const int32_t> selections;
+  Vector<const int32_t> order;
   Matrix<const float> d_output;   // (sources, dv)
   Vector<const int64_t> touched;  // (1) U; may be empty on the CPU
 };
@@ -42,8 +42,8 @@ struct RowGradients {
 RowGradients sort_by_row(Stream& stream, Arena& arena, std::span<const GradientPiece> pieces,
                          Matrix<const float> d_output, int64_t local_rows);
 
-// The device's part. Vectors hold what there may be at most; touched[0] becomes U, and so does `count` where the device
-// knows it when the call returns: on the CPU.
+// The device's part. Vectors hold what there may be at most (`scratch` nothing on the CPU); touched[0] becomes U, and
+// so does `count` where the device knows it when the call returns: on the CPU.
 struct RowRecord {
   int32_t row;
   float weight;
@@ -55,7 +55,7 @@ struct RowGradientsOut {
   Vector<int64_t> offsets;
   Vector<float> weights;
   Vector<int32_t> sources;
-  Vector<int32_t> selections;  // empty on a GPU
+  Vector<int32_t> order;  // empty on a GPU
   Vector<int64_t> touched;
 };
 PKM_OP(sort_by_row, std::span<const GradientPiece> pieces, int64_t local_rows, Vector<RowRecord> records,

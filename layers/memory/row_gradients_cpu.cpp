@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Contributions are dealt into buckets of consecutive rows, each small enough for a core's cache with a counter per
-// row; then each bucket is sorted by itself. Both steps are stable and in parallel, so no thread changes the order.
-// (Where rows are few and read often, a counter for each of them is better: layers/memory/row_order.h.)
+// Contributions are dealt into buckets of consecutive rows, as many buckets as a core can write to at a time; then each
+// bucket is sorted by itself, in the core's cache. Both steps are stable and in parallel, so no thread changes the
+// order. (Where rows are few and read often, a counter for each of them is better: layers/memory/row_order.h.)
 #include <algorithm>
 #include <bit>
 #include <utility>
@@ -23,7 +23,7 @@ class BucketSort {
     const int64_t buckets = std::ssize(begins_) - 1;
     // A thread takes the buckets that begin in its part of the records: usage is skewed.
     parallel_for(0, total, kMinimumChunk, [&](int64_t from, int64_t to) {
-      Workspace& space = workspace(int64_t{1} << shift_);
+      Workspace& space = workspace();
       const auto first = std::lower_bound(begins_.begin(), begins_.end() - 1, from) - begins_.begin();
       for (int64_t b = first; b < buckets && begins_[b] < to; ++b) {
         const Bucket bucket = {b << shift_, std::min(local_rows, (b + 1) << shift_) - (b << shift_), begins_[b],
@@ -59,19 +59,18 @@ class BucketSort {
   };
   // A thread's.
   struct Workspace {
-    std::vector<int64_t> counters;  // of a bucket's rows
+    std::vector<int32_t> counters;  // of a bucket's rows
     std::vector<uint64_t> keys;     // of a bucket's records
   };
-  static Workspace& workspace(int64_t bucket_rows) {
+  static Workspace& workspace() {
     thread_local Workspace space;
-    if (std::ssize(space.counters) < bucket_rows) space.counters.resize(static_cast<size_t>(bucket_rows));
     return space;
   }
 
   static void place(int64_t at, const RowRecord& record, const RowGradientsOut& out) {
     out.weights[at] = record.weight;
     out.sources[at] = record.source;
-    out.selections[at] = record.selection;
+    if (!out.order.empty()) out.order[at] = record.selection;
   }
 
   // The contributions as records, bucket by bucket. Returns their number.
@@ -112,11 +111,11 @@ class BucketSort {
   // written than the bucket has rows or records.
   static int64_t sort_by_counting(const Bucket& bucket, const RowRecord* records, int64_t at, Workspace& space,
                                   const RowGradientsOut& out) {
-    int64_t* const counters = space.counters.data();
-    std::fill_n(counters, bucket.rows, 0);
+    space.counters.assign(static_cast<size_t>(bucket.rows), 0);
+    int32_t* const counters = space.counters.data();
     for (int64_t i = 0; i < bucket.count; ++i) ++counters[records[i].row - bucket.first_row];
     int64_t touched = 0;
-    int64_t next = bucket.begin;
+    auto next = static_cast<int32_t>(bucket.begin);
     for (int64_t row = 0; row < bucket.rows && touched < bucket.count; ++row) {
       out.rows[at + touched] = static_cast<int32_t>(bucket.first_row + row);
       out.offsets[at + touched] = next;

@@ -114,19 +114,20 @@ void ValueTable::backward(StepContext& context, Vector<const Selection> selectio
   gradients_kept_ += std::exchange(gradients_taken_, 0);
   sorted_.reset();
 
-  const ArenaScope scope(context.arena);
-  const auto by_row = context.arena.take<float>(context.update_rows ? selections.count() : 0);
-  if (update(context, by_row))
-    scatter_scalars(stream, by_row, row_gradients(stream).selections, dweights);
-  else
-    weight_gradients(stream, rows(), selections, pair_offsets, d_output, dweights);
+  if (context.move_rows) {
+    PKM_CHECK(pieces_.size() == 1, "table {}: {} backward passes in one step, but its rows move in the first",
+              shape_.name, pieces_.size());
+    const ArenaScope scope(context.arena);
+    const auto by_row = context.arena.take<float>(selections.count());
+    const RowGradients& gradients = row_gradients(stream);
+    if (context.move_rows(*this, gradients, by_row)) return scatter_scalars(stream, by_row, gradients.order, dweights);
+  }
+  weight_gradients(stream, rows(), selections, pair_offsets, d_output, dweights);
 }
 
 // As if each row had been read once, with weight 1, and its sum were that pair's output gradient.
-void ValueTable::backward_by_row(StepContext& context, Vector<const Selection> selections,
-                                 Vector<const int32_t> pair_offsets, Matrix<const float> d_output,
-                                 Vector<float> dweights) {
-  Stream& stream = context.stream;
+void ValueTable::backward_by_row(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+                                 Matrix<const float> d_output, Vector<float> dweights) {
   const int64_t most = std::min(selections.count(), local_rows());
   const RowSums sums = {arena_.take<int32_t>(most), take_gradients(stream, most)};
   gradients_taken_ = 0;
@@ -139,15 +140,6 @@ void ValueTable::backward_by_row(StepContext& context, Vector<const Selection> s
   pieces_.push_back({reads, offsets, gradients_kept_});
   gradients_kept_ += count;
   sorted_.reset();
-  update(context, {});
-}
-
-// Moves the rows by what is pending, if they move inside the backward pass and all ranks let them.
-bool ValueTable::update(StepContext& context, Vector<float> dweights) {
-  if (!context.update_rows) return false;
-  PKM_CHECK(pieces_.size() == 1, "table {}: {} backward passes in one step, but its rows move in the first",
-            shape_.name, pieces_.size());
-  return context.update_rows(*this, row_gradients(context.stream), dweights);
 }
 
 const RowGradients& ValueTable::row_gradients(Stream& stream) {

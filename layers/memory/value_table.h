@@ -60,14 +60,14 @@ class ValueTable {
   // Memory for the output gradients of `pairs` pairs, (pairs, dv), until backward() keeps it.
   Matrix<float> take_gradients(Stream& stream, int64_t pairs);
   // A backward pass of pairs whose output gradients stand in the memory last taken, where they stay until the update:
-  // dweights (M) become those of the selections, and what was read becomes pending. With context.update_rows, for which
+  // dweights (M) become those of the selections, and what was read becomes pending. With context.move_rows, for which
   // this must be the step's only backward pass of the table, the rows move now, if they may: a row then comes to the
-  // core once for its dweights and its update. The dweights have the same bits either way.
+  // core once for its dweights and its update. The dweights have the same bits either way. Collective then.
   void backward(StepContext& context, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
                 Vector<float> dweights);
   // The same of d_output (pairs, dv), which need not stay: the rows' gradients do, one per row that was read. For rows
   // that are read often; see sums().
-  void backward_by_row(StepContext& context, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+  void backward_by_row(Stream& stream, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
                        Matrix<const float> d_output, Vector<float> dweights);
   // Whether that is the better way where `selections` are made over all ranks: on the CPU, if rows are read often.
   bool sums(int64_t selections) const;
@@ -90,7 +90,6 @@ class ValueTable {
 
  private:
   void initialise(uint64_t seed);
-  bool update(StepContext& context, Vector<float> dweights);
 
   TableShape shape_;
   Placement placement_;

@@ -53,10 +53,10 @@ void check_place(const char* op, const OwnerOrder& o) {
             o.selection_counts, o.pair_counts);
 }
 void check_place(const char* op, const RowGradients& g) {
-  check_all(op, g.rows, g.offsets, g.weights, g.sources, g.d_output, g.touched);
+  check_all(op, g.rows, g.offsets, g.weights, g.sources, g.order, g.d_output, g.touched);
 }
 void check_place(const char* op, const RowGradientsOut& o) {
-  check_all(op, o.rows, o.offsets, o.weights, o.sources, o.touched);
+  check_all(op, o.rows, o.offsets, o.weights, o.sources, o.order, o.touched);
 }
 void check_place(const char* op, const RowState& s) {
   check_all(op, s.first, s.second, s.steps);
@@ -194,11 +194,12 @@ EMULATE(adam_update, 6)
 EMULATE(add_in_order, 2)
 
 void cuda::update_rows(Stream& stream, const RowUpdate& update, const TableRows& values, const RowState& state,
-                       const RowGradients& gradients) {
+                       const RowGradients& gradients, Vector<float> dweights) {
+  PKM_CHECK(dweights.empty(), "update_rows: dweights are for the CPU alone");
   check_all("update_rows", values, state, gradients);
   emulated::enqueue(stream, [=] {
     Stream cpu;
-    PKM_DISPATCH(cpu, update_rows, update, values, state, as_touched(gradients));
+    PKM_DISPATCH(cpu, update_rows, update, values, state, as_touched(gradients), Vector<float>());
   });
 }
 

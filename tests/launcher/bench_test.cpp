@@ -101,7 +101,6 @@ TEST(Cost, RowsWhoseGradientsAreSummedInTheBackwardPass) {
   const Cost update = cost::row_update(s);
   EXPECT_EQ(update.streamed, 8 * 9 + 4 * 9 * 7 + 12 * 9);
   EXPECT_EQ(update.flops, 13 * 9 * 7);
-  EXPECT_EQ(cost::row_update_in_backward(s).bytes(), update.bytes()) << "dw came with the sums";
   EXPECT_EQ(cost::row_norms(s).flops, 2 * 9 * 7);
   EXPECT_EQ(cost::row_bound(s).streamed, 4 * (9 * 7 + 9));
 }

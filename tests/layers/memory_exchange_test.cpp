@@ -232,7 +232,7 @@ void expect_sorted(const RowGradients& sorted, const std::vector<Selection>& sel
       const auto i = static_cast<size_t>(sorted.weights[c]);
       ASSERT_EQ(selections[i].row, sorted.rows[u]);
       ASSERT_EQ(sorted.sources[c], static_cast<int32_t>(i / kPerPair));
-      ASSERT_EQ(sorted.selections[c], static_cast<int32_t>(i + (c < sorted.offsets[u] + half ? 0 : selections.size())));
+      ASSERT_EQ(sorted.order[c], static_cast<int32_t>(i + (c < sorted.offsets[u] + half ? 0 : selections.size())));
       if (c > sorted.offsets[u] && c != sorted.offsets[u] + half) {
         ASSERT_LT(sorted.weights[c - 1], sorted.weights[c]);
       }

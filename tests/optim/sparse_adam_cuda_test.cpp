@@ -89,7 +89,7 @@ Result update(Stream& stream, const Options& options, int64_t width, int64_t lea
                                   .offsets = offsets.view(),
                                   .weights = weights.view(),
                                   .sources = sources.view(),
-                                  .selections = {},
+                                  .order = {},
                                   .d_output = outputs.view(kSources, width),
                                   .touched = touched.view()};
   const bool row_wise = options.second_moment == Options::SecondMoment::kRowWise;
