@@ -30,7 +30,7 @@ struct StepContext {
   int64_t draw = 0;         // number of this micro-batch since the start of the run: keys the random numbers
   int64_t first_token = 0;  // index, among all ranks' tokens of this micro-batch, of this rank's first one
   bool training = true;     // dropout on, batch statistics, activations saved
-  // Of all ranks in this micro-batch; 0: as many on each rank as here.
+  // Of all ranks in this micro-batch; 0: as many on each rank as here. What all must decide alike depends on it.
   int64_t all_tokens = 0;
   MoveRows move_rows = nullptr;  // empty: rows move after the backward pass
 };

@@ -4,6 +4,7 @@
 // order. (Where rows are few and read often, a counter for each of them is better: layers/memory/row_order.h.)
 #include <algorithm>
 #include <bit>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -29,7 +30,7 @@ class BucketSort {
         const Bucket bucket = {b << shift_, std::min(local_rows, (b + 1) << shift_) - (b << shift_), begins_[b],
                                begins_[b + 1] - begins_[b]};
         const int64_t at = std::min(bucket.first_row, bucket.begin);  // no more rows than that come before it
-        touched_[b] = bucket.rows <= 4 * bucket.count
+        touched_[b] = bucket.rows <= kFewer * bucket.count
                           ? sort_by_counting(bucket, records + bucket.begin, at, space, out)
                           : sort_by_comparing(bucket, records + bucket.begin, at, space, out);
       }
@@ -49,6 +50,7 @@ class BucketSort {
  private:
   static constexpr int kLeastShift = 9;  // rows of a bucket: a counter each
   static constexpr int kMostBucketBits = 11;
+  static constexpr int64_t kFewer = 4;            // times fewer records than rows: counting would look at too many rows
   static constexpr int64_t kMinimumChunk = 8192;  // contributions
 
   struct Bucket {
@@ -129,8 +131,9 @@ class BucketSort {
   // The same for few contributions to many rows.
   static int64_t sort_by_comparing(const Bucket& bucket, const RowRecord* records, int64_t at, Workspace& space,
                                    const RowGradientsOut& out) {
-    std::vector<uint64_t>& keys = space.keys;
-    keys.resize(static_cast<size_t>(bucket.count));
+    // Room for as many as come here at most: how many they are differs from step to step.
+    space.keys.resize(static_cast<size_t>(bucket.rows / kFewer + 1));
+    const std::span<uint64_t> keys(space.keys.data(), static_cast<size_t>(bucket.count));
     for (int64_t i = 0; i < bucket.count; ++i)
       keys[static_cast<size_t>(i)] = static_cast<uint64_t>(records[i].row) << 32 | static_cast<uint64_t>(i);
     std::ranges::sort(keys);

@@ -106,6 +106,8 @@ TEST_P(SteadyStep, AllocatesNothingOfItsSize) {
 
 INSTANTIATE_TEST_SUITE_P(Trainer, SteadyStep,
                          testing::Values(std::vector<std::string>{}, std::vector<std::string>{"train.precision=BF16"},
+                                         std::vector<std::string>{
+                                             "model.memory.0.sub_keys=80"},  // rows are read seldom
                                          std::vector<std::string>{"train.accumulate=2", "model.dropout=0.1"}));
 
 }  // namespace
