@@ -69,16 +69,16 @@ template <int... kLane>
 }
 
 // Lane j of vector i and lane i of vector j change places, for all kLanes vectors: in blocks of halving size.
-template <int kDistance, int... kLane>
-[[gnu::always_inline]] inline void swap_blocks(Lanes& upper, Lanes& lower, std::integer_sequence<int, kLane...>) {
+template <int kDistance, class Vector, int... kLane>
+[[gnu::always_inline]] inline void swap_blocks(Vector& upper, Vector& lower, std::integer_sequence<int, kLane...>) {
   constexpr auto in_upper = [](int lane) { return (lane & kDistance) == 0 ? lane : kLanes + lane - kDistance; };
   constexpr auto in_lower = [](int lane) { return (lane & kDistance) == 0 ? lane + kDistance : kLanes + lane; };
-  const Lanes both = upper;
+  const Vector both = upper;
   upper = __builtin_shufflevector(both, lower, in_upper(kLane)...);
   lower = __builtin_shufflevector(both, lower, in_lower(kLane)...);
 }
-template <int kDistance = kLanes / 2>
-[[gnu::always_inline]] inline void transpose_lanes(Lanes* vectors) {
+template <int kDistance = kLanes / 2, class Vector>
+[[gnu::always_inline]] inline void transpose_lanes(Vector* vectors) {
   if constexpr (kDistance > 0) {
     for (int64_t i = 0; i < kLanes; ++i)
       if ((i & kDistance) == 0)

@@ -25,8 +25,9 @@ int64_t token_block(int64_t n) {
   return kTiles * (n <= 256 ? 21 : n <= 1024 ? 8 : 4);
 }
 
-constexpr int64_t kColumnVectors = 4;
-constexpr int64_t kColumnBlock = kColumnVectors * kLanes;
+// Columns of a unit of the backward pass: what a token has of them is four lines of its query, which lies far from the
+// next token's, and of a sub-key. With two lines it took a tenth to a quarter longer.
+constexpr int64_t kColumnBlock = 64;
 
 // The pairs (a, b) of 0-based ranks with (a + 1)(b + 1) <= k: for each a, those with b < k / (a + 1).
 struct RankPairs {
@@ -201,6 +202,21 @@ struct ColumnBlock {
   View<float, 3> dqueries;
   View<float, 4> dkeys;
 
+  // Columns [begin, end) of a half, as many vectors of them at a time as there are.
+  template <int kVectors = kColumnBlock / kLanes>
+  void run(int64_t head, int64_t half, int64_t begin, int64_t end) const {
+    for (; begin + kVectors * kLanes <= end; begin += kVectors * kLanes) whole<kVectors>(head, half, begin);
+    if constexpr (kVectors > 1)
+      run<kVectors / 2>(head, half, begin, end);
+    else if (begin < end)
+      part(head, half, begin, end - begin);
+  }
+
+ private:
+  static constexpr int64_t kAhead = 8;  // tokens
+  static constexpr int64_t kLine = 16;  // floats of a cache line
+
+  template <int kVectors>
   void whole(int64_t head, int64_t half, int64_t begin) const {
     const int64_t k = lists.size(3);
     const int64_t width = keys.size(3);
@@ -210,26 +226,26 @@ struct ColumnBlock {
     for (int64_t token = 0; token < tokens; ++token) {
       // Tokens lie a whole query apart, which is further than the hardware foresees.
       const int64_t ahead = std::min(token + kAhead, tokens - 1);
-      for (int64_t j = 0; j < kColumnBlock; j += kLine) {
+      for (int64_t j = 0; j < kVectors * kLanes; j += kLine) {
         __builtin_prefetch(&queries(ahead, head, half * width + begin + j));
         __builtin_prefetch(&dqueries(ahead, head, half * width + begin + j), 1);
       }
       const SubKeyGradient* list = &lists(head, half, token, 0);
       const float* from = &queries(token, head, half * width + begin);
-      Lanes query[kColumnVectors];
-      Lanes dquery[kColumnVectors] = {};
-      for (int64_t v = 0; v < kColumnVectors; ++v) query[v] = load_lanes(from + v * kLanes);
+      Lanes query[kVectors];
+      Lanes dquery[kVectors] = {};
+      for (int64_t v = 0; v < kVectors; ++v) query[v] = load_lanes(from + v * kLanes);
       for (int64_t i = 0; i < k && list[i].index >= 0; ++i) {
         const float gradient = list[i].gradient;
         const float* key = key_base + list[i].index * width;
         float* dkey = dkey_base + list[i].index * width;
-        for (int64_t v = 0; v < kColumnVectors; ++v) {
+        for (int64_t v = 0; v < kVectors; ++v) {
           dquery[v] += gradient * load_lanes(key + v * kLanes);
           store_lanes(dkey + v * kLanes, load_lanes(dkey + v * kLanes) + gradient * query[v]);
         }
       }
       float* to = &dqueries(token, head, half * width + begin);
-      for (int64_t v = 0; v < kColumnVectors; ++v) store_lanes(to + v * kLanes, dquery[v]);
+      for (int64_t v = 0; v < kVectors; ++v) store_lanes(to + v * kLanes, dquery[v]);
     }
   }
 
@@ -238,7 +254,7 @@ struct ColumnBlock {
     for (int64_t token = 0; token < queries.size(0); ++token) {
       const SubKeyGradient* list = &lists(head, half, token, 0);
       const float* query = &queries(token, head, half * keys.size(3) + begin);
-      std::array<float, kColumnBlock> sum{};
+      std::array<float, kLanes> sum{};
       for (int64_t i = 0; i < k && list[i].index >= 0; ++i) {
         const float* key = &keys(head, half, list[i].index, begin);
         float* dkey = &dkeys(head, half, list[i].index, begin);
@@ -250,10 +266,6 @@ struct ColumnBlock {
       std::copy_n(sum.data(), columns, &dqueries(token, head, half * keys.size(3) + begin));
     }
   }
-
- private:
-  static constexpr int64_t kAhead = 8;  // tokens
-  static constexpr int64_t kLine = 16;  // floats of a cache line
 };
 
 }  // namespace
@@ -301,10 +313,7 @@ void select_backward(Stream&, View<const float, 3> queries, View<const float, 4>
       const int64_t column = unit % column_blocks * kColumnBlock;
       const int64_t half = unit / column_blocks % 2;
       const int64_t head = unit / column_blocks / 2;
-      if (half_width - column >= kColumnBlock)
-        block.whole(head, half, column);
-      else
-        block.part(head, half, column, half_width - column);
+      block.run(head, half, column, std::min(column + kColumnBlock, half_width));
     }
   });
 }

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // The k largest of n scores on one core, largest first, ties by the lower index; NaN counts as the largest, so that it
-// reaches the weights and the step's finite gate sees it. No sort of n, and no branch that depends on a score.
+// reaches the weights and the step's finite gate sees it. No branch that depends on a score, and two ways:
 //
-// A bound below the k-th largest comes first: the n scores fall into G >= 2k strided groups, whose maxima vectorise;
-// a value that k of these maxima reach is reached by k scores. A short search over the G maxima finds such a value
-// close to the best one (of random scores about 1.3 k of n = 512 pass it, 1.4 k of many more): a vector of lists at a
-// time, for in one list each step would wait for the one before it. What passes is ranked by counting what is above it,
-// a vector of scores at a time.
+// Of few scores (n <= 128), a vector of lists at a time goes through sorting networks. Such a network moves numbers,
+// not pairs: a score's lowest bits give way to its position. A list in which what is left of two scores is the same,
+// where it matters, takes the other way.
+//
+// Of many, no sort: a bound below the k-th largest comes first: the n scores fall into G >= 2k strided groups, whose
+// maxima vectorise; a value that k of these maxima reach is reached by k scores. A short search over the G maxima finds
+// such a value close to the best one (of random scores about 1.3 k of n = 512 pass it, 1.4 k of many more): a vector of
+// lists at a time, for in one list each step would wait for the one before it. What passes is ranked by counting what
+// is above it, a vector of scores at a time.
 #pragma once
 
 #include <algorithm>
@@ -17,16 +21,20 @@
 #include <limits>
 #include <vector>
 
+#include "layers/memory/sorting_network.h"
 #include "runtime/check.h"
 #include "runtime/lanes.h"
 
 namespace pkmesh::PKM_CPU {
 
-// Integers in the order of the scores: -0 and +0 tie, NaN is the largest.
+// Integers in the order of the scores: -0 and +0 tie, NaN is the largest. And back: some score of that order.
 [[gnu::always_inline]] inline IntLanes score_order(Lanes scores) {
   const auto bits = std::bit_cast<IntLanes>(scores + 0.0F);  // -0 becomes +0
   const IntLanes largest = IntLanes{} + std::numeric_limits<int32_t>::max();
   return scores != scores ? largest : bits ^ ((bits >> 31) & 0x7FFFFFFF);
+}
+[[gnu::always_inline]] inline Lanes score_of(IntLanes order) {
+  return std::bit_cast<Lanes>(order ^ ((order >> 31) & 0x7FFFFFFF));
 }
 
 // `count` lists of n scores, their beginnings `stride` apart.
@@ -64,18 +72,16 @@ class TopK {
   // is reported.
   template <class IndexOf, class OutOf>
   void operator()(const ScoreLists& lists, int64_t k, const IndexOf& index_of, const OutOf& out_of) {
-    std::array<float, kLanes> bounds;
-    for (int64_t list = 0; list < lists.count; ++list) {
-      const int64_t lane = list % kLanes;
-      if (lane == 0) store_lanes(bounds.data(), bounds_below(lists, list, k));
-      select(
-          lists.of(list), lists.n, k, bounds[lane], [&](int32_t position) { return index_of(list, position); },
-          out_of(list));
-    }
+    if (kSorted / 2 < k && k <= kSorted && lists.n <= kFew)
+      by_sorting(lists, k, index_of, out_of);
+    else
+      by_bound(lists, k, index_of, out_of);
   }
 
  private:
-  static constexpr int64_t kWord = 8;  // flags that are looked at together
+  static constexpr int64_t kSorted = 32;  // keys that a network sorts: one for 16 would not beat the bound
+  static constexpr int64_t kFew = 128;    // scores; of 256 both ways take as long
+  static constexpr int64_t kWord = 8;     // flags that are looked at together
   static constexpr int64_t kMaxGroups = 256;
   static constexpr int64_t kCountingLimit = 256;  // above it sorting is quicker than counting
   using Positions = uint16_t __attribute__((vector_size(kWord * sizeof(uint16_t))));
@@ -88,6 +94,85 @@ class TopK {
         if ((byte >> bit & 1) != 0) places[byte][next++] = static_cast<uint16_t>(bit);
     return places;
   }();
+
+  static constexpr int32_t kLowest = std::numeric_limits<int32_t>::min();
+
+  template <class IndexOf, class OutOf>
+  void by_sorting(const ScoreLists& lists, int64_t k, const IndexOf& index_of, const OutOf& out_of) {
+    const auto position_bits = static_cast<int32_t>(std::bit_ceil(static_cast<uint64_t>(lists.n)) - 1);
+    for (int64_t first = 0; first < lists.count; first += kLanes) {
+      IntLanes best[kSorted];
+      const IntLanes dropped = largest_keys(lists, first, position_bits, best);
+      IntLanes unclear{};
+      for (int64_t i = 0; i < k; ++i)
+        unclear |= ((best[i] ^ (i + 1 < kSorted ? best[i + 1] : dropped)) & ~position_bits) == 0;
+      std::array<float, kLanes> bounds;  // what is left of the k-th: k scores are not below it
+      store_lanes(bounds.data(), score_of(best[k - 1] & ~position_bits));
+      for (IntLanes& key : best) key &= position_bits;
+      for (int64_t begin = 0; begin < kSorted; begin += kLanes) transpose_lanes(best + begin);
+      for (int64_t list = first; list < std::min(first + kLanes, lists.count); ++list) {
+        const float* const scores = lists.of(list);
+        const auto index_at = [&](int32_t position) { return index_of(list, position); };
+        const Out out = out_of(list);
+        if (unclear[list - first] != 0) {
+          select(scores, lists.n, k, bounds[list - first], index_at, out);
+          continue;
+        }
+        for (int64_t i = 0; i < k; ++i) {
+          const int32_t position = best[i / kLanes * kLanes + list - first][i % kLanes];
+          out.scores[i] = scores[position];
+          out.indices[i] = index_at(position);
+        }
+      }
+    }
+  }
+
+  // best = the kSorted largest keys of each of lists [first, first + kLanes), a lane each. Returns the largest of the
+  // others.
+  static IntLanes largest_keys(const ScoreLists& lists, int64_t first, int32_t position_bits, IntLanes* best) {
+    IntLanes dropped = IntLanes{} + kLowest;
+    take_keys(lists, first, 0, position_bits, best);
+    sort_lanes<kSorted>(best);
+    for (int64_t begin = kSorted; begin < lists.n; begin += kSorted) {
+      IntLanes more[kSorted];
+      take_keys(lists, first, begin, position_bits, more);
+      sort_lanes<kSorted>(more);
+      dropped = keep_largest<kSorted>(best, more, dropped);
+    }
+    return dropped;
+  }
+
+  // keys (kSorted) of positions from `begin` on, of lists [first, first + kLanes), a lane each: a score's order, its
+  // lowest bits replaced by the position. Behind a list's end, and of lists that are none, anything that is not larger.
+  static void take_keys(const ScoreLists& lists, int64_t first, int64_t begin, int32_t position_bits, IntLanes* keys) {
+    for (int64_t i = 0; i < kSorted; i += kLanes) {
+      Lanes block[kLanes] = {};
+      const int64_t inside = std::clamp<int64_t>(lists.n - begin - i, 0, kLanes);
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const float* const scores = lists.of(std::min(first + lane, lists.count - 1)) + begin + i;
+        if (inside == kLanes)
+          block[lane] = load_lanes(scores);
+        else
+          for (int64_t j = 0; j < inside; ++j) block[lane][j] = scores[j];
+      }
+      transpose_lanes(block);
+      for (int64_t j = 0; j < kLanes; ++j)
+        keys[i + j] = j < inside ? (score_order(block[j]) & ~position_bits) | static_cast<int32_t>(begin + i + j)
+                                 : IntLanes{} + kLowest;
+    }
+  }
+
+  template <class IndexOf, class OutOf>
+  void by_bound(const ScoreLists& lists, int64_t k, const IndexOf& index_of, const OutOf& out_of) {
+    std::array<float, kLanes> bounds;
+    for (int64_t list = 0; list < lists.count; ++list) {
+      const int64_t lane = list % kLanes;
+      if (lane == 0) store_lanes(bounds.data(), bounds_below(lists, list, k));
+      select(
+          lists.of(list), lists.n, k, bounds[lane], [&](int32_t position) { return index_of(list, position); },
+          out_of(list));
+    }
+  }
 
   // Of lists [first, first + kLanes), a lane each, values that at least k of a list's scores are not below.
   static Lanes bounds_below(const ScoreLists& lists, int64_t first, int64_t k) {
