@@ -60,14 +60,14 @@ int64_t memory_activations(const MemorySite& site, int64_t tokens, int ranks) {
 }
 
 // What a backward pass leaves until the update, on a rank with 1/R of the rows and of what is read; and what it takes
-// to sum by row, or to sort.
+// to gather in blocks and to sum by row, or to sort.
 int64_t pending_bytes(const MemorySite& site, int64_t tokens, int ranks, DeviceKind device) {
   const int64_t reads = tokens * site.shape.heads * site.shape.neighbours;
   const int64_t pairs =
       ranks == 1 ? tokens : tokens * std::min(site.shape.heads * site.shape.neighbours, int64_t{ranks});
   if (device == DeviceKind::kCpu && read_often(reads * ranks, site.table.slots)) {
     const int64_t rows = (site.table.slots + ranks - 1) / ranks;
-    return rows * (site.table.width * kFloat + 60) + reads * 16 + pairs * 128;
+    return rows * (site.table.width * kFloat + 60) + reads * 24 + pairs * 128;
   }
   // Selections 8, weight and source 8, row and offset 12, a record 16; on the CPU the order 4; on a GPU another record.
   return pairs * site.table.width * kFloat + reads * (device == DeviceKind::kCpu ? 48 : 60);

@@ -30,7 +30,8 @@ PKM_OP(combine_partials, Matrix<const float> partials, Vector<const int32_t> tok
 PKM_OP(copy_rows, Matrix<const float> from, Vector<const int32_t> which, Matrix<float> to)
 PKM_OP(scatter_scalars, Vector<const float> from, Vector<const int32_t> order, Vector<float> to)
 
-// Owner: partials[p] = sum over the pair's selections of weight * row, in their order.
+// Owner: partials[p] = sum over the pair's selections of weight * row, in their order; on the CPU by block of rows
+// first where rows are read often (layers/memory/gather_in_blocks.h).
 void pooled_gather(Stream& stream, const TableRows& rows, Vector<const Selection> selections,
                    Vector<const int32_t> pair_offsets, Matrix<float> partials);
 

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <array>
-#include <vector>
+#include <algorithm>
 
+#include "layers/memory/gather_in_blocks.h"
 #include "layers/memory/pooled.h"
 #include "layers/memory/row_kernels.h"
-#include "layers/memory/sum_by_row.h"
-#include "runtime/cache.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
@@ -13,90 +11,12 @@ namespace {
 
 constexpr int64_t kPairGrain = 4;
 
-constexpr int64_t kMostVectors = 4;  // of a slice's columns
-constexpr int64_t kSumsAtOnce =
-    8;  // vectors: an addition waits four cycles for the one before it, and two start in each
-
-// How many columns of all rows make a slice of half the second-level cache: 0 if that is not worth it. Each thread
-// makes a copy of its own.
-int64_t slice_of(int64_t selections, int64_t rows, int64_t width) {
-  const int64_t fit = second_level_cache() / 2 / static_cast<int64_t>(sizeof(float));
-  if (rows * width <= fit || !read_often(selections, threads() * rows)) return 0;
-  for (int64_t slice = kMostVectors * kLanes; slice >= kLanes; slice /= 2)
-    if (rows * slice <= fit) return slice;
-  return 0;
-}
-
-// A slice of columns of all rows, `columns` of which are the table's and belong to partials from `column` on.
-struct Slice {
-  const float* copy;
-  int64_t column;
-  int64_t columns;
-};
-
-// kPairs partials from `pair` on, kVectors registers of each. Sums stay in registers, and each adds its rows in order:
-// they are those of weighted_sum().
-template <int kVectors, int kPairs>
-void sum_pairs(const Slice& slice, Vector<const Selection> selections, Vector<const int32_t> pair_offsets, int64_t pair,
-               Matrix<float> partials) {
-  Lanes sums[kPairs][kVectors] = {};
-  const auto add = [&](const Selection& selection, Lanes* sum) {
-    const float* row = slice.copy + selection.row * (kVectors * kLanes);
-    for (int v = 0; v < kVectors; ++v) sum[v] += selection.weight * load_lanes(row + v * kLanes);
-  };
-  const auto count_of = [&](int p) { return pair_offsets[pair + p + 1] - pair_offsets[pair + p]; };
-  const Selection* first[kPairs];
-  int32_t common = count_of(0);
-  for (int p = 0; p < kPairs; ++p) {
-    first[p] = selections.data() + pair_offsets[pair + p];
-    common = std::min(common, count_of(p));
-  }
-  for (int32_t i = 0; i < common; ++i)
-    for (int p = 0; p < kPairs; ++p) add(first[p][i], sums[p]);
-  for (int p = 0; p < kPairs; ++p) {
-    for (int32_t i = common; i < count_of(p); ++i) add(first[p][i], sums[p]);
-    std::array<float, kVectors * kLanes> out;
-    for (int v = 0; v < kVectors; ++v) store_lanes(out.data() + v * kLanes, sums[p][v]);
-    std::copy_n(out.data(), slice.columns, &partials(pair + p, slice.column));
-  }
-}
-
-template <int kVectors>
-void sum_slice(const Slice& slice, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-               int64_t begin, int64_t end, Matrix<float> partials) {
-  constexpr int kPairs = kSumsAtOnce / kVectors;
-  int64_t pair = begin;
-  for (; pair + kPairs <= end; pair += kPairs)
-    sum_pairs<kVectors, kPairs>(slice, selections, pair_offsets, pair, partials);
-  for (; pair < end; ++pair) sum_pairs<kVectors, 1>(slice, selections, pair_offsets, pair, partials);
-}
-
-// Where each row is read by many, a slice of columns of all rows at a time, copied so that it lies in one piece: as it
-// lies in the table, a slice's lines share a few of the cache's sets.
-template <class T>
-void gather_by_slices(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-                      int64_t width, Matrix<float> partials) {
-  const auto sum = width == kLanes ? sum_slice<1> : width == 2 * kLanes ? sum_slice<2> : sum_slice<kMostVectors>;
-  parallel_for(0, partials.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<Lanes> memory;  // kept from call to call
-    memory.resize(static_cast<size_t>(rows.size(0) * width / kLanes));
-    float* const copy = reinterpret_cast<float*>(memory.data());
-    for (int64_t column = 0; column < rows.size(1); column += width) {
-      const Slice slice = {copy, column, std::min(width, rows.size(1) - column)};
-      for (int64_t row = 0; row < rows.size(0); ++row)
-        std::transform(&rows(row, column), &rows(row, column) + slice.columns, copy + row * width,
-                       [](T x) { return static_cast<float>(x); });
-      sum(slice, selections, pair_offsets, begin, end, partials);
-    }
-  });
-}
-
 template <class T>
 void gather(Matrix<T> rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
             Matrix<float> partials) {
   const int64_t width = rows.size(1);
-  if (const int64_t slice = slice_of(selections.count(), rows.size(0), width); slice > 0)
-    return gather_by_slices(rows, selections, pair_offsets, slice, partials);
+  if (gathers_in_blocks(selections.count(), partials.size(0), rows.size(0), width))
+    return gather_in_blocks(rows, selections, pair_offsets, partials);
   parallel_for(0, partials.size(0), kPairGrain, [&](int64_t begin, int64_t end) {
     for (int64_t pair = begin; pair < end; ++pair) {
       const int64_t start = pair_offsets[pair];

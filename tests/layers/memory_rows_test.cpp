@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over rows and over what reads them, on one owner, where rows are read often: in slices of columns, by row.
+// Sums over rows and over what reads them, on one owner, where rows are read often: in blocks of rows and columns, by
+// row.
 #include <algorithm>
 #include <cmath>
 
 #include "layers/memory/sum_by_row.h"
 #include "layers/memory/value_table.h"
-#include "runtime/cache.h"
 #include "runtime/parallel.h"
 #include "runtime/random.h"
 #include "tests/reference/tensor.h"
@@ -13,16 +13,13 @@
 namespace pkmesh {
 namespace {
 
-// So many rows that a slice of all of them, as wide as said, takes half of the second-level cache.
-int64_t rows_of_slices(int64_t bytes) {
-  return second_level_cache() / 2 / bytes;
-}
+constexpr int64_t kBlock = 2048;  // rows that are gathered together: gather_in_blocks.h
 
-// A table beyond the second-level cache, each row read eight times and more: columns are read in slices, gradients by
-// row. Small integers: every sum is exact.
+// Each row is read eight times and more, and each pair reads many: rows are read in blocks, gradients by row. Small
+// integers: every sum is exact.
 template <class T>
 void expect_exact_lookup(int64_t row_count, int64_t width) {
-  constexpr int64_t kPerPair = 19;
+  constexpr int64_t kPerPair = 49;
   const int64_t pair_count = row_count * 8 / kPerPair + 1;
   const Random random(12, "often");
   uint64_t at = 0;
@@ -152,45 +149,51 @@ TEST(SumByRow, IsCloseToDoubleAndTheSameOnAnyThreads) {
 }
 
 TEST(Pooled, TablesThatAreReadOftenGiveTheSameSums) {
-  for (const int64_t bytes :
-       {300, 150, 70}) {  // slices of four vectors, of two, of one, or half as many: see the level
-    expect_exact_lookup<float>(rows_of_slices(bytes), 301);
-    expect_exact_lookup<bf16>(rows_of_slices(bytes), 150);
-    expect_exact_lookup<fp16>(rows_of_slices(bytes), 80);
+  for (const int64_t rows : {kBlock - 300, kBlock, 2 * kBlock + 100}) {
+    expect_exact_lookup<float>(rows, 301);
+    expect_exact_lookup<bf16>(rows, 150);
+    expect_exact_lookup<fp16>(rows, 80);
   }
 }
 
-// Whether a table is read in slices depends on the threads and on how much is read, so sums must not: those of all
-// pairs together have the bits of each pair's alone, which reads too little for slices. Pairs differ in length.
-TEST(Pooled, SlicesAddInTheSameOrder) {
-  for (const int64_t row_count : {rows_of_slices(300), rows_of_slices(150), rows_of_slices(70)}) {
+// Pairs of all lengths, none too. Whether a table is gathered in blocks depends on how much is read, so all pairs
+// together are read in blocks and each alone is not: a pair's selections by block of rows, and then in their order,
+// give the same bits.
+TEST(Pooled, BlocksAreAddedOneAfterTheOther) {
+  for (const int64_t row_count : {kBlock - 300, kBlock + 1, 3 * kBlock}) {
+    SCOPED_TRACE(row_count);
     constexpr int64_t kWidth = 181;
     const Random random(13, "order");
     std::vector<float> table(static_cast<size_t>(row_count * kWidth));
     random.normals(0, std::ssize(table), 1.0F, table.data());
     std::vector<Selection> selections;
     std::vector<int32_t> offsets = {0};
-    for (uint64_t at = 0; std::ssize(selections) < 8 * row_count; ++at) {
-      for (uint64_t i = 0; i < 1 + random.bits(at) % 40; ++i)
-        selections.push_back({static_cast<int32_t>(random.bits(1'000'000 + 64 * at + i) % row_count),
-                              static_cast<float>(random.bits(9'000'000 + 64 * at + i) % 1000) * 0.0137F});
+    for (uint64_t at = 0; std::ssize(selections) < 9 * row_count; ++at) {
+      for (uint64_t i = 0; i < random.bits(at) % 128; ++i)
+        selections.push_back({static_cast<int32_t>(random.bits(1'000'000 + 128 * at + i) % row_count),
+                              static_cast<float>(random.bits(9'000'000 + 128 * at + i) % 1000) * 0.0137F});
       offsets.push_back(static_cast<int32_t>(selections.size()));
     }
     const int64_t pairs = std::ssize(offsets) - 1;
-    const int before = threads();
-    set_threads(1);
-    Stream stream;
     const TableRows rows = Matrix<float>(table.data(), row_count, kWidth);
-    std::vector<float> together(static_cast<size_t>(pairs * kWidth), NAN);
-    pooled_gather(stream, rows, Vector<const Selection>(selections.data(), std::ssize(selections)),
-                  Vector<const int32_t>(offsets.data(), std::ssize(offsets)),
-                  Matrix<float>(together.data(), pairs, kWidth));
-    std::vector<float> alone(kWidth);
+    Stream stream;
+    std::vector<float> alone(static_cast<size_t>(pairs * kWidth), NAN);
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      const int32_t both[2] = {0, offsets[pair + 1] - offsets[pair]};
-      pooled_gather(stream, rows, Vector<const Selection>(selections.data() + offsets[pair], both[1]),
-                    Vector<const int32_t>(both, 2), Matrix<float>(alone.data(), 1, kWidth));
-      ASSERT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + pair * kWidth)) << row_count << " " << pair;
+      std::vector<Selection> own(selections.begin() + offsets[pair], selections.begin() + offsets[pair + 1]);
+      std::ranges::stable_sort(own, {}, [](const Selection& selection) { return selection.row / kBlock; });
+      const int32_t both[2] = {0, static_cast<int32_t>(own.size())};
+      pooled_gather(stream, rows, Vector<const Selection>(own.data(), both[1]), Vector<const int32_t>(both, 2),
+                    Matrix<float>(alone.data() + pair * kWidth, 1, kWidth));
+    }
+    const int before = threads();
+    for (const int count : {1, 3, 20}) {  // fewer than columns are cut into, and more
+      SCOPED_TRACE(count);
+      set_threads(count);
+      std::vector<float> together(alone.size(), NAN);
+      pooled_gather(stream, rows, Vector<const Selection>(selections.data(), std::ssize(selections)),
+                    Vector<const int32_t>(offsets.data(), std::ssize(offsets)),
+                    Matrix<float>(together.data(), pairs, kWidth));
+      EXPECT_EQ(together, alone);
     }
     set_threads(before);
   }
