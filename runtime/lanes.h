@@ -31,6 +31,13 @@ using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
   std::memcpy(to, &lanes, sizeof(lanes));
 }
 
+// Zeros, a store each: of an array's "= {}" GCC makes a "rep stos", which takes as long as a short row.
+template <int kCount>
+[[gnu::always_inline]] inline void clear_lanes(Lanes (&vectors)[kCount]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kCount; ++i) vectors[i] = Lanes{};
+}
+
 // Lane i gets lane i ^ distance.
 template <int kDistance, class Vector, int... kLane>
 [[gnu::always_inline]] inline Vector swap_lanes(Vector lanes, std::integer_sequence<int, kLane...>) {

@@ -103,8 +103,10 @@ inline void weighted_sum(int64_t count, int64_t known, int64_t width, const RowA
 template <int kRows, class X, class T>
 [[gnu::always_inline]] inline void dot_rows(const X* x, const T* const* rows, int64_t width, float* out) {
   constexpr int64_t kBlock = 2 * kLanes;
-  Lanes a[kRows] = {};
-  Lanes b[kRows] = {};
+  Lanes a[kRows];
+  Lanes b[kRows];
+  clear_lanes(a);
+  clear_lanes(b);
   int64_t j = 0;
   for (; j + kBlock <= width; j += kBlock) {
     const Lanes first = load_lanes(x + j);

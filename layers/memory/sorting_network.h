@@ -56,16 +56,14 @@ constexpr auto bitonic_merge() {
   return network;
 }
 
-// numbers (kCount): every exchange, written out, so that the compiler can keep numbers in registers.
-template <const auto& kNetwork, int kCount>
+// Every exchange, written out: the compiler then keeps numbers in registers from one to the next.
+template <const auto& kNetwork, size_t... kAt>
+[[gnu::always_inline]] inline void apply(IntLanes* numbers, std::index_sequence<kAt...>) {
+  (compare_exchange(numbers[kNetwork.exchanges[kAt].high], numbers[kNetwork.exchanges[kAt].low]), ...);
+}
+template <const auto& kNetwork>
 [[gnu::always_inline]] inline void apply(IntLanes* numbers) {
-  IntLanes own[kCount];
-  std::copy_n(numbers, kCount, own);
-  [&]<size_t... kAt>(std::index_sequence<kAt...>) {
-    (compare_exchange(own[kNetwork.exchanges[kAt].high], own[kNetwork.exchanges[kAt].low]), ...);
-  }
-  (std::make_index_sequence<static_cast<size_t>(kNetwork.count)>{});
-  std::copy_n(own, kCount, numbers);
+  apply<kNetwork>(numbers, std::make_index_sequence<static_cast<size_t>(kNetwork.count)>{});
 }
 
 template <int kCount>
@@ -76,7 +74,7 @@ inline constexpr auto kBitonicMerge = bitonic_merge<kCount>();
 // numbers (kCount): largest first, in every lane.
 template <int kCount>
 void sort_lanes(IntLanes* numbers) {
-  apply<kMergeSort<kCount>, kCount>(numbers);
+  apply<kMergeSort<kCount>>(numbers);
 }
 
 // best, more (kCount), largest first: best = the largest of both, largest first. Returns the largest of the others, or
@@ -88,7 +86,7 @@ IntLanes keep_largest(IntLanes* best, const IntLanes* more, IntLanes dropped) {
     compare_exchange(best[i], low);
     dropped = dropped > low ? dropped : low;
   }
-  apply<kBitonicMerge<kCount>, kCount>(best);
+  apply<kBitonicMerge<kCount>>(best);
   return dropped;
 }
 

@@ -146,14 +146,16 @@ class TopK {
   // lowest bits replaced by the position. Behind a list's end, and of lists that are none, anything that is not larger.
   static void take_keys(const ScoreLists& lists, int64_t first, int64_t begin, int32_t position_bits, IntLanes* keys) {
     for (int64_t i = 0; i < kSorted; i += kLanes) {
-      Lanes block[kLanes] = {};
+      Lanes block[kLanes];
       const int64_t inside = std::clamp<int64_t>(lists.n - begin - i, 0, kLanes);
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         const float* const scores = lists.of(std::min(first + lane, lists.count - 1)) + begin + i;
-        if (inside == kLanes)
+        if (inside == kLanes) {
           block[lane] = load_lanes(scores);
-        else
+        } else {
+          block[lane] = Lanes{};
           for (int64_t j = 0; j < inside; ++j) block[lane][j] = scores[j];
+        }
       }
       transpose_lanes(block);
       for (int64_t j = 0; j < kLanes; ++j)
