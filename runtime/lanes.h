@@ -52,10 +52,11 @@ template <int kDistance = kLanes / 2, class Vector>
     return sum_lanes<kDistance / 2>(lanes + swap_lanes<kDistance>(lanes, std::make_integer_sequence<int, kLanes>{}));
 }
 
-// totals[r] = the sum over the lanes of vectors[r], four at a time: with fewer additions than one by one.
+using FourLanes = float __attribute__((vector_size(4 * sizeof(float))));
+
+// Lane r = the sum over the lanes of vectors[r], for four: with fewer additions than one by one.
 template <int... kLane>
-[[gnu::always_inline]] inline void sum_lanes_of_four(const Lanes* vectors, float* totals,
-                                                     std::integer_sequence<int, kLane...>) {
+[[gnu::always_inline]] inline FourLanes sum_lanes_of_four(const Lanes* vectors, std::integer_sequence<int, kLane...>) {
   // Lane i of a pair's vector: of vectors 0 and 1 in turn, its own lanes i and i + 1.
   constexpr auto in_pair = [](int lane, int of) { return lane / 2 * 2 + of + lane % 2 * kLanes; };
   const auto pair = [&](Lanes a, Lanes b) {
@@ -69,10 +70,10 @@ template <int... kLane>
                __builtin_shufflevector(low, high, in_four(kLane, 1)...);
   if constexpr (kLanes == 16) sums += swap_lanes<8>(sums, std::make_integer_sequence<int, kLanes>{});
   sums += swap_lanes<4>(sums, std::make_integer_sequence<int, kLanes>{});
-  for (int r = 0; r < 4; ++r) totals[r] = sums[r];
+  return __builtin_shufflevector(sums, sums, 0, 1, 2, 3);
 }
-[[gnu::always_inline]] inline void sum_lanes_of_four(const Lanes* vectors, float* totals) {
-  sum_lanes_of_four(vectors, totals, std::make_integer_sequence<int, kLanes>{});
+[[gnu::always_inline]] inline FourLanes sum_lanes_of_four(const Lanes* vectors) {
+  return sum_lanes_of_four(vectors, std::make_integer_sequence<int, kLanes>{});
 }
 
 // Lane j of vector i and lane i of vector j change places, for all kLanes vectors: in blocks of halving size.

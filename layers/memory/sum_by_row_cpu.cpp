@@ -18,13 +18,13 @@ constexpr int kVectors = 2;                       // of a slice's columns
 constexpr int64_t kSlice = kVectors * kLanes;
 
 // The selections in the order of the rows that they read: of row rows[u], those at [offsets[u], offsets[u + 1]). What
-// is read again and again lies together.
+// is read again and again lies together. Selection i is at place_of[i].
 struct Use {
   int32_t pair;
   float weight;
 };
 struct Uses {
-  std::vector<int32_t> places, rows, selections;
+  std::vector<int32_t> places, rows, place_of;
   std::vector<int64_t> offsets;
   std::vector<Use> uses;
   std::vector<float> products;
@@ -37,15 +37,15 @@ struct Uses {
     places.resize(static_cast<size_t>(chunks * local_rows));
     rows.resize(static_cast<size_t>(local_rows));
     offsets.resize(static_cast<size_t>(local_rows + 1));
-    selections.resize(static_cast<size_t>(count));
-    uses.resize(selections.size());
-    products.resize(selections.size());
+    place_of.resize(static_cast<size_t>(count));
+    uses.resize(place_of.size());
+    products.resize(place_of.size());
     Use* const use_at = uses.data();
-    int32_t* const selection_at = selections.data();
+    int32_t* const place = place_of.data();
     touched = place_by_row({&piece, 1}, local_rows, chunks, places.data(), rows.data(), offsets.data(),
                            [=](int32_t at, Selection selection, int32_t pair, int64_t i) {
                              use_at[at] = {pair, selection.weight};
-                             selection_at[at] = static_cast<int32_t>(i);
+                             place[i] = at;
                            });
   }
 };
@@ -69,12 +69,17 @@ template <int kUses>
       sum.halves[r % 2][v] += uses[r].weight * lanes;
     }
   }
-  float totals[kUses];
-  if constexpr (kUses == 4)
-    sum_lanes_of_four(dots, totals);
-  else
-    for (int r = 0; r < kUses; ++r) totals[r] = sum_lanes(dots[r]);
-  for (int r = 0; r < kUses; ++r) products[r] = first ? totals[r] : products[r] + totals[r];
+  if constexpr (kUses == 4) {
+    FourLanes totals = sum_lanes_of_four(dots);
+    if (!first) {
+      FourLanes before;
+      std::memcpy(&before, products, sizeof(before));
+      totals += before;
+    }
+    std::memcpy(products, &totals, sizeof(totals));
+  } else {
+    for (int r = 0; r < kUses; ++r) products[r] = sum_lanes(dots[r]) + (first ? 0.0F : products[r]);
+  }
 }
 
 template <class T>
@@ -185,7 +190,7 @@ void sum_by_row(Stream&, TableRows rows, Vector<const Selection> selections, Vec
     std::visit([&](auto matrix) { ByRow(matrix, uses, gradients, out.sums).run(from, to); }, rows);
   });
   parallel_for(0, selections.count(), 4096, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) dweights[uses.selections[i]] = uses.products[i];
+    for (int64_t i = begin; i < end; ++i) dweights[i] = uses.products[uses.place_of[i]];
   });
   count = uses.touched;
 }
