@@ -4,7 +4,8 @@
 // in one piece; as it lies in the table, its lines share a few of the cache's sets.
 //
 // How a table is cut depends on sizes alone, and so do the bits: a pair's sum takes its rows by block of rows, and in a
-// block in the order of its selections.
+// block in the order of its selections. How much is read is one of the sizes: the last bits of a pair's sum may change
+// with what is read beside it.
 #pragma once
 
 #include <algorithm>
@@ -73,7 +74,7 @@ class ColumnsOfBlock {
   ColumnsOfBlock(int64_t column, int64_t width)
       : column_(column), columns_(std::min(kBlockColumns, width - column)), copy_(memory_of_this_thread()) {}
 
-  // Copies rows [begin, end), at most kBlockRows of them.
+  // Copies rows [begin, end), at most kBlockRows of them. What is behind the table's columns is summed and never used.
   template <class T>
   void take(Matrix<T> rows, int64_t begin, int64_t end) {
     float* to = copy_;
@@ -140,7 +141,7 @@ class ColumnsOfBlock {
   [[gnu::always_inline]] void load(const float* partial, Lanes* sum) const {
     std::array<float, kBlockColumns> space;
     if (!kFirst && columns_ < kBlockColumns) {
-      std::copy_n(partial, columns_, space.data());
+      std::fill(std::copy_n(partial, columns_, space.begin()), space.end(), 0.0F);
       partial = space.data();
     }
     for (int v = 0; v < kVectors; ++v) sum[v] = kFirst ? Lanes{} : load_lanes(partial + v * kLanes);
@@ -171,10 +172,11 @@ void gather_in_blocks(Matrix<T> rows, Vector<const Selection> selections, Vector
     in_order = dealt.selections.data();
     offsets = dealt.offsets.data();
   }
-  // A thread has columns of its own where there are enough, so that each block is copied once.
-  const int64_t slices = (rows.size(1) + kBlockColumns - 1) / kBlockColumns;
-  const int64_t shares = (threads() + slices - 1) / slices;
-  parallel_for(0, slices * shares, 1, [&](int64_t first, int64_t last) {
+  // A thread has columns of its own where there are enough, so that each block is copied once. Else threads that share
+  // columns each make a copy, and take a share of the pairs: a copy that is read seldom costs less than an idle thread.
+  const int64_t column_blocks = (rows.size(1) + kBlockColumns - 1) / kBlockColumns;
+  const int64_t shares = (threads() + column_blocks - 1) / column_blocks;
+  parallel_for(0, column_blocks * shares, 1, [&](int64_t first, int64_t last) {
     for (int64_t unit = first; unit < last; ++unit) {
       ColumnsOfBlock columns(unit / shares * kBlockColumns, rows.size(1));
       const int64_t begin = pairs * (unit % shares) / shares;

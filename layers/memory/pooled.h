@@ -31,7 +31,7 @@ PKM_OP(copy_rows, Matrix<const float> from, Vector<const int32_t> which, Matrix<
 PKM_OP(scatter_scalars, Vector<const float> from, Vector<const int32_t> order, Vector<float> to)
 
 // Owner: partials[p] = sum over the pair's selections of weight * row, in their order; on the CPU by block of rows
-// first where rows are read often (layers/memory/gather_in_blocks.h).
+// first where what is read together reads rows often (layers/memory/gather_in_blocks.h).
 void pooled_gather(Stream& stream, const TableRows& rows, Vector<const Selection> selections,
                    Vector<const int32_t> pair_offsets, Matrix<float> partials);
 

@@ -25,8 +25,8 @@ int64_t token_block(int64_t n) {
   return kTiles * (n <= 256 ? 21 : n <= 1024 ? 8 : 4);
 }
 
-// Columns of a unit of the backward pass: what a token has of them is four lines of its query, which lies far from the
-// next token's, and of a sub-key. With two lines it took a tenth to a quarter longer.
+// Most columns of a unit of the backward pass: what a token has of them is four lines of its query, which lies far from
+// the next token's, and of a sub-key. With two lines it took a tenth to a quarter longer.
 constexpr int64_t kColumnBlock = 64;
 
 // The pairs (a, b) of 0-based ranks with (a + 1)(b + 1) <= k: for each a, those with b < k / (a + 1).
@@ -194,7 +194,7 @@ void group_by_sub_key(const SlotAddress& address_of, const int32_t* slots, const
 }
 
 // All tokens' share of a block of columns of one half of one head. A token's query and the gradient of it stay in
-// registers while its sub-keys pass.
+// registers, or next to them, while its sub-keys pass.
 struct ColumnBlock {
   View<const float, 3> queries;
   View<const float, 4> keys;
@@ -307,13 +307,16 @@ void select_backward(Stream&, View<const float, 3> queries, View<const float, 4>
                          n, &lists(head, 0, token, 0), &lists(head, 1, token, 0), place_of);
   });
   const ColumnBlock block = {queries, keys, lists, dqueries, dkeys};
-  const int64_t column_blocks = (half_width + kColumnBlock - 1) / kColumnBlock;
+  const auto blocks_of = [&](int64_t columns) { return (half_width + columns - 1) / columns; };
+  const bool enough = heads * 2 * blocks_of(kColumnBlock) >= threads();  // for every thread to have a unit
+  const int64_t unit_columns = enough ? kColumnBlock : kColumnBlock / 2;
+  const int64_t column_blocks = blocks_of(unit_columns);
   parallel_for(0, heads * 2 * column_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t column = unit % column_blocks * kColumnBlock;
+      const int64_t column = unit % column_blocks * unit_columns;
       const int64_t half = unit / column_blocks % 2;
       const int64_t head = unit / column_blocks / 2;
-      block.run(head, half, column, std::min(column + kColumnBlock, half_width));
+      block.run(head, half, column, std::min(column + unit_columns, half_width));
     }
   });
 }

@@ -3,6 +3,7 @@
 // few stay in the cache as they are. Of many, a slice of columns at a time is copied to lie in one piece, which does.
 // How they are cut depends on the sizes alone, so the bits do too.
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "layers/memory/row_kernels.h"

@@ -103,9 +103,11 @@ class TopK {
     for (int64_t first = 0; first < lists.count; first += kLanes) {
       IntLanes best[kSorted];
       const IntLanes dropped = largest_keys(lists, first, position_bits, best);
-      IntLanes unclear{};
-      for (int64_t i = 0; i < k; ++i)
-        unclear |= ((best[i] ^ (i + 1 < kSorted ? best[i + 1] : dropped)) & ~position_bits) == 0;
+      IntLanes unclear{};  // which lists' k best the positions decide: among them, or the last against the next one
+      for (int64_t i = 0; i < k; ++i) {
+        const IntLanes next = i + 1 < kSorted ? best[i + 1] : dropped;
+        unclear |= ((best[i] ^ next) & ~position_bits) == 0;
+      }
       std::array<float, kLanes> bounds;  // what is left of the k-th: k scores are not below it
       store_lanes(bounds.data(), score_of(best[k - 1] & ~position_bits));
       for (IntLanes& key : best) key &= position_bits;
@@ -149,12 +151,12 @@ class TopK {
       Lanes block[kLanes];
       const int64_t inside = std::clamp<int64_t>(lists.n - begin - i, 0, kLanes);
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const float* const scores = lists.of(std::min(first + lane, lists.count - 1)) + begin + i;
+        const float* const scores = lists.of(std::min(first + lane, lists.count - 1));
         if (inside == kLanes) {
-          block[lane] = load_lanes(scores);
+          block[lane] = load_lanes(scores + begin + i);
         } else {
           block[lane] = Lanes{};
-          for (int64_t j = 0; j < inside; ++j) block[lane][j] = scores[j];
+          for (int64_t j = 0; j < inside; ++j) block[lane][j] = scores[begin + i + j];
         }
       }
       transpose_lanes(block);

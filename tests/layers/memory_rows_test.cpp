@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layers/memory/gather_in_blocks.h"
 #include "layers/memory/sum_by_row.h"
 #include "layers/memory/value_table.h"
 #include "runtime/parallel.h"
@@ -13,12 +14,12 @@
 namespace pkmesh {
 namespace {
 
-constexpr int64_t kBlock = 2048;  // rows that are gathered together: gather_in_blocks.h
+constexpr int64_t kBlock = cpu::kBlockRows;
 
 // Each row is read eight times and more, and each pair reads many: rows are read in blocks, gradients by row. Small
 // integers: every sum is exact.
 template <class T>
-void expect_exact_lookup(int64_t row_count, int64_t width) {
+void expect_exact_lookup(int64_t row_count, int64_t width, int thread_count) {
   constexpr int64_t kPerPair = 49;
   const int64_t pair_count = row_count * 8 / kPerPair + 1;
   const Random random(12, "often");
@@ -34,8 +35,9 @@ void expect_exact_lookup(int64_t row_count, int64_t width) {
   std::vector<int32_t> offsets(pair_count + 1);
   for (int32_t pair = 0; pair <= pair_count; ++pair) offsets[pair] = pair * kPerPair;
 
+  ASSERT_TRUE(cpu::gathers_in_blocks(std::ssize(selections), pair_count, row_count, width));
   const int before = threads();
-  set_threads(1);
+  set_threads(thread_count);
   Stream stream;
   const TableRows rows = Matrix<T>(table.data(), row_count, width);
   const Vector<const Selection> chosen(selections.data(), std::ssize(selections));
@@ -149,11 +151,12 @@ TEST(SumByRow, IsCloseToDoubleAndTheSameOnAnyThreads) {
 }
 
 TEST(Pooled, TablesThatAreReadOftenGiveTheSameSums) {
-  for (const int64_t rows : {kBlock - 300, kBlock, 2 * kBlock + 100}) {
-    expect_exact_lookup<float>(rows, 301);
-    expect_exact_lookup<bf16>(rows, 150);
-    expect_exact_lookup<fp16>(rows, 80);
-  }
+  for (const int64_t rows : {kBlock - 300, kBlock, 2 * kBlock + 100})
+    for (const int count : {1, 20}) {
+      expect_exact_lookup<float>(rows, 301, count);
+      expect_exact_lookup<bf16>(rows, 150, count);
+      expect_exact_lookup<fp16>(rows, 80, count);
+    }
 }
 
 // Pairs of all lengths, none too. Whether a table is gathered in blocks depends on how much is read, so all pairs
@@ -175,6 +178,8 @@ TEST(Pooled, BlocksAreAddedOneAfterTheOther) {
       offsets.push_back(static_cast<int32_t>(selections.size()));
     }
     const int64_t pairs = std::ssize(offsets) - 1;
+    ASSERT_TRUE(cpu::gathers_in_blocks(std::ssize(selections), pairs, row_count, kWidth));
+    ASSERT_FALSE(cpu::gathers_in_blocks(127, 1, row_count, kWidth));  // the longest alone
     const TableRows rows = Matrix<float>(table.data(), row_count, kWidth);
     Stream stream;
     std::vector<float> alone(static_cast<size_t>(pairs * kWidth), NAN);

@@ -94,9 +94,9 @@ struct Case {
   std::vector<int32_t> slots;
 };
 
-const Shape kShapes[] = {{0, 2, 6, 5, 3},     {1, 1, 2, 1, 1},      {3, 1, 4, 7, 1},     {5, 2, 6, 5, 5},
-                         {129, 3, 10, 37, 8}, {17, 2, 14, 100, 32}, {9, 1, 300, 67, 33}, {4, 2, 8, 150, 128},
-                         {260, 2, 6, 20, 3},  {100, 1, 4, 300, 4}};
+const Shape kShapes[] = {{0, 2, 6, 5, 3},     {1, 1, 2, 1, 1},      {3, 1, 4, 7, 1},      {5, 2, 6, 5, 5},
+                         {129, 3, 10, 37, 8}, {17, 2, 14, 100, 32}, {9, 1, 300, 67, 33},  {4, 2, 8, 150, 128},
+                         {260, 2, 6, 20, 3},  {100, 1, 4, 300, 4},  {20, 2, 250, 20, 17}, {9, 1, 6, 32, 32}};
 
 // Relative to the largest score or gradient.
 constexpr double kTolerance = 2e-5;
@@ -192,21 +192,26 @@ TEST(Select, ReferenceBackwardEqualsFiniteDifferences) {
   expect_gradient(c.keys, dkeys);
 }
 
+// 20 threads are more than the columns of the last shape are cut into for few threads.
 TEST(Select, SameBitsOnAnyNumberOfThreads) {
   const int before = threads();
-  Case one({300, 2, 32, 40, 8});
-  Case three = one;
-  set_threads(1);
-  one.forward();
-  one.backward();
-  set_threads(3);
-  three.forward();
-  three.backward();
+  for (const Shape& shape : {Shape{300, 2, 32, 40, 8}, Shape{20, 2, 250, 20, 17}}) {
+    Case one(shape);
+    set_threads(1);
+    one.forward();
+    one.backward();
+    for (const int count : {3, 20}) {
+      Case several(shape);
+      set_threads(count);
+      several.forward();
+      several.backward();
+      EXPECT_EQ(one.slots, several.slots) << count;
+      EXPECT_EQ(one.weights, several.weights) << count;
+      EXPECT_EQ(one.dqueries, several.dqueries) << count;
+      EXPECT_EQ(one.dkeys, several.dkeys) << count;
+    }
+  }
   set_threads(before);
-  EXPECT_EQ(one.slots, three.slots);
-  EXPECT_EQ(one.weights, three.weights);
-  EXPECT_EQ(one.dqueries, three.dqueries);
-  EXPECT_EQ(one.dkeys, three.dkeys);
 }
 
 TEST(Select, NotANumberReachesTheWeights) {
@@ -327,13 +332,54 @@ TEST(TopK, EqualsSortingWhateverTheScores) {
     }
 }
 
-// NaN leads some groups, and few groups' maxima are large: the bound must not hide what the 32 best need.
+// All scores apart but for one pair, which takes places `place` and `place` + 1: equal, or a bit apart, the later one
+// in the list the larger. In each list the pair is elsewhere.
+std::vector<float> one_close_pair(int64_t n, int64_t place, bool equal, float sign, const Random& random) {
+  constexpr int64_t kLists = cpu::kLanes + 3;
+  std::vector<float> scores;
+  for (int64_t list = 0; list < kLists; ++list) {
+    std::vector<float> own(static_cast<size_t>(n));
+    for (int64_t i = 0; i < n; ++i) own[i] = sign * (1000.0F + static_cast<float>(i));
+    std::ranges::sort(own, std::greater());
+    own[place + 1] = own[place];
+    std::vector<int32_t> order(own.size());
+    std::iota(order.begin(), order.end(), 0);
+    for (int64_t i = n - 1; i > 0; --i) std::swap(order[i], order[random.bits(list * 1000 + i) % (i + 1)]);
+    std::vector<float> mixed(own.size());
+    for (int64_t i = 0; i < n; ++i) mixed[order[i]] = own[i];
+    if (!equal) {
+      float& later = mixed[std::max(order[place], order[place + 1])];
+      later = std::nextafter(later, INFINITY);
+    }
+    scores.insert(scores.end(), mixed.begin(), mixed.end());
+  }
+  return scores;
+}
+
+// What a network sees of two such scores is the same, and their positions must not decide: among the k best, and at the
+// cut, where one of them is in and the other is out.
+TEST(TopK, ScoresThatAreNearlyTheSameAreToldApartAlsoAtTheCut) {
+  const Random random(4, "close pair");
+  for (const int64_t n : {33, 40, 64, 100, 128, 200})
+    for (const int64_t k : {17, 24, 31, 32})
+      for (const int64_t place : {int64_t{0}, k - 2, k - 1, k})
+        for (const bool equal : {true, false})
+          for (const float sign : {1.0F, -1.0F}) {
+            if (place + 1 >= n) continue;
+            SCOPED_TRACE(testing::Message() << "place " << place << (equal ? " equal" : " a bit apart"));
+            expect_sorted(one_close_pair(n, place, equal, sign, random), n, k);
+          }
+}
+
+// NaN leads some groups, and few groups' maxima are large: the bound must not hide what the 32 best need. Few scores
+// are sorted instead: the same must come out.
 TEST(TopK, NotANumberIsTheLargestAndHidesNothing) {
-  constexpr int64_t kCount = 128;
-  std::vector<float> scores(kCount);
-  for (int64_t i = 0; i < kCount; ++i)
-    scores[i] = i % cpu::kLanes == 0 ? 10.0F : (i < cpu::kLanes ? NAN : static_cast<float>(-i));
-  expect_sorted(scores, kCount, 32);
+  for (const int64_t count : {128, 192, 256}) {
+    std::vector<float> scores(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i)
+      scores[i] = i % cpu::kLanes == 0 ? 10.0F : (i < cpu::kLanes ? NAN : static_cast<float>(-i));
+    expect_sorted(scores, count, 32);
+  }
 }
 
 }  // namespace
