@@ -117,6 +117,11 @@ LedgerEntry Ledger::total() const {
   return total;
 }
 
+Ledger& Ledger::operator+=(const Ledger& other) {
+  for (size_t i = 0; i < entries_.size(); ++i) entries_[i] += other.entries_[i];
+  return *this;
+}
+
 Ledger operator-(Ledger later, const Ledger& earlier) {
   for (size_t i = 0; i < later.entries_.size(); ++i) later.entries_[i] -= earlier.entries_[i];
   return later;

@@ -52,6 +52,7 @@ class Ledger {
   void add(Purpose purpose, const LedgerEntry& entry) { entries_[static_cast<size_t>(purpose)] += entry; }
   const LedgerEntry& operator[](Purpose purpose) const { return entries_[static_cast<size_t>(purpose)]; }
   LedgerEntry total() const;
+  Ledger& operator+=(const Ledger& other);
   friend Ledger operator-(Ledger later, const Ledger& earlier);
 
  private:

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "layers/elementwise.h"
 #include "runtime/range.h"
@@ -36,7 +37,8 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
             decaying_ranges(model_.parameters(), buckets_.mine())),
       staged_(device, 2 * config.train().accumulate() * batch().largest_share() * batches_.context(),
               MemoryKind::kHost),
-      figures_(device, kFigures) {
+      figures_(device, kFigures),
+      statistics_(device, std::ssize(model_.parameters().states())) {
   for (const auto& table : model_.transformer().tables())
     row_optimizers_.emplace_back(device, table->shape().name, table->placement(), world.rank(), table->shape().width,
                                  row_options(config), config.train().seed());
@@ -61,20 +63,26 @@ StepFigures Trainer::step() {
   Range range("step");
   Communicator::Label label(world_, fmt::format("step {}", step_ + 1));
   const auto begin = Clock::now();
+  const Ledger before = world_.ledger();
   Stream& stream = model_.stream();
   clear(stream, model_.parameters().gradients());
   clear(stream, figures_.span());
+  copy(stream, model_.parameters().states(), statistics_.span());
   stage_batches();
   for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro) forward_backward(micro);
   buckets_.finish();
 
   const Gate gate = decide(world_, gate_share());
   StepFigures figures = describe(gate);
-  if (gate.open()) update(gate, figures.learning_rate);
+  if (gate.open())
+    update(gate, figures.learning_rate);
+  else
+    copy(stream, statistics_.span(), model_.parameters().states());
   scaler_.update(gate.finite_gradients());
   std::ranges::fill(moved_, std::nullopt);
   for (const auto& table : model_.transformer().tables()) table->forget_pending();
   ++step_;
+  figures.communication = world_.ledger() - before;
   figures.seconds = std::chrono::duration<double>(Clock::now() - begin).count();
   return figures;
 }
@@ -161,10 +169,12 @@ GateShare Trainer::gate_share() {
 StepFigures Trainer::describe(const Gate& gate) const {
   StepFigures figures;
   figures.step = step_ + 1;
-  figures.loss = gate.loss_sum / gate.tokens;
+  constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+  figures.loss = gate.bad_loss > 0 ? kNaN : gate.loss_sum / gate.tokens;
   figures.loss_scale = scaler_.scale();
-  figures.dense_norm = std::sqrt(gate.dense_squares) / scaler_.scale();
-  if (clips_values()) figures.values_norm = std::sqrt(gate.values_squares) / scaler_.scale();
+  figures.dense_norm = gate.bad_dense > 0 ? kNaN : std::sqrt(gate.dense_squares) / scaler_.scale();
+  if (clips_values())
+    figures.values_norm = gate.bad_values > 0 ? kNaN : std::sqrt(gate.values_squares) / scaler_.scale();
   figures.learning_rate = learning_rate(dense_schedule(config_), step_ + 1);
   figures.tokens = static_cast<int64_t>(gate.tokens);
   figures.skipped = !gate.open();

@@ -26,10 +26,10 @@
 
 namespace pkmesh {
 
-// What one step did, the same on every rank but for `seconds`.
+// What one step did, the same on every rank but for `seconds` and `communication`.
 struct StepFigures {
   int64_t step = 0;
-  double loss = 0;                    // mean over the step's tokens, nats
+  double loss = 0;                    // mean over the step's tokens, nats; this and the norms: NaN if not finite
   double dense_norm = 0;              // of the gradients before clipping
   std::optional<double> values_norm;  // of the table rows' gradients before clipping, where they are clipped
   double learning_rate = 0;           // dense
@@ -38,6 +38,7 @@ struct StepFigures {
   bool skipped = false;               // a loss or a gradient was not finite: nothing moved, or why_skipped says what
   std::string why_skipped;
   double seconds = 0;
+  Ledger communication;
 };
 
 class Trainer {
@@ -85,7 +86,8 @@ class Trainer {
   Buffer<double> figures_;                    // on the device: what gate_share() reads, in the order of enum Figure
   Readback<double> read_figures_;
   LossScaler scaler_;
-  int64_t step_ = 0;  // updates done
+  Buffer<float> statistics_;  // the model's states as they were before the step: a skipped one restores them
+  int64_t step_ = 0;          // updates done
 };
 
 }  // namespace pkmesh
