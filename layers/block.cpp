@@ -80,7 +80,7 @@ SelfAttention::SelfAttention(Parameters& parameters, const std::string& name, co
 Dropout SelfAttention::mask(const StepContext& context) const {
   if (!context.training || shape_.attention_dropout == 0) return {};
   const int64_t first_sequence = context.first_token / attention_.context;
-  return {Random(context.seed, name_, context.draw), shape_.attention_dropout,
+  return {Random(context.seed, name_ + ".weights", context.draw), shape_.attention_dropout,
           first_sequence * shape_.heads * attention_.context * attention_.context};
 }
 

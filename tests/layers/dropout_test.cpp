@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/dropout.h"
 
+#include "comm/self.h"
+#include "layers/block.h"
 #include "runtime/parallel.h"
 #include "tests/reference/attention.h"
 #include "tests/reference/tensor.h"
@@ -82,6 +84,36 @@ TEST(Dropout, ProbabilityZeroCopies) {
   EXPECT_TRUE(same_bits(x, y));
   dropout_add(stream, x.view(9, 11), Dropout{}, x.view(9, 11), y.view(9, 11));
   for (int64_t i = 0; i < 99; ++i) EXPECT_EQ(y.data()[i], 2 * x.data()[i]);
+}
+
+// A block that lets everything through: one token sees itself alone, so its attention weights are all 1, a head is one
+// number wide, so an attention weight and an output of it have the same place in their masks. What is left of a number
+// is 0, or 4 if it survives twice.
+TEST(Dropout, AttentionWeightsAndOutputsAreDroppedIndependently) {
+  constexpr int64_t kTokens = 200;
+  constexpr int64_t kWidth = 8;
+  Stream stream;
+  Arena arena;
+  SelfCommunicator world;
+  Parameters parameters;
+  const BlockShape shape = {
+      .width = kWidth, .heads = kWidth, .ffn_width = 1, .pre_norm = true, .dropout = 0.5F, .attention_dropout = 0.5F};
+  Block block(parameters, "block", shape, [](bool) { return nullptr; });
+  parameters.allocate({}, 1);
+  std::ranges::fill(parameters.values(), 0.0F);
+  for (const auto& entry : parameters.entries())
+    for (int64_t i = 0; i < kWidth; ++i) {
+      if (entry.name == "block.attention.qkv.bias") parameters.values()[entry.offset + 2 * kWidth + i] = 1;
+      if (entry.name == "block.attention.out.weight") parameters.values()[entry.offset + i * kWidth + i] = 1;
+    }
+  StepContext context{stream, arena, world, /*sequence_length=*/1};
+  Tensor<float> x(kTokens * kWidth, 0.0F);
+  int64_t survivors = 0;
+  for (const float y : block.forward(context, x.view(kTokens, kWidth)).flat()) {
+    ASSERT_TRUE(y == 0 || y == 4) << y;
+    survivors += y == 4 ? 1 : 0;
+  }
+  EXPECT_NEAR(static_cast<double>(survivors) / (kTokens * kWidth), 0.25, 0.06);  // of one mask for both: a half
 }
 
 TEST(Dropout, RefusesProbabilitiesOutsideTheRange) {
