@@ -17,9 +17,8 @@ std::variant<Buffer<float>, Buffer<bf16>> moments(Device device, int64_t count, 
   return Buffer<float>(device, count);
 }
 
-RowMatrix matrix(const std::variant<Buffer<float>, Buffer<bf16>>& buffer, int64_t rows) {
-  return std::visit(
-      [&](const auto& b) -> RowMatrix { return b.view().reshape(rows, rows == 0 ? 0 : b.count() / rows); }, buffer);
+RowMatrix matrix(const std::variant<Buffer<float>, Buffer<bf16>>& buffer, int64_t rows, int64_t width) {
+  return std::visit([&](const auto& b) -> RowMatrix { return b.view().reshape(rows, width); }, buffer);
 }
 
 bool in_bf16(const RowMatrix& matrix) {
@@ -88,7 +87,8 @@ RowOptimizer::RowOptimizer(Device device, std::string table, const Placement& pl
 }
 
 RowState RowOptimizer::views() const {
-  return {matrix(first_, rows_), matrix(second_, rows_), steps_.view()};
+  const bool row_wise = options_.second_moment == SecondMoment::kRowWise;
+  return {matrix(first_, rows_, width_), matrix(second_, rows_, row_wise ? 1 : width_), steps_.view()};
 }
 
 Vector<double> RowOptimizer::take_squares(int64_t rows) {
