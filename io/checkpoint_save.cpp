@@ -12,6 +12,7 @@
 
 #include "comm/agree.h"
 #include "io/checkpoint_manifest.h"
+#include "runtime/log.h"
 #include "runtime/random.h"
 #include "runtime/range.h"
 
@@ -272,7 +273,11 @@ std::string save_checkpoint(Communicator& world, const std::string& folder, cons
     if (world.rank() == 0) remove_quietly(temporary);
     throw;
   }
-  if (world.rank() == 0) prune_checkpoints(folder, options.keep);
+  if (world.rank() == 0) try {
+      prune_checkpoints(folder, options.keep);
+    } catch (const UserError& error) {  // one too many is no reason to end a run
+      log_warning("old checkpoints are kept: {}", error.what());
+    }
   return path;
 }
 

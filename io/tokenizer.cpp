@@ -93,13 +93,13 @@ std::string hex(uint64_t value) {
   return fmt::format("{:016x}", value);
 }
 
-void save_description(const std::string& folder, const Tokenizer& tokenizer, std::string_view kind) {
+std::string description_of(const Tokenizer& tokenizer, std::string_view kind) {
   nlohmann::ordered_json description;
   description["kind"] = kind;
   description["hash"] = hex(tokenizer.hash());
   description["vocabulary_size"] = tokenizer.vocabulary_size();
   description["separator"] = tokenizer.separator();
-  replace_text(folder + "/tokenizer.json", description.dump(2) + "\n");
+  return description.dump(2) + "\n";
 }
 
 class ByteTokenizer final : public Tokenizer {
@@ -126,7 +126,9 @@ class ByteTokenizer final : public Tokenizer {
     return text;
   }
 
-  void save(const std::string& folder) const override { save_description(folder, *this, "byte"); }
+  std::map<std::string, std::string> files() const override {
+    return {{"tokenizer.json", description_of(*this, "byte")}};
+  }
 };
 
 class SentencePieceTokenizer final : public Tokenizer {
@@ -178,9 +180,8 @@ class SentencePieceTokenizer final : public Tokenizer {
     return text;
   }
 
-  void save(const std::string& folder) const override {
-    replace_text(folder + "/tokenizer.model", model_);
-    save_description(folder, *this, "sentencepiece");
+  std::map<std::string, std::string> files() const override {
+    return {{"tokenizer.json", description_of(*this, "sentencepiece")}, {"tokenizer.model", model_}};
   }
 
  private:
@@ -317,6 +318,10 @@ std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, 
     user_error("the tokenizer cannot be trained with a vocabulary of {} ({}); try another vocabulary size",
                vocabulary_size, status.ToString());
   return std::make_unique<SentencePieceTokenizer>(std::move(model), "the trained tokenizer");
+}
+
+void Tokenizer::save(const std::string& folder) const {
+  for (const auto& [name, text] : files()) replace_text(folder + "/" + name, text);
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -30,8 +31,11 @@ class Tokenizer {
   virtual void encode(std::string_view text, std::vector<int32_t>& ids) const = 0;
   // The bytes behind the ids; the separator stands for none. Throws InternalError on an id outside the vocabulary.
   virtual std::string decode(std::span<const int32_t> ids) const = 0;
-  // Writes tokenizer.json, and tokenizer.model where there is one, into an existing folder.
-  virtual void save(const std::string& folder) const = 0;
+  // What load_tokenizer() reads: tokenizer.json, and tokenizer.model where there is one, by name.
+  virtual std::map<std::string, std::string> files() const = 0;
+
+  // Writes files() into an existing folder.
+  void save(const std::string& folder) const;
 
   std::vector<int32_t> encode(std::string_view text) const {
     std::vector<int32_t> ids;
@@ -55,7 +59,7 @@ std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, 
 // character that a person reads, and gets a byte token each.
 int64_t raw_bytes(std::string_view text);
 
-// What save() wrote. UserError if a file is missing, unreadable, or not what tokenizer.json says.
+// From what save() wrote. UserError if a file is missing, unreadable, or not what tokenizer.json says.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder);
 
 }  // namespace pkmesh

@@ -25,7 +25,7 @@ class NoTokenizer final : public Tokenizer {
   uint64_t hash() const override { return 1; }
   void encode(std::string_view, std::vector<int32_t>&) const override {}
   std::string decode(std::span<const int32_t>) const override { return {}; }
-  void save(const std::string&) const override {}
+  std::map<std::string, std::string> files() const override { return {}; }
 
  private:
   int32_t size_;

@@ -93,18 +93,16 @@ LoadedModel load_model(Communicator& world, const std::string& path) {
     loaded.facts = read_checkpoint_facts(loaded.path);
     loaded.config = resolve(parse_config(loaded.facts.config_text, loaded.path + "/config.textproto"));
     loaded.tokenizer = load_tokenizer(loaded.path);
+    if (loaded.tokenizer->hash() != loaded.facts.tokenizer_hash)
+      user_error(
+          "{}: its tokenizer is not the one that the model was trained with; restore tokenizer.json and "
+          "tokenizer.model, or use another checkpoint",
+          loaded.path);
     device = choose_device(loaded.config, world);
   });
   loaded.model = std::make_unique<Model>(loaded.config, world, device, loaded.tokenizer->vocabulary_size());
   load_checkpoint(world, loaded.path, loaded.model->contents(), {.verify = true, .exact = false});
   return loaded;
-}
-
-std::map<std::string, std::string> attach_tokenizer(const std::string& folder) {
-  std::map<std::string, std::string> attachments;
-  for (const char* name : {"tokenizer.json", "tokenizer.model"})
-    if (std::filesystem::exists(folder + "/" + name)) attachments[name] = read_text(folder + "/" + name);
-  return attachments;
 }
 
 }  // namespace pkmesh

@@ -59,9 +59,6 @@ struct LoadedModel {
 // `path`: a checkpoint, a folder of them or a run. Collective. Optimiser state in the checkpoint is not read.
 LoadedModel load_model(Communicator& world, const std::string& path);
 
-// The files of the tokenizer in `folder`, as attachments of a checkpoint: load_tokenizer(checkpoint) then finds them.
-std::map<std::string, std::string> attach_tokenizer(const std::string& folder);
-
 // Adds slices of a flat buffer as tensors named prefix + entry.name. `all` is on every rank, or, with `share`, this
 // rank's share of it.
 void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,

@@ -114,6 +114,7 @@ TEST(Tokenizer, SavesAndLoads) {
     const auto loaded = load_tokenizer(folder.path());
     EXPECT_EQ(loaded->kind(), saved.kind());
     EXPECT_EQ(loaded->hash(), saved.hash());
+    EXPECT_EQ(loaded->files(), saved.files());
     EXPECT_EQ(loaded->vocabulary_size(), saved.vocabulary_size());
     EXPECT_EQ(loaded->separator(), saved.separator());
     EXPECT_EQ(loaded->encode("the memory"), saved.encode("the memory"));
