@@ -101,6 +101,10 @@ class Checker {
     if (memory.neighbours() > memory.sub_keys())
       reject(key + ".neighbours", "{}.neighbours is {}, more than {}.sub_keys ({}); it must be at most that", key,
              memory.neighbours(), key, memory.sub_keys());
+    constexpr int kMostSelections = 65535;  // of a token: comm/route.h counts them in 16 bits
+    if (memory.heads() * memory.neighbours() > kMostSelections)
+      reject(key + ".neighbours", "{}.neighbours is {} for each of {} heads, {} in all; at most {}", key,
+             memory.neighbours(), memory.heads(), memory.heads() * memory.neighbours(), kMostSelections);
     const int value_width = memory.value_width() == 0 ? model.width() : memory.value_width();
     if (memory.output() == Memory::PLAIN && value_width != model.width())
       reject(key + ".value_width", "{}.value_width is {}, but output PLAIN needs model.width ({}); SWILU takes any",

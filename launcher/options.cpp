@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/options.h"
 
+#include <fmt/format.h>
+
 #include <cstdlib>
 
 #include "runtime/check.h"
@@ -161,6 +163,30 @@ DeviceKind planned_device(const config::Config& config) {
   return cpu ? DeviceKind::kCpu : DeviceKind::kCuda;
 }
 
+namespace {
+
+// What kernels hold in a block's shared memory or in registers.
+void check_gpu_limits(const config::Config& config) {
+  constexpr int kHeadWidth = 256;
+  constexpr int kNeighbours = 512;
+  constexpr int kValueWidth = 12000;
+  const config::Model& model = config.model();
+  const auto check = [](const std::string& what, int value, int most, const char* remedy) {
+    if (value > most)
+      user_error("{} is {}; a CUDA device takes {} at most: {}, or set train.device to CPU", what, value, most, remedy);
+  };
+  check("model.width / model.heads", model.width() / model.heads(), kHeadWidth, "set more heads");
+  for (int i = 0; i < model.memory_size(); ++i) {
+    const config::Memory& memory = model.memory(i);
+    const std::string key = fmt::format("model.memory.{}", i);
+    check(key + ".neighbours", memory.neighbours(), kNeighbours, "lower it");
+    check(key + ".value_width", memory.value_width() == 0 ? model.width() : memory.value_width(), kValueWidth,
+          "lower it");
+  }
+}
+
+}  // namespace
+
 Device choose_device(const config::Config& config, const Communicator& world) {
   resolve(device_link(config));  // an error if it is not there, whatever computes
   const int gpus = device_count(DeviceKind::kCuda);
@@ -172,6 +198,7 @@ Device choose_device(const config::Config& config, const Communicator& world) {
   if (!compiled_with(DeviceKind::kCuda))
     user_error("train.device: this program was built without CUDA; set it to CPU, or build the cuda preset");
   if (gpus == 0) user_error("train.device: this machine has no CUDA devices; set it to CPU or AUTO");
+  check_gpu_limits(config);
   const Hosts& hosts = world.hosts();
   int before = 0;  // ranks on this host below this one
   for (int rank = 0; rank < world.rank(); ++rank) before += hosts.of_rank[rank] == hosts.of_rank[world.rank()] ? 1 : 0;

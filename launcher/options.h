@@ -24,7 +24,7 @@ ScheduleOptions values_schedule(const config::Config& config);
 // What ranks compute on: what the configuration says, which may not be here, or with AUTO what this machine has.
 DeviceKind planned_device(const config::Config& config);
 // The device of this rank. UserError if CUDA or NCCL was asked for and is not to be had, if GPUs are too few, or if the
-// device has not the precision.
+// device has not the precision or cannot hold the sizes.
 Device choose_device(const config::Config& config, const Communicator& world);
 DeviceLink device_link(const config::Config& config);
 Math math_of(const config::Config& config);
