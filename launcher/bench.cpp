@@ -14,6 +14,7 @@
 #include "io/file.h"
 #include "io/run_folder.h"
 #include "launcher/commands.h"
+#include "launcher/memory_plan.h"
 #include "runtime/cpu.h"
 #include "runtime/parallel.h"
 
@@ -113,6 +114,10 @@ int bench_command(Communicator& world, const BenchArguments& options) {
     if (world.rank() == 0) check_writable(options.json);
   });
   agree_on(world, "configuration", to_text(config));
+  agree(world, [&] {
+    const DeviceKind device = planned_device(config);
+    check_fits(plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), device), world, {device, 0});
+  });
   BenchOptions bench;
   bench.repeats = options.repeats > 0 ? options.repeats : benchmark.repeats;
   BenchReport report(world.rank() == 0 ? stdout : nullptr);

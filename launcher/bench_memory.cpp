@@ -51,24 +51,12 @@ class MemoryTable {
   BenchReport& report_;
 };
 
-void check_that_it_fits(Communicator& world, int64_t planned) {
-  agree(world, [&] {
-    const int64_t ranks_here = (world.size() + world.hosts().count() - 1) / world.hosts().count();
-    const auto available = static_cast<double>(process_memory().machine_available);
-    const auto needed = static_cast<double>(ranks_here * planned);
-    if (needed > 0.95 * available)
-      user_error("this needs {} on a host that has {} free; take a smaller table: --set model.memory.0.sub_keys=512",
-                 size_text(needed), size_text(available));
-  });
-}
-
 }  // namespace
 
 void bench_memory(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
   std::optional<TrainingTokens> data;
   agree(world, [&] { data = training_tokens(config); });
   const MemoryPlan plan = plan_memory(config, data->vocabulary, world.hosts());
-  check_that_it_fits(world, plan.bytes_per_rank());
   report.line(to_text(plan));
 
   const ProcessMemory before = process_memory();

@@ -9,6 +9,7 @@
 #include "comm/host_staged.h"
 #include "comm/shared_sums.h"
 #include "io/batches.h"
+#include "io/step_line.h"
 #include "io/tokenizer.h"
 #include "layers/cross_entropy.h"
 #include "layers/memory/sum_by_row.h"
@@ -178,6 +179,25 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   if (ranks > 1 && device != DeviceKind::kCpu && stages(config))
     plan.lines.push_back({"staging", "pinned host memory for what travels", HostStagedOptions{}.bytes()});
   return plan;
+}
+
+void check_fits(const MemoryPlan& plan, const Communicator& world, Device device) {
+  const auto& of_rank = world.hosts().of_rank;
+  const int host = of_rank[static_cast<size_t>(world.rank())];
+  const std::string& name = world.hosts().names[static_cast<size_t>(host)];
+  const int64_t ranks = std::ranges::count(of_rank, host);
+  const auto check = [](int64_t need, int64_t total, const std::string& where, const char* remedy) {
+    if (total > 0 && need > total)
+      user_error("this run needs {} on {}, which has {}: see pkmesh train --dry-run; use more {} or a smaller model",
+                 bytes_text(static_cast<double>(need)), where, bytes_text(static_cast<double>(total)), remedy);
+  };
+  check(ranks * plan.bytes_per_rank(DeviceKind::kCpu), process_memory().machine_total, name, "hosts");
+  if (device.kind == DeviceKind::kCpu) return;
+  const int64_t gpus = device_count(device.kind);
+  const int64_t sharing = (ranks - 1 - device.index) / gpus + 1;  // choose_device() deals the host's ranks out in turn
+  const std::string shared = sharing > 1 ? fmt::format(" for {} ranks", sharing) : "";
+  check(sharing * plan.bytes_per_rank(device.kind), total_memory(device),
+        fmt::format("{} of {}{}", to_string(device), name, shared), "GPUs");
 }
 
 int64_t planned_vocabulary(const config::Config& config) {

@@ -24,6 +24,9 @@ namespace {
 // in a larger one when they are first read.
 constexpr int64_t kVerifiedAtStart = int64_t{1} << 30;
 
+// Steps in turn that were not finite: the parameters are at fault, which no further step changes, and not its tokens.
+constexpr int64_t kDiverged = 20;
+
 // The program's own text as a corpus: written where a new run keeps its files, then tokenized as any other.
 void tokenize_built_in_text(const RunFolder& folder, const std::string& tokens) {
   if (std::filesystem::exists(tokens)) return;
@@ -37,6 +40,17 @@ void tokenize_built_in_text(const RunFolder& folder, const std::string& tokens) 
   options.kind = TokenizerKind::kByte;
   options.validation_share = 0.1;
   tokenize(options);
+}
+
+// `given`, if the run that goes on from there finds no other checkpoint to be its newest: metrics behind `given` are
+// discarded, and what a run has saved is not for us to remove.
+std::string checkpoint_to_resume(const std::string& given, const std::string& folder) {
+  std::string checkpoint = find_checkpoint(given);
+  const std::optional<std::string> newest = latest_checkpoint(folder);
+  if (newest && !std::filesystem::equivalent(*newest, checkpoint))
+    user_error("{}: is in the way of going on from {}: resume it (auto), remove it, or give another --out", *newest,
+               checkpoint);
+  return checkpoint;
 }
 
 double exchange_bytes(const Ledger& ledger) {
@@ -66,7 +80,7 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
     if (options_.resume == "auto")
       checkpoint = latest_checkpoint(checkpoints).value_or("");
     else if (!options_.resume.empty())
-      checkpoint = find_checkpoint(options_.resume);
+      checkpoint = checkpoint_to_resume(options_.resume, checkpoints);
     device = choose_device(config_, world_);
     if (config_.data().source() == config::Data::FOLDER) open_tokens(config_.data().train());
   });
@@ -75,7 +89,7 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
   agree(world_, [&] {
     if (config_.data().source() == config::Data::BUILT_IN) open_tokens(options_.out + "/tokens");
     sampler.emplace(*train_tokens_, config_.model().context(), config_.data().seed());
-    check_memory(device);
+    check_fits(plan_memory(config_, tokenizer_->vocabulary_size(), world_.hosts(), device.kind), world_, device);
   });
   trainer_ = std::make_unique<Trainer>(config_, world_, device, *sampler, tokenizer_->vocabulary_size());
   std::optional<CheckpointFacts> resumed;
@@ -91,7 +105,6 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
     trace_.emplace(world_);
     observe_ranges(&*trace_);
   }
-  since_line_.before = since_memory_.before = since_start_.before = world_.ledger();
 }
 
 TrainingRun::~TrainingRun() {
@@ -111,28 +124,6 @@ void TrainingRun::open_tokens(const std::string& folder) {
   if (valid_tokens_->count() < 2) valid_tokens_.reset();
 }
 
-// What cannot fit would be found out by the system's killer of processes, long after the first pages were written; on a
-// GPU by an allocation that fails on one rank.
-void TrainingRun::check_memory(Device device) const {
-  const auto& of_rank = world_.hosts().of_rank;
-  const int host = of_rank[static_cast<size_t>(world_.rank())];
-  const std::string& name = world_.hosts().names[static_cast<size_t>(host)];
-  const int64_t ranks = std::ranges::count(of_rank, host);
-  const MemoryPlan plan = plan_memory(config_, tokenizer_->vocabulary_size(), world_.hosts(), device.kind);
-  const auto check = [](int64_t need, int64_t total, const std::string& where, const char* remedy) {
-    if (total > 0 && need > total)
-      user_error("this run needs {} on {}, which has {}: see pkmesh train --dry-run; use more {} or a smaller model",
-                 bytes_text(static_cast<double>(need)), where, bytes_text(static_cast<double>(total)), remedy);
-  };
-  check(ranks * plan.bytes_per_rank(DeviceKind::kCpu), process_memory().machine_total, name, "hosts");
-  if (device.kind == DeviceKind::kCpu) return;
-  const int64_t gpus = device_count(device.kind);
-  const int64_t sharing = (ranks - 1 - device.index) / gpus + 1;  // choose_device() deals the host's ranks out in turn
-  const std::string shared = sharing > 1 ? fmt::format(" for {} ranks", sharing) : "";
-  check(sharing * plan.bytes_per_rank(device.kind), total_memory(device),
-        fmt::format("{} of {}{}", to_string(device), name, shared), "GPUs");
-}
-
 void TrainingRun::make_folder() {
   agree(world_, [&] {
     if (world_.rank() != 0) return;
@@ -144,10 +135,10 @@ void TrainingRun::make_folder() {
 void TrainingRun::begin_folder() {
   agree(world_, [&] {
     if (world_.rank() != 0) return;
-    folder_->begin(to_text(config_), {options_.command, world_.hosts()});
-    log_to_file(folder_->log());
+    log_to_file(folder_->log());  // what may be refused comes first
     metrics_.emplace(folder_->metrics(), steps_done());
     tensorboard_.emplace(folder_->tensorboard(), steps_done());
+    folder_->begin(to_text(config_), {options_.command, world_.hosts()});
   });
 }
 
@@ -203,15 +194,21 @@ void TrainingRun::describe() {
 }
 
 void TrainingRun::step() {
+  if (skipped_in_turn_ >= kDiverged && !trainer_->scales_losses())
+    user_error(
+        "{} steps in turn were not finite: the run has diverged; go on from a checkpoint before it with a lower "
+        "learning rate, in another --out",
+        skipped_in_turn_);
   const StepFigures figures = trainer_->step();
   for (Window* window : {&since_line_, &since_memory_, &since_start_}) {
     ++window->steps;
     window->seconds += figures.seconds;
     window->tokens += figures.tokens;
+    window->communication += figures.communication;
   }
   if (figures.skipped) log_info("step {} skipped: {}", figures.step, figures.why_skipped);
   skipped_ += figures.skipped ? 1 : 0;
-  const Ledger spent = world_.ledger() - since_line_.before;
+  skipped_in_turn_ = figures.skipped ? skipped_in_turn_ + 1 : 0;
   line_ = {{"step", figures.step},
            {"loss", figures.loss},
            {"lr", figures.learning_rate},
@@ -221,7 +218,8 @@ void TrainingRun::step() {
   if (figures.values_norm) line_["values_grad_norm"] = *figures.values_norm;
   if (figures.skipped) line_["skipped"] = true;
   if (trainer_->scales_losses()) line_["loss_scale"] = figures.loss_scale;
-  if (world_.size() > 1) line_["communication"] = {{"exposed", spent.total().seconds / since_line_.seconds}};
+  if (world_.size() > 1)
+    line_["communication"] = {{"exposed", figures.communication.total().seconds / figures.seconds}};
   if (figures.step % config_.train().log_every() == 0 || figures.step == config_.train().steps() || figures.step == 1)
     report_step(figures);
 }
@@ -239,17 +237,16 @@ void TrainingRun::report_step(const StepFigures& figures) {
   line.tokens_per_s = static_cast<double>(since_line_.tokens) / since_line_.seconds;
   line.memory_used = static_cast<double>(memory.resident);
   line.memory_total = static_cast<double>(memory.machine_total);
-  if (world_.size() > 1) line.exposed = (world_.ledger() - since_line_.before).total().seconds / since_line_.seconds;
+  if (world_.size() > 1) line.exposed = since_line_.communication.total().seconds / since_line_.seconds;
   line.seconds_left = static_cast<double>(line.steps - line.step) * line.step_ms / 1e3;
   log_info("{}", to_string(line));
-  since_line_ = {.before = world_.ledger()};
+  since_line_ = {};
 }
 
 void TrainingRun::report_memory() {
   const std::vector<MemoryHealth> health = trainer_->model().memory_health();
   const auto& tables = trainer_->model().transformer().tables();
-  const double bytes =
-      exchange_bytes(world_.ledger() - since_memory_.before) / static_cast<double>(since_memory_.steps);
+  const double bytes = exchange_bytes(since_memory_.communication) / static_cast<double>(since_memory_.steps);
   for (size_t i = 0; i < tables.size(); ++i) {
     const std::string& name = tables[i]->shape().name;
     line_["memory"][name] = to_json(health[i]);
@@ -263,7 +260,7 @@ void TrainingRun::report_memory() {
     log_info("{}", to_string(line));
   }
   trainer_->model().reset_usage();
-  since_memory_ = {.before = world_.ledger()};
+  since_memory_ = {};
 }
 
 void TrainingRun::validate() {
@@ -282,7 +279,6 @@ void TrainingRun::validate() {
   log_info("validation after step {} | loss {:.4f} | perplexity {:.2f} | {} tokens | {}", steps_done(), evaluation.loss,
            evaluation.perplexity(), count_text(static_cast<double>(evaluation.tokens)),
            duration_text(std::chrono::duration<double, std::milli>(Clock::now() - begin).count()));
-  since_line_.before = world_.ledger();
 }
 
 void TrainingRun::end_step() {
@@ -294,18 +290,21 @@ void TrainingRun::end_step() {
 }
 
 void TrainingRun::save() {
+  if (skipped_in_turn_ > 0 && !trainer_->scales_losses()) {
+    log_warning("no checkpoint after step {}: it was not finite, and older ones may be better", steps_done());
+    return;
+  }
   CheckpointFacts facts;
   facts.step = steps_done();
   facts.config_text = to_text(config_);
   facts.config_hash = config_hash(config_);
   facts.tokenizer_hash = tokenizer_->hash();
-  facts.attachments = attach_tokenizer(tokens_folder_);
+  facts.attachments = tokenizer_->files();
   const auto begin = Clock::now();
   const std::string path = save_checkpoint(world_, options_.out + "/checkpoints", facts, trainer_->contents(),
                                            {.keep = config_.train().keep_checkpoints()});
   log_info("checkpoint {} ({})", path,
            duration_text(std::chrono::duration<double, std::milli>(Clock::now() - begin).count()));
-  since_line_.before = world_.ledger();
 }
 
 void TrainingRun::finish() {
@@ -321,7 +320,7 @@ void TrainingRun::finish() {
 void TrainingRun::report_profile() {
   observe_ranges(nullptr);
   const CommunicationReport report =
-      collect(world_, world_.ledger() - since_start_.before, since_start_.steps, since_start_.seconds);
+      collect(world_, since_start_.communication, since_start_.steps, since_start_.seconds);
   const std::string trace = write_traces(world_, *trace_, options_.out + "/trace");
   agree(world_, [&] {
     if (world_.rank() != 0) return;

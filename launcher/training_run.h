@@ -30,16 +30,15 @@ class TrainingRun {
   int64_t steps_done() const { return trainer_->steps_done(); }
 
   void describe();       // what will run: hosts, model, data, memory; before the first step
-  void step();           // one step, and its line
+  void step();           // one step, and its line. UserError if the run has diverged
   void report_memory();  // how the memories were used since the last report
   void validate();       // perplexity on the validation tokens, if there are any
   void end_step();       // writes what was measured since step() to metrics.jsonl and for TensorBoard
-  void save();           // a checkpoint
+  void save();           // a checkpoint, unless the run may have diverged
   void finish();         // totals; with --profile what communication cost, and the trace
 
  private:
   void open_tokens(const std::string& folder);
-  void check_memory(Device device) const;
   void make_folder();
   void begin_folder();
   CheckpointFacts resume(const std::string& checkpoint);
@@ -62,13 +61,14 @@ class TrainingRun {
   nlohmann::json line_;         // of metrics.jsonl: this step's so far
   std::optional<Trace> trace_;  // with --profile
 
-  int64_t skipped_ = 0;  // steps, because something was not finite
+  int64_t skipped_ = 0;          // steps, because something was not finite
+  int64_t skipped_in_turn_ = 0;  // of them, the last ones
 
-  struct Window {  // since the last step line, or the last memory line
+  struct Window {  // of steps: since the last step line, the last memory line, the start
     int64_t steps = 0;
     double seconds = 0;
     int64_t tokens = 0;
-    Ledger before;
+    Ledger communication;
   };
   Window since_line_;
   Window since_memory_;

@@ -55,6 +55,41 @@ class SameOnAnyWorld(program.Test):
                 self.assert_close(out, "whole")
 
 
+class FewRows(program.Test):
+    def test_a_rank_may_have_none(self):
+        few = ("train.batch=10", "model.memory.0.sub_keys=2", "model.memory.0.neighbours=2")
+        self.train("alone", "train.steps=3", *few)
+        self.train("five", "train.steps=3", *few, ranks=5)
+        for mine, other in zip(losses("five"), losses("alone"), strict=True):
+            self.assertLess(abs(mine[1] - other[1]), 1e-4)
+
+
+class Figures(program.Test):
+    def test_what_is_done_between_steps_does_not_count(self):
+        """Communication per step is the same with and without evaluations and checkpoints in between."""
+        often = ("train.eval_every=1", "train.checkpoint_every=3")
+        seldom = ("train.eval_every=0", "train.checkpoint_every=0")
+        for out, overrides in (("often", often), ("seldom", seldom)):
+            self.train(out, "train.steps=8", "train.memory_every=4", "train.log_every=4", *overrides, ranks=2)
+        figures = {out: [table["mib_per_step"] for line in metrics(out) for table in line.get("memory", {}).values()]
+                   for out in ("often", "seldom")}
+        self.assertEqual(len(figures["often"]), 2)
+        self.assertEqual(figures["often"], figures["seldom"])
+        for line in metrics("often"):
+            self.assertLess(0, line["communication"]["exposed"])
+            self.assertLessEqual(line["communication"]["exposed"], 1)
+
+    def test_checkpoints_hold_the_tokenizer_that_the_run_began_with(self):
+        job = Job(["train", "--config", "debug", "--out", "run", "--set", "train.steps=40"], 0)
+        while not os.path.exists("run/metrics.jsonl") or len(metrics("run")) < 2:
+            self.assertIsNone(job.process.poll())
+            time.sleep(0.01)
+        os.remove("run/tokens/tokenizer.json")
+        job.finish()
+        self.assertEqual(job.code, 0, job.err)
+        self.run_well("generate", "--checkpoint", "run", "--prompt", "a", "--tokens", "3")
+
+
 class Interrupted(program.Test):
     LONG_RUN = ("train.steps=80", "train.log_every=50", "train.memory_every=0", "train.eval_every=0",
                 "train.checkpoint_every=20")
@@ -123,7 +158,44 @@ class Interrupted(program.Test):
         self.assertEqual(losses("run"), losses("whole"))
 
 
+class Diverged(program.Test):
+    OVERRIDES = ("optimizer.learning_rate=10", "optimizer.weight_decay=10", "train.eval_every=0")
+
+    def test_ends_and_keeps_what_was_saved_before(self):
+        self.train("run", "train.steps=2")
+        arguments = ["train", "--out", "run", "--resume", "auto"]
+        for override in self.OVERRIDES + ("train.steps=200", "train.checkpoint_every=5"):
+            arguments += ["--set", override]
+        job = Job(arguments).finish()
+        self.assertEqual(job.code, 2, job.err)
+        self.assertIn("20 steps in turn were not finite: the run has diverged", job.err)
+        self.assertIn("no checkpoint after step", job.err)
+        last = metrics("run")[-1]
+        self.assertIsNone(last["loss"])
+        self.assertTrue(last["skipped"])
+        first_bad = next(line["step"] for line in metrics("run") if line.get("skipped"))
+        for name in os.listdir("run/checkpoints"):
+            self.assertLess(int(name.split("_")[1]), first_bad)
+        self.assertIn("loss", self.run_well("inspect", "run").out)
+
+
 class Resumed(program.Test):
+    def test_what_a_run_has_saved_is_not_overtaken(self):
+        self.train("run", "train.steps=4", "train.checkpoint_every=2")
+        self.train("other", "train.steps=2")
+        for checkpoint in ("run/checkpoints/step_00000002", "other"):
+            self.assert_refused(["train", "--out", "run", "--resume", checkpoint, "--set", "train.steps=3"],
+                                "run/checkpoints/step_00000004: is in the way of going on from", checkpoint)
+        self.run_well("train", "--out", "again", "--resume", "run/checkpoints/step_00000002",
+                      "--set", "train.steps=4", "--set", "train.checkpoint_every=2")
+        self.assertEqual(losses("again"), losses("run")[2:])
+
+    def test_refused_it_leaves_the_folder_as_it_was(self):
+        self.train("run", "train.steps=2")
+        with open("run/metrics.jsonl", "w", encoding="utf-8") as file:
+            file.write("no json\nnone\n")
+        self.assert_refused(["train", "--out", "run", "--resume", "auto", "--set", "train.steps=4"], "metrics.jsonl:1")
+
     def test_with_other_options(self):
         self.train("run", "train.steps=4")
         job = self.train("run", "train.steps=6", "optimizer.learning_rate=2e-3", options=("--resume", "auto"))
