@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Route is who reads what from whom in one lookup: made once by plan_route(), a value from then on. The forward pass,
-// the backward pass, the profiler and the planner read the same Route. Its arrays live in the step's arena, on the
-// device; the counts per rank are the host's, which needs them to size what is exchanged. The one time that the host
-// waits for a GPU in a lookup is for the counts of what it sends.
+// A Route is who reads what from whom in one lookup: made once by plan_route(), a value from then on. The forward pass
+// and the backward pass read the same Route. Its arrays live in the step's arena, on the device; the counts per rank
+// are the host's, which needs them to size what is exchanged. The one time that the host waits for a GPU in a lookup is
+// for the counts of what it sends.
 //
 // Each of T tokens reads S rows, spread over the owners that the Placement names. What a token reads from one owner is
 // a *pair* (token, owner): the owner answers a pair with one vector, whatever the number of rows in it.

@@ -3,9 +3,9 @@
 // What stands in an object is the trainer's business; the report (io/report.h) and the tools read these names:
 //   step            updates done after this one, from 1
 //   loss            mean over the step's tokens, natural logarithm;  lr, grad_norm, step_ms, tokens_per_s
-//   loss_scale      with FP16 only
+//   values_grad_norm   where rows are clipped;  loss_scale  with FP16 only;  skipped  true, of steps that were
 //   validation      {loss, perplexity, ...}: only on steps that validate
-//   memory          {"L6": {used, kl, gini, top1, hottest_shard, mib_per_step}, ...}: only on steps that measure it
+//   memory          {"layer6": {used, kl, gini, top1, hottest_shard, mib_per_step}, ...}: only on steps that measure it
 //   communication   {exposed, ...}: shares of the step, 0..1
 // A number that is not finite is written as null, for JSON has no other word.
 #pragma once

@@ -53,7 +53,7 @@ struct Options {
 void add_tokenize(CLI::App& app, TokenizeArguments& options, Action& action) {
   auto* command = app.add_subcommand("tokenize", "Turn text into a tokenizer and token files");
   command->add_option("--input", options.inputs, "Text files, plain or gzipped; - is standard input")->required();
-  command->add_option("--out", options.out, "Folder to write; must not exist")->required();
+  command->add_option("--out", options.out, "Folder to write: a new or an empty one")->required();
   command->add_option("--tokenizer", options.tokenizer, "Folder whose tokenizer to use (default: train one)");
   command->add_option("--threads", options.threads, "Threads (default: all cores)")->check(CLI::Range(1, 1024));
   add_config_options(*command, options.source, false);
@@ -63,7 +63,7 @@ void add_tokenize(CLI::App& app, TokenizeArguments& options, Action& action) {
 void add_train(CLI::App& app, TrainArguments& options, Action& action) {
   auto* command = app.add_subcommand("train", "Train a model; under mpirun, on all its ranks");
   add_config_options(*command, options.source, false);
-  command->add_option("--out", options.out, "Run folder; must not exist unless --resume is given");
+  command->add_option("--out", options.out, "Run folder: a new or an empty one, unless --resume is given");
   command->add_option(
       "--resume", options.resume,
       "Go on from the newest checkpoint of --out (auto), or from this one; --config may then be left out");

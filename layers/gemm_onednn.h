@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// For gemm_cpu.cpp: large matrix products by oneDNN, in fp32, or with operands rounded to bf16: several times as
-// fast where the CPU multiplies those (on matrix tiles: AMX). docs/benchmarks.md holds it against BLAS.
+// For gemm_cpu.cpp and linear_cpu.cpp: large matrix products by oneDNN, in fp32, or with operands rounded to bf16:
+// several times as fast where the CPU multiplies those (on matrix tiles: AMX). docs/benchmarks.md holds it against
+// BLAS.
 #pragma once
 
 #include <memory>

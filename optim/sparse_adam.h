@@ -108,8 +108,9 @@ class RowOptimizer {
   // total[0] (on the stream's device) += sum over the touched rows, in their order, of their squared gradients: this
   // rank's share of the clipping norm and of the gate.
   void add_squares(Stream& stream, const RowGradients& gradients, Vector<double> total);
-  // total[0] += something no less, which is finite if and only if all of these gradients are: what the gate needs to
-  // know where nothing is clipped. On the CPU it costs a pass over the output gradients; no row's gradient is summed.
+  // total[0] += something no less, which is finite only if all of these gradients are: what the gate needs to know
+  // where nothing is clipped. (Near the end of float's range it may be infinite though they are not.) On the CPU it
+  // costs a pass over the output gradients; no row's gradient is summed.
   void add_squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> total);
 
   // The t-th update, t >= 1, of values (rows, width) with gradients * scale; dweights as update_rows().

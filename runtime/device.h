@@ -44,7 +44,8 @@ class Stream {
   void set_math(Math math) { math_ = math; }
   void* native() const { return native_.get(); }  // cudaStream_t, or null on the CPU
   void synchronize();
-  // What the device's kernels keep for as long as the stream lives (runtime/cuda_stream.h); null on the CPU.
+  // What kernels keep for as long as the stream lives: runtime/cuda_stream.h on a GPU, oneDNN's products on the CPU
+  // (layers/gemm_onednn.h). Null until the first of them asks for it.
   std::shared_ptr<void>& attachment() { return attachment_; }
 
  private:

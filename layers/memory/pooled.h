@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the POOLED exchange computes (docs: who pools, what travels). A pair is what one token reads from one owner:
-// selections [pair_offsets[p], pair_offsets[p + 1]). The owner answers it with one vector and never with rows.
+// What the POOLED exchange computes (docs/memory-layer.md, "Over R ranks"). A pair is what one token reads from one
+// owner: selections [pair_offsets[p], pair_offsets[p + 1]). The owner answers it with one vector and never with rows.
 //
 //   rows       (local rows, dv), float, bf16 or fp16
 //   selections (M), pair_offsets (P + 1)

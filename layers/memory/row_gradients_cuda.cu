@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A radix sort by row (cub's, which is stable), then the places where one row ends and the next begins. How many rows
-// there are decides the shapes of what follows, so the host waits for that number: once per update of a table.
+// there are stays on the device: the host does not wait for it; arrays have room for the most there may be.
 #include <thrust/iterator/counting_iterator.h>
 
 #include <bit>

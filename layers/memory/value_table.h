@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A sharded table of value vectors. A row lives once: on the owner that the placement names, together with what was
 // read from it (usage) and what its gradient is made of until the next update (pending). Nothing here is of the size of
-// the whole table, and nothing walks all rows in a step.
+// the whole table but a bit per slot (best_), and nothing walks all rows in a step.
 //
 // Rows start as N(0, dv^-1/2), a function of (seed, table name, global row): the same table on any number of ranks.
 #pragma once
