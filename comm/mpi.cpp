@@ -228,26 +228,6 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
-  // MPI's counts cover all blocks together, so pieces are columns of them, packed side by side.
-  void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) override {
-    const int64_t unit = size_of(out.type);
-    const int64_t block = out.count();
-    const int64_t largest = std::max<int64_t>(options_.largest_count / size(), 1);
-    std::vector<std::byte> packed;
-    in_pieces(block, largest, false, [&](int64_t begin, int count) {
-      const std::byte* source = in.data();
-      if (count != block) {
-        const size_t bytes = static_cast<size_t>(count * unit);
-        packed.resize(bytes * static_cast<size_t>(size()));
-        for (int r = 0; r < size(); ++r)
-          std::memcpy(packed.data() + static_cast<size_t>(r) * bytes, in.data() + (r * block + begin) * unit, bytes);
-        source = packed.data();
-      }
-      PKM_MPI(MPI_Reduce_scatter_block(source, out.data.data() + begin * unit, count, mpi_type(out.type),
-                                       mpi_op(out.reduction), group_->world));
-    });
-  }
-
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override {
     const auto block = static_cast<int64_t>(in.size());
     if (static_cast<int64_t>(out.size()) <= options_.largest_count) {
