@@ -69,11 +69,12 @@ TEST_F(DenseCuda, GemmOfSlices) {
   Twin<> b(gpu(), normals("b", 3 * 2));
   Twin<> c(gpu(), normals("c", 4 * 5));
   on_both([&](const Side& on) {
-    const Matrix<const float> left = on(a, 4, 10);
-    gemm(on.stream, Transpose::kNo, Transpose::kNo, 1.0F, columns_of(left, 6, 9), on(b, 3, 2), 0.5F,
-         columns_of(on(c, 4, 5), 1, 3));
-    gemm(on.stream, Transpose::kNo, Transpose::kNo, 1.0F, columns_of(left, 2, 2), on(b, 3, 2).rows(0, 0), 3.0F,
-         columns_of(on(c, 4, 5), 3, 5));
+    float* const left = on(a, 4, 10).data();
+    float* const out = on(c, 4, 5).data();
+    gemm(on.stream, Transpose::kNo, Transpose::kNo, 1.0F, MatrixSlice(left + 6, 4, 3, 10), on(b, 3, 2), 0.5F,
+         MatrixSlice(out + 1, 4, 2, 5));
+    gemm(on.stream, Transpose::kNo, Transpose::kNo, 1.0F, MatrixSlice(left + 2, 4, 0, 10), on(b, 3, 2).rows(0, 0), 3.0F,
+         MatrixSlice(out + 3, 4, 2, 5));
   });
   c.expect_parity("c", 1e-6);
 }
