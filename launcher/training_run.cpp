@@ -186,8 +186,8 @@ void TrainingRun::describe() {
   log_info("pkmesh {} {}| {} rank{} on {} host{} ({}), {} thread{} each, {} ({})", program_version(),
            program_commit().empty() ? "" : program_commit().substr(0, 10) + " ", world_.size(),
            world_.size() == 1 ? "" : "s", world_.hosts().count(), world_.hosts().count() == 1 ? "" : "s",
-           fmt::join(world_.hosts().names, ", "), threads(), threads() == 1 ? "" : "s",
-           to_string(trainer_->model().stream().device()), to_string(cpu_level()));
+           fmt::join(world_.hosts().names, ", "), threads(), threads() == 1 ? "" : "s", computes_on(),
+           to_string(cpu_level()));
   log_info("threads {}", options_.threads);
   log_info("model   {} blocks, width {}, {} heads, context {}, vocabulary {}", shape.layers, shape.block.width,
            shape.block.heads, shape.context, shape.vocabulary);
