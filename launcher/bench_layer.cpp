@@ -12,6 +12,7 @@
 #include "layers/elementwise.h"
 #include "optim/clipping.h"
 #include "runtime/parallel.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -190,9 +191,8 @@ void bench_layer(Communicator& world, const config::Config& config, const BenchO
   const LayerTimes times = time_layer(bench, world, options.repeats);
   const auto peak = slowest(world, static_cast<double>(process_memory().peak));
   const int64_t rows = distinct_rows(bench.layer().slots());
-  report.line(fmt::format("{} tokens of width {} read {} rows; {} rank{}, {} thread{} each", bench.tokens(),
-                          bench.input().size(1), rows, world.size(), world.size() == 1 ? "" : "s", threads(),
-                          threads() == 1 ? "" : "s"));
+  report.line(fmt::format("{} tokens of width {} read {} rows; {}, {} each", bench.tokens(), bench.input().size(1),
+                          rows, counted(world.size(), "rank"), counted(threads(), "thread")));
   for (const auto& [name, ms] :
        {std::pair{"forward", times.forward}, std::pair{"backward", times.backward}, std::pair{"update", times.update},
         std::pair{"whole step", times.step}, std::pair{"  of it rows", times.rows}})
