@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "launcher/bench.h"
-#include "launcher/options.h"
 #include "layers/memory/exchange.h"
 #include "runtime/text.h"
 
@@ -205,11 +204,8 @@ void report_local(const LookupTimes& times, int repeats, BenchReport& report) {
 
 void bench_exchange(Communicator& world, const config::Config& config, const BenchOptions& options,
                     BenchReport& report) {
-  const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
-  if (shape.memories.empty())
-    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
-  const MemorySite& site = shape.memories.front();
-  const int64_t tokens = int64_t{config.train().batch()} * shape.context;
+  const MemorySite site = first_memory(config);
+  const int64_t tokens = int64_t{config.train().batch()} * config.model().context();
   report.line(fmt::format("{} on {}; a lookup of {} tokens per rank, {} selections each, rows of {}",
                           counted(world.size(), "rank"), counted(world.hosts().count(), "host"), tokens,
                           site.shape.heads * site.shape.neighbours, site.table.width));

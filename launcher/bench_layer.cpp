@@ -24,14 +24,6 @@ int64_t distinct(std::vector<int32_t> values) {
   return std::unique(values.begin(), values.end()) - values.begin();
 }
 
-// The first memory of the model; rows are made for it alone, whatever other layers share them.
-MemorySite first_site(const config::Config& config) {
-  const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
-  if (shape.memories.empty())
-    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
-  return shape.memories.front();
-}
-
 Adam make_adam(Device device, Parameters& parameters, const AdamOptions& options) {
   parameters.allocate(device, 1);
   return Adam(device, parameters.count(), options);
@@ -41,7 +33,7 @@ Adam make_adam(Device device, Parameters& parameters, const AdamOptions& options
 
 LayerBench::LayerBench(const config::Config& config, Communicator& world, Device device)
     : world_(world),
-      site_(first_site(config)),
+      site_(first_memory(config)),
       row_options_(row_options(config)),
       tokens_(int64_t{config.train().batch()} * config.model().context()),
       stream_(device),

@@ -94,8 +94,7 @@ void bench_model(Communicator& world, const config::Config& config, const BenchO
 }
 
 void bench_step(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
-  if (config.model().memory_size() == 0)
-    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
+  first_memory(config);  // or there is nothing to compare
   describe(config, world, report);
   config::Config dense = config;
   dense.mutable_model()->clear_memory();
