@@ -154,17 +154,6 @@ Pending Communicator::all_reduce_bytes_async(std::span<std::byte> data, ElementT
   });
 }
 
-void Communicator::reduce_scatter_bytes(std::span<const std::byte> in, std::span<std::byte> out, ElementType type,
-                                        Reduction reduction, Purpose purpose) {
-  check_reachable(in.data());
-  check_reachable(out.data());
-  PKM_CHECK(bytes_in(in) == size_ * bytes_in(out), "reduce_scatter: in has {} bytes, out {} on each of {} ranks",
-            in.size(), out.size(), size_);
-  run(describe(Collective::kReduceScatter, purpose, bytes_in(in)), [&] {
-    run_reduce_scatter(in, {out, type, reduction});
-  });
-}
-
 void Communicator::all_gather_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose) {
   check_reachable(in.data());
   check_reachable(out.data());

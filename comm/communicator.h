@@ -113,11 +113,6 @@ class Communicator {
   [[nodiscard]] Pending all_reduce_async(std::span<T> data, Reduction reduction, Purpose purpose) {
     return all_reduce_bytes_async(std::as_writable_bytes(data), element_type<T>(), reduction, purpose);
   }
-  // out (n) = this rank's n-sized block of the reduction of in (size * n).
-  template <Reducible T>
-  void reduce_scatter(In<T> in, std::span<T> out, Reduction reduction, Purpose purpose) {
-    reduce_scatter_bytes(std::as_bytes(in), std::as_writable_bytes(out), element_type<T>(), reduction, purpose);
-  }
   // out (size * n) = every rank's in (n), in rank order.
   template <class T>
   void all_gather(In<T> in, std::span<T> out, Purpose purpose) {
@@ -194,7 +189,6 @@ class Communicator {
   };
   virtual void run_all_reduce(const Reduce& reduce) = 0;
   virtual Pending start_all_reduce(const Reduce& reduce) = 0;
-  virtual void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) = 0;
   virtual void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) = 0;
   virtual Pending start_all_to_all_v(const Blocks& blocks) = 0;
   virtual void run_broadcast(std::span<std::byte> data, int root) = 0;
@@ -236,8 +230,6 @@ class Communicator {
 
   void all_reduce_bytes(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose);
   Pending all_reduce_bytes_async(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose);
-  void reduce_scatter_bytes(std::span<const std::byte> in, std::span<std::byte> out, ElementType type,
-                            Reduction reduction, Purpose purpose);
   void all_gather_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose);
   void all_to_all_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose);
   Pending all_to_all_v_bytes_async(const Blocks& blocks, Purpose purpose);

@@ -84,11 +84,6 @@ Pending DeviceCommunicator::start_all_reduce(const Reduce& reduce) {
   return on_device(reduce.data.data()) ? device_all_reduce(reduce) : host_.start_all_reduce(reduce);
 }
 
-void DeviceCommunicator::run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) {
-  if (!lie_on_device(in, out.data)) return host_.run_reduce_scatter(in, out);
-  device_reduce_scatter(in, out).wait();
-}
-
 void DeviceCommunicator::run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) {
   if (!lie_on_device(in, out)) return host_.run_all_gather(in, out);
   device_all_gather(in, out).wait();

@@ -35,7 +35,6 @@ class DeviceCommunicator : public Communicator {
  protected:
   // Each begins behind what is queued on stream(); what is queued there after wait() sees the result.
   virtual Pending device_all_reduce(const Reduce& reduce) = 0;
-  virtual Pending device_reduce_scatter(std::span<const std::byte> in, const Reduce& out) = 0;
   virtual Pending device_all_gather(std::span<const std::byte> in, std::span<std::byte> out) = 0;
   virtual Pending device_all_to_all_v(const Blocks& blocks) = 0;
   virtual Pending device_broadcast(std::span<std::byte> data, int root) = 0;
@@ -47,9 +46,6 @@ class DeviceCommunicator : public Communicator {
   static std::unique_ptr<Communicator> twin_of(Communicator& ranks) { return ranks.twin(); }
   static Pending start_all_reduce_of(Communicator& ranks, const Reduce& reduce) {
     return ranks.start_all_reduce(reduce);
-  }
-  static void run_reduce_scatter_of(Communicator& ranks, std::span<const std::byte> in, const Reduce& out) {
-    ranks.run_reduce_scatter(in, out);
   }
   static void run_all_gather_of(Communicator& ranks, std::span<const std::byte> in, std::span<std::byte> out) {
     ranks.run_all_gather(in, out);
@@ -66,7 +62,6 @@ class DeviceCommunicator : public Communicator {
  private:
   void run_all_reduce(const Reduce& reduce) final;
   Pending start_all_reduce(const Reduce& reduce) final;
-  void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) final;
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) final;
   Pending start_all_to_all_v(const Blocks& blocks) final;
   void run_broadcast(std::span<std::byte> data, int root) final;

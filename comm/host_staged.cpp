@@ -79,27 +79,6 @@ class HostStagedCommunicator final : public DeviceCommunicator {
     return started(operation);
   }
 
-  // Chunks are columns of the blocks.
-  Pending device_reduce_scatter(std::span<const std::byte> in, const Reduce& out) override {
-    if (size() == 1) return keep(in, out.data);
-    const auto operation = begin();
-    const int64_t unit = size_of(out.type);
-    for_pieces(out.count(), slot_bytes_ / unit / size(), [&](int64_t first, int64_t count) {
-      Chunk chunk = chunk_of(operation);
-      const int64_t bytes = count * unit;
-      for (int r = 0; r < size(); ++r)
-        chunk.in.push_back({device_address(in) + (r * out.count() + first) * unit, r * bytes, bytes});
-      chunk.out = {{out.data.data() + first * unit, 0, bytes}};
-      chunk.travel = [this, out, bytes](const Slot& slot) {
-        run_reduce_scatter_of(*ranks_, front(slot.in, size() * bytes),
-                              {front(slot.out, bytes), out.type, out.reduction});
-        return Pending();
-      };
-      add(std::move(chunk));
-    });
-    return started(operation);
-  }
-
   Pending device_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override {
     if (size() == 1) return keep(in, out);
     const auto operation = begin();

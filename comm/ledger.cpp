@@ -6,6 +6,7 @@
 
 #include "comm/communicator.h"
 #include "runtime/check.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -160,9 +161,8 @@ CommunicationReport collect(Communicator& communicator, const Ledger& ledger, in
 }
 
 std::string to_table(const CommunicationReport& report) {
-  std::string table = fmt::format("communication | {} rank{} on {} host{} | {} steps of {:.1f} ms\n", report.ranks,
-                                  report.ranks == 1 ? "" : "s", report.hosts, report.hosts == 1 ? "" : "s",
-                                  report.steps, 1e3 * report.step_seconds);
+  std::string table = fmt::format("communication | {} on {} | {} steps of {:.1f} ms\n", counted(report.ranks, "rank"),
+                                  counted(report.hosts, "host"), report.steps, 1e3 * report.step_seconds);
   table += fmt::format("{:<18} {:>10} {:>11} {:>12} {:>10} {:>7} {:>8} {:>8} {:>10} {:>9}\n", "purpose", "calls/step",
                        "MiB/step", "cross-host", "wait ms", "share", "algbw", "busbw", "max/mean B", "max/mean t");
   for (const CommunicationLine& line : report.lines) table += to_row(line);

@@ -5,40 +5,22 @@
 // between the ranks of one host without MPI.
 #include "comm/mpi.h"
 
-#include <mpi.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
-#include <new>
 #include <thread>
 
+#include "comm/mpi_group.h"
 #include "comm/self.h"
-#include "comm/shared_sums.h"
 #include "runtime/check.h"
-
-// Every MPI call stands inside PKM_MPI(...), which throws with MPI's own words, the rank and the host.
-#define PKM_MPI(call) ::pkmesh::check_mpi((call), #call, __FILE__, __LINE__)
 
 namespace pkmesh {
 namespace {
 
-constexpr int kTag = 1;
-constexpr int kUnusedTag = 2;
-
-void check_mpi(int status, const char* call, const char* file, int line) {
-  if (status == MPI_SUCCESS) [[likely]]
-    return;
-  std::array<char, MPI_MAX_ERROR_STRING> text{};
-  int length = 0;
-  MPI_Error_string(status, text.data(), &length);
-  int rank = -1;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  detail::fail_check(call, file, line, fmt::format("MPI on rank {} ({}): {}", rank, this_host(), text.data()));
-}
+constexpr int kTag = 1;  // MpiGroup has another
 
 MPI_Datatype mpi_type(ElementType type) {
   switch (type) {
@@ -68,134 +50,10 @@ void in_pieces(int64_t count, int64_t largest, bool always, const Body& body) {
     body(begin, static_cast<int>(std::min(largest, count - begin)));
 }
 
-// The ranks of this host, as a communicator of their own.
-MPI_Comm host_group(MPI_Comm world) {
-  MPI_Comm group = MPI_COMM_NULL;
-  PKM_MPI(MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &group));
-  return group;
-}
-
-// A host is a group of ranks that share memory; its name is for people only.
-Hosts find_hosts(MPI_Comm world, MPI_Comm host) {
-  constexpr int kNameLength = 256;
-  struct Entry {
-    int leader;  // lowest rank of the host
-    std::array<char, kNameLength> name;
-  };
-  int rank = 0;
-  int size = 0;
-  PKM_MPI(MPI_Comm_rank(world, &rank));
-  PKM_MPI(MPI_Comm_size(world, &size));
-  Entry mine{rank, {}};
-  PKM_MPI(MPI_Allreduce(&rank, &mine.leader, 1, MPI_INT, MPI_MIN, host));
-  const std::string name = this_host();
-  std::copy_n(name.begin(), std::min<size_t>(name.size(), kNameLength - 1), mine.name.begin());
-  std::vector<Entry> entries(static_cast<size_t>(size));
-  PKM_MPI(MPI_Allgather(&mine, sizeof(Entry), MPI_BYTE, entries.data(), sizeof(Entry), MPI_BYTE, world));
-  Hosts hosts;
-  std::vector<int> leaders;
-  for (const Entry& entry : entries) {
-    const auto known = std::find(leaders.begin(), leaders.end(), entry.leader);
-    hosts.of_rank.push_back(static_cast<int>(known - leaders.begin()));
-    if (known != leaders.end()) continue;
-    leaders.push_back(entry.leader);
-    hosts.names.emplace_back(entry.name.data());
-  }
-  return hosts;
-}
-
-// MPI's handles behind the communicator. Freeing them is collective, so an exception leaves them to the operating
-// system.
-class MpiGroup {
- public:
-  MpiGroup() {
-    PKM_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &world));
-    PKM_MPI(MPI_Comm_set_errhandler(world, MPI_ERRORS_RETURN));
-    host = host_group(world);
-    PKM_MPI(MPI_Comm_rank(world, &rank));
-    PKM_MPI(MPI_Comm_size(world, &size));
-  }
-  ~MpiGroup() {
-    if (std::uncaught_exceptions() > 0) return;
-    for (MPI_Win& window : windows) MPI_Win_free(&window);
-    MPI_Comm_free(&host);
-    MPI_Comm_free(&world);
-  }
-  MpiGroup(const MpiGroup&) = delete;
-  MpiGroup& operator=(const MpiGroup&) = delete;
-
-  // What each of this host's ranks shows to the others, in the order of `host`: one T each, in memory that they share,
-  // on pages of its own. Empty on all if one cannot have it.
-  template <class T>
-  std::vector<T*> show_to_host() {
-    MPI_Info apart = MPI_INFO_NULL;
-    PKM_MPI(MPI_Info_create(&apart));
-    PKM_MPI(MPI_Info_set(apart, "alloc_shared_noncontig", "true"));
-    // MPI gives it no particular alignment, but all ranks see it at the same place of a page.
-    constexpr size_t kBytes = sizeof(T) + alignof(T);
-    const auto aligned = [](void* memory) {
-      size_t space = kBytes;
-      return static_cast<T*>(std::align(alignof(T), sizeof(T), memory, space));
-    };
-    MPI_Win window = MPI_WIN_NULL;
-    void* mine = nullptr;
-    int made = MPI_Win_allocate_shared(kBytes, 1, apart, host, static_cast<void*>(&mine), &window) == MPI_SUCCESS;
-    PKM_MPI(MPI_Info_free(&apart));
-    if (made == 1) {
-      windows.push_back(window);
-      new (aligned(mine)) T{};
-    }
-    PKM_MPI(MPI_Allreduce(MPI_IN_PLACE, &made, 1, MPI_INT, MPI_MIN, host));  // and all are made before any is used
-    if (made == 0) return {};
-    int count = 0;
-    PKM_MPI(MPI_Comm_size(host, &count));
-    std::vector<T*> shown;
-    for (int r = 0; r < count; ++r) {
-      MPI_Aint bytes = 0;
-      int unit = 0;
-      void* memory = nullptr;
-      PKM_MPI(MPI_Win_shared_query(window, r, &bytes, &unit, static_cast<void*>(&memory)));
-      shown.push_back(aligned(memory));
-    }
-    return shown;
-  }
-
-  StatusBoard make_board() {
-    StatusBoard board{rank, {}, show_to_host<RankStatus>(), nullptr};
-    if (board.statuses.empty()) return StatusBoard::alone(rank);  // the watchdog then knows of this rank alone
-    board.ranks.resize(board.statuses.size());
-    PKM_MPI(MPI_Allgather(&rank, 1, MPI_INT, board.ranks.data(), 1, MPI_INT, host));
-    return board;
-  }
-
-  // If the world is one host's.
-  std::unique_ptr<SharedSums> make_sums() {
-    int here = 0;
-    PKM_MPI(MPI_Comm_size(host, &here));
-    if (here != size || size == 1 || size > SharedSums::kMostRanks) return nullptr;
-    std::vector<SharedSums::Window*> shown = show_to_host<SharedSums::Window>();
-    if (shown.empty()) return nullptr;
-    // MPI's own transfers go on only inside its calls, and a rank that is waited for may itself wait for one.
-    return std::make_unique<SharedSums>(rank, std::move(shown), [this] {
-      int found = 0;
-      PKM_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kUnusedTag, world, &found, MPI_STATUS_IGNORE));
-      std::this_thread::yield();
-    });
-  }
-
-  MPI_Comm world = MPI_COMM_NULL;
-  MPI_Comm host = MPI_COMM_NULL;
-  std::vector<MPI_Win> windows;
-  int rank = 0;
-  int size = 1;
-};
-
 class MpiCommunicator final : public Communicator {
  public:
   MpiCommunicator(std::unique_ptr<MpiGroup> group, const MpiOptions& options)
-      : Communicator(group->rank, group->size, find_hosts(group->world, group->host)),
-        group_(std::move(group)),
-        options_(options) {
+      : Communicator(group->rank, group->size, group->find_hosts()), group_(std::move(group)), options_(options) {
     show_on(group_->make_board());
   }
   ~MpiCommunicator() override { stop_watching(); }
@@ -225,26 +83,6 @@ class MpiCommunicator final : public Communicator {
     });
     return Pending([requests = std::move(requests)]() mutable {
       PKM_MPI(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE));
-    });
-  }
-
-  // MPI's counts cover all blocks together, so pieces are columns of them, packed side by side.
-  void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) override {
-    const int64_t unit = size_of(out.type);
-    const int64_t block = out.count();
-    const int64_t largest = std::max<int64_t>(options_.largest_count / size(), 1);
-    std::vector<std::byte> packed;
-    in_pieces(block, largest, false, [&](int64_t begin, int count) {
-      const std::byte* source = in.data();
-      if (count != block) {
-        const size_t bytes = static_cast<size_t>(count * unit);
-        packed.resize(bytes * static_cast<size_t>(size()));
-        for (int r = 0; r < size(); ++r)
-          std::memcpy(packed.data() + static_cast<size_t>(r) * bytes, in.data() + (r * block + begin) * unit, bytes);
-        source = packed.data();
-      }
-      PKM_MPI(MPI_Reduce_scatter_block(source, out.data.data() + begin * unit, count, mpi_type(out.type),
-                                       mpi_op(out.reduction), group_->world));
     });
   }
 

@@ -176,14 +176,6 @@ class NcclCommunicator final : public DeviceCommunicator {
     });
   }
 
-  Pending device_reduce_scatter(std::span<const std::byte> in, const Reduce& out) override {
-    return launch([&](const Link& link, ncclComm_t comm, cudaStream_t stream) {
-      link.check_started(ncclReduceScatter(in.data(), out.data.data(), static_cast<size_t>(out.count()),
-                                           nccl_type(out.type), nccl_op(out.reduction), comm, stream),
-                         "ncclReduceScatter");
-    });
-  }
-
   Pending device_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override {
     return launch([&](const Link& link, ncclComm_t comm, cudaStream_t stream) {
       link.check_started(ncclAllGather(in.data(), out.data(), in.size(), ncclChar, comm, stream), "ncclAllGather");

@@ -26,7 +26,6 @@ class Placement {
   // 1 <= ranks, 0 <= rows < 2^31. Owners may hold no rows.
   Placement(PlacementKind kind, int64_t rows, int ranks);
 
-  PlacementKind kind() const { return kind_; }
   int64_t rows() const { return rows_; }
   int ranks() const { return static_cast<int>(ranks_); }
   int64_t local_rows(int owner) const;

@@ -15,10 +15,6 @@ void SelfCommunicator::copy(std::span<const std::byte> in, std::span<std::byte> 
   std::memcpy(out.data(), in.data(), in.size());
 }
 
-void SelfCommunicator::run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) {
-  copy(in, out.data);
-}
-
 void SelfCommunicator::run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) {
   copy(in, out);
 }

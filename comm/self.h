@@ -15,7 +15,6 @@ class SelfCommunicator final : public Communicator {
  protected:
   void run_all_reduce(const Reduce&) override {}
   Pending start_all_reduce(const Reduce&) override { return {}; }
-  void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) override;
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override;
   Pending start_all_to_all_v(const Blocks& blocks) override;
   void run_broadcast(std::span<std::byte>, int) override {}

@@ -179,14 +179,6 @@ class ThreadCommunicator final : public Communicator {
     });
   }
 
-  void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) override {
-    const size_t begin = static_cast<size_t>(rank()) * out.data.size();
-    meet(describe("reduce_scatter", out), in, {}, [out, begin](const Meeting& meeting) {
-      for (size_t r = 0; r < meeting.offers.size(); ++r)
-        take(std::span(meeting.offers[r].data).subspan(begin, out.data.size()), out, r == 0);
-    }).wait();
-  }
-
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override {
     meet(fmt::format("all_gather of {} bytes", in.size()), in, {}, [out, n = in.size()](const Meeting& meeting) {
       for (size_t r = 0; r < meeting.offers.size(); ++r) copy(meeting.offers[r].data, out.subspan(r * n, n));

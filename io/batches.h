@@ -57,7 +57,6 @@ class BatchSampler {
   BatchSampler(Tokens tokens, int64_t context, uint64_t seed);
 
   int64_t context() const { return context_; }
-  int64_t windows_per_epoch() const { return windows_; }
   // Where sequence number g begins among the tokens: it reads [start, start + context].
   int64_t start_of(int64_t g) const;
   // inputs and targets: (range.count(), context).

@@ -28,7 +28,6 @@ class File {
   void write_at(std::span<const std::byte> bytes, int64_t offset);
   void append(std::string_view text);
   void sync();
-  const std::string& path() const { return path_; }
 
  private:
   File(std::string path, int flags);

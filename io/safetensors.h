@@ -103,11 +103,6 @@ class SafetensorsWriter {
   explicit SafetensorsWriter(const std::string& path);
   // Bytes [offset, offset + bytes.size()) of the tensor.
   void write(std::string_view name, std::span<const std::byte> bytes, int64_t offset = 0);
-  template <class T>
-  void write_values(std::string_view name, std::span<const T> values, int64_t first_element = 0) {
-    PKM_CHECK(layout_.at(name).dtype == dtype_of<T>(), "{}: {} is of another type", layout_.path(), name);
-    write(name, std::as_bytes(values), first_element * static_cast<int64_t>(sizeof(T)));
-  }
   void sync() { file_.sync(); }
 
  private:

@@ -18,7 +18,6 @@ class TensorBoardWriter {
   TensorBoardWriter(const std::string& folder, int64_t resume_step);
   // One event with every number in `values`, an object with "step"; nested names become "memory/L6/used".
   void append(const nlohmann::json& values);
-  const std::string& path() const { return file_.path(); }
 
  private:
   void write(std::string_view message);

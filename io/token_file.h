@@ -76,7 +76,6 @@ class Tokens {
   TextSize text() const { return text_; }
   int32_t vocabulary_size() const { return vocabulary_size_; }
   uint64_t tokenizer_hash() const { return tokenizer_hash_; }
-  int64_t shards() const { return static_cast<int64_t>(shards_.size()); }
 
   // out[i] = token begin + i, across shards. The range must lie in [0, count()). UserError that names the shard if the
   // ids are not those that were written.

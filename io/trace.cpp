@@ -126,17 +126,9 @@ void Trace::on_range(std::string_view name, Clock::time_point begin, Clock::time
 }
 
 std::vector<RangeTotal> Trace::totals() const {
-  std::vector<RangeTotal> sorted;
-  for (const RangeTotal& total : totals_)
-    if (total.count > 0) sorted.push_back(total);
+  std::vector<RangeTotal> sorted = totals_;
   std::stable_sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.ms > b.ms; });
   return sorted;
-}
-
-void Trace::clear() {
-  events_.clear();
-  dropped_ = 0;
-  for (RangeTotal& total : totals_) total = {std::move(total.name)};
 }
 
 void Trace::write(const std::string& path) const {

@@ -37,7 +37,6 @@ class Trace final : public RangeObserver {
 
   int64_t dropped() const { return dropped_; }
   std::vector<RangeTotal> totals() const;  // most time first
-  void clear();                            // forgets ranges and totals; keeps time zero
 
   // One event per line. UserError if the file cannot be written.
   void write(const std::string& path) const;

@@ -106,6 +106,13 @@ std::vector<std::string> benchmark_names() {
   return names;
 }
 
+MemorySite first_memory(const config::Config& config) {
+  const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
+  if (shape.memories.empty())
+    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
+  return shape.memories.front();
+}
+
 int bench_command(Communicator& world, const BenchArguments& options) {
   const Benchmark& benchmark = find(options.name);
   config::Config config;

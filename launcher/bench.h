@@ -6,6 +6,7 @@
 #include "io/config.pb.h"
 #include "launcher/bench_machine.h"
 #include "launcher/bench_measure.h"
+#include "launcher/options.h"
 
 namespace pkmesh {
 
@@ -22,6 +23,10 @@ struct BenchOptions {
   int64_t curve_tokens = 2048;
   std::vector<int64_t> curve_distinct_tokens = {8, 32, 128, 256, 512, 1024, 2048};
 };
+
+// The model's first memory, the one that is measured: rows are made for it alone, whatever other layers share them.
+// UserError if there is none.
+MemorySite first_memory(const config::Config& config);
 
 // Each phase of a step against its floor. A world of one; UserError otherwise.
 void bench_ops(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report);

@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "launcher/bench.h"
-#include "launcher/options.h"
 #include "layers/memory/exchange.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -204,15 +204,11 @@ void report_local(const LookupTimes& times, int repeats, BenchReport& report) {
 
 void bench_exchange(Communicator& world, const config::Config& config, const BenchOptions& options,
                     BenchReport& report) {
-  const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
-  if (shape.memories.empty())
-    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
-  const MemorySite& site = shape.memories.front();
-  const int64_t tokens = int64_t{config.train().batch()} * shape.context;
-  report.line(fmt::format("{} rank{} on {} host{}; a lookup of {} tokens per rank, {} selections each, rows of {}",
-                          world.size(), world.size() == 1 ? "" : "s", world.hosts().count(),
-                          world.hosts().count() == 1 ? "" : "s", tokens, site.shape.heads * site.shape.neighbours,
-                          site.table.width));
+  const MemorySite site = first_memory(config);
+  const int64_t tokens = int64_t{config.train().batch()} * config.model().context();
+  report.line(fmt::format("{} on {}; a lookup of {} tokens per rank, {} selections each, rows of {}",
+                          counted(world.size(), "rank"), counted(world.hosts().count(), "host"), tokens,
+                          site.shape.heads * site.shape.neighbours, site.table.width));
   report.line("bandwidths in GB/s as nccl-tests defines them; times are those of the slowest rank");
   const bool alone = world.size() == 1;
   if (alone)

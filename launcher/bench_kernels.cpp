@@ -7,7 +7,6 @@
 
 #include "io/step_line.h"
 #include "launcher/bench.h"
-#include "launcher/options.h"
 #include "layers/elementwise.h"
 #include "layers/memory/select.h"
 #include "optim/sparse_adam.h"
@@ -75,7 +74,7 @@ std::vector<int32_t> draw_rows(int64_t count, int64_t rows, bool zipf) {
 class KernelBench {
  public:
   KernelBench(const config::Config& config, Communicator& world, const BenchOptions& options, BenchReport& report)
-      : site_(model_shape(config, config.tokenizer().vocabulary()).memories.at(0)),
+      : site_(first_memory(config)),
         row_options_(row_options(config)),
         tokens_(int64_t{config.train().batch()} * config.model().context()),
         placement_(PlacementKind::kBlock, site_.table.slots, 1),
@@ -227,8 +226,6 @@ class KernelBench {
 void bench_kernels(Communicator& world, const config::Config& config, const BenchOptions& options,
                    BenchReport& report) {
   if (world.size() != 1) user_error("bench kernels measures one rank; start it without mpirun");
-  if (config.model().memory().empty())
-    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
   KernelBench(config, world, options, report).run();
 }
 

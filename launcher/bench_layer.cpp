@@ -12,6 +12,7 @@
 #include "layers/elementwise.h"
 #include "optim/clipping.h"
 #include "runtime/parallel.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -23,14 +24,6 @@ int64_t distinct(std::vector<int32_t> values) {
   return std::unique(values.begin(), values.end()) - values.begin();
 }
 
-// The first memory of the model; rows are made for it alone, whatever other layers share them.
-MemorySite first_site(const config::Config& config) {
-  const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
-  if (shape.memories.empty())
-    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
-  return shape.memories.front();
-}
-
 Adam make_adam(Device device, Parameters& parameters, const AdamOptions& options) {
   parameters.allocate(device, 1);
   return Adam(device, parameters.count(), options);
@@ -40,7 +33,7 @@ Adam make_adam(Device device, Parameters& parameters, const AdamOptions& options
 
 LayerBench::LayerBench(const config::Config& config, Communicator& world, Device device)
     : world_(world),
-      site_(first_site(config)),
+      site_(first_memory(config)),
       row_options_(row_options(config)),
       tokens_(int64_t{config.train().batch()} * config.model().context()),
       stream_(device),
@@ -190,9 +183,8 @@ void bench_layer(Communicator& world, const config::Config& config, const BenchO
   const LayerTimes times = time_layer(bench, world, options.repeats);
   const auto peak = slowest(world, static_cast<double>(process_memory().peak));
   const int64_t rows = distinct_rows(bench.layer().slots());
-  report.line(fmt::format("{} tokens of width {} read {} rows; {} rank{}, {} thread{} each", bench.tokens(),
-                          bench.input().size(1), rows, world.size(), world.size() == 1 ? "" : "s", threads(),
-                          threads() == 1 ? "" : "s"));
+  report.line(fmt::format("{} tokens of width {} read {} rows; {}, {} each", bench.tokens(), bench.input().size(1),
+                          rows, counted(world.size(), "rank"), counted(threads(), "thread")));
   for (const auto& [name, ms] :
        {std::pair{"forward", times.forward}, std::pair{"backward", times.backward}, std::pair{"update", times.update},
         std::pair{"whole step", times.step}, std::pair{"  of it rows", times.rows}})

@@ -13,6 +13,7 @@
 #include "runtime/buffer.h"
 #include "runtime/cpu.h"
 #include "runtime/parallel.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -176,8 +177,8 @@ Ceilings measure_ceilings(Stream& stream, const CeilingSizes& sizes, int repeats
 }
 
 std::string to_text(const Ceilings& ceilings, const CeilingSizes& sizes) {
-  std::string text = fmt::format("ceilings of this machine, {} thread{}, {}\n", threads(), threads() == 1 ? "" : "s",
-                                 to_string(cpu_level()));
+  std::string text =
+      fmt::format("ceilings of this machine, {}, {}\n", counted(threads(), "thread"), to_string(cpu_level()));
   text += "  copy, read + written       ";
   for (const auto& copy : ceilings.copies)
     text += fmt::format("{}{}: {:.1f}", &copy == ceilings.copies.data() ? "" : ", ", size_text(copy.bytes),

@@ -11,6 +11,7 @@
 #include "launcher/memory_plan.h"
 #include "launcher/trainer.h"
 #include "runtime/parallel.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -74,7 +75,7 @@ void bench_memory(Communicator& world, const config::Config& config, const Bench
     ms.push_back(slowest(world, step.seconds * 1e3));
     report.figures["losses"].push_back(step.loss);
   }
-  table.line(fmt::format("model, after {} step{}", options.repeats, options.repeats == 1 ? "" : "s"), grown());
+  table.line("model, after " + counted(options.repeats, "step"), grown());
   for (const auto& sharded : trainer.contents().tables)
     for (const RowTensor& tensor : sharded.tensors) touch(tensor.bytes);
   const StepFigures last = trainer.step();

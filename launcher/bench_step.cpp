@@ -10,6 +10,7 @@
 #include "launcher/memory_plan.h"
 #include "launcher/trainer.h"
 #include "runtime/parallel.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -65,11 +66,10 @@ double flops(const config::Config& config) {
 }
 
 void describe(const config::Config& config, const Communicator& world, BenchReport& report) {
-  report.line(
-      fmt::format("{} blocks, width {}, context {}, {} sequences per step, vocabulary {}; {} rank{}, {} thread{} each",
-                  config.model().layers(), config.model().width(), config.model().context(), config.train().batch(),
-                  config.tokenizer().vocabulary(), world.size(), world.size() == 1 ? "" : "s", threads(),
-                  threads() == 1 ? "" : "s"));
+  report.line(fmt::format("{} blocks, width {}, context {}, {} sequences per step, vocabulary {}; {}, {} each",
+                          config.model().layers(), config.model().width(), config.model().context(),
+                          config.train().batch(), config.tokenizer().vocabulary(), counted(world.size(), "rank"),
+                          counted(threads(), "thread")));
 }
 
 // The trainer after its warm-up; its memory against the plan goes into the report.
@@ -94,8 +94,7 @@ void bench_model(Communicator& world, const config::Config& config, const BenchO
 }
 
 void bench_step(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
-  if (config.model().memory_size() == 0)
-    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
+  first_memory(config);  // or there is nothing to compare
   describe(config, world, report);
   config::Config dense = config;
   dense.mutable_model()->clear_memory();

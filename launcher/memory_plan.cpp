@@ -13,6 +13,7 @@
 #include "io/tokenizer.h"
 #include "layers/cross_entropy.h"
 #include "layers/memory/sum_by_row.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -209,8 +210,8 @@ int64_t planned_vocabulary(const config::Config& config) {
 
 std::string to_text(const MemoryPlan& plan) {
   std::string text =
-      fmt::format("memory per rank ({} rank{}), {} dense and {} value parameters\n", plan.ranks,
-                  plan.ranks == 1 ? "" : "s", count_text(plan.dense_parameters), count_text(plan.value_parameters));
+      fmt::format("memory per rank ({}), {} dense and {} value parameters\n", counted(plan.ranks, "rank"),
+                  count_text(plan.dense_parameters), count_text(plan.value_parameters));
   for (const auto& line : plan.lines)
     text += fmt::format("  {:<18}{:>12}   {}\n", line.what, bytes_text(line.bytes), line.how);
   const int64_t on_gpu = plan.bytes_per_rank(DeviceKind::kCuda);

@@ -10,6 +10,8 @@
 #include <fstream>
 #include <string_view>
 
+#include "runtime/text.h"
+
 namespace pkmesh {
 namespace {
 
@@ -84,10 +86,6 @@ Cores look_around() {
   std::erase_if(cores.available, [](int cpu) { return !leads_its_core(cpu); });
   if (cores.available.empty()) cores.available = cores.bound;
   return cores;
-}
-
-std::string counted(int count, const char* what) {
-  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
 }
 
 }  // namespace

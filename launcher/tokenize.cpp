@@ -13,6 +13,7 @@
 #include "runtime/check.h"
 #include "runtime/log.h"
 #include "runtime/range.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -42,8 +43,8 @@ class ProgressBar {
 };
 
 std::string describe(const SplitSummary& split) {
-  return fmt::format("{} tokens in {} file{}, from {} of text, {} words", split.tokens, split.shards,
-                     split.shards == 1 ? "" : "s", bytes_text(static_cast<double>(split.text.bytes)), split.text.words);
+  return fmt::format("{} tokens in {}, from {} of text, {} words", split.tokens, counted(split.shards, "file"),
+                     bytes_text(static_cast<double>(split.text.bytes)), split.text.words);
 }
 
 void describe_tokenizer(const TokenizeOptions& options, const TokenizeSummary& summary) {

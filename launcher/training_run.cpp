@@ -16,6 +16,7 @@
 #include "runtime/cpu.h"
 #include "runtime/log.h"
 #include "runtime/parallel.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -174,11 +175,10 @@ void TrainingRun::describe() {
   if (world_.rank() != 0) return;
   const TransformerShape& shape = trainer_->model().transformer().shape();
   const config::Train& plan = config_.train();
-  log_info("pkmesh {} {}| {} rank{} on {} host{} ({}), {} thread{} each, {} ({})", program_version(),
-           program_commit().empty() ? "" : program_commit().substr(0, 10) + " ", world_.size(),
-           world_.size() == 1 ? "" : "s", world_.hosts().count(), world_.hosts().count() == 1 ? "" : "s",
-           fmt::join(world_.hosts().names, ", "), threads(), threads() == 1 ? "" : "s",
-           to_string(trainer_->model().stream().device()), to_string(cpu_level()));
+  log_info("pkmesh {} {}| {} on {} ({}), {} each, {} ({})", program_version(),
+           program_commit().empty() ? "" : program_commit().substr(0, 10) + " ", counted(world_.size(), "rank"),
+           counted(world_.hosts().count(), "host"), fmt::join(world_.hosts().names, ", "), counted(threads(), "thread"),
+           computes_on(), to_string(cpu_level()));
   log_info("threads {}", options_.threads);
   log_info("model   {} blocks, width {}, {} heads, context {}, vocabulary {}", shape.layers, shape.block.width,
            shape.block.heads, shape.context, shape.vocabulary);

@@ -55,8 +55,7 @@ void LayerNorm::backward(StepContext& context, Matrix<const float> dy, Matrix<co
 
 // Starts as N(0, 1/inputs) with no bias, as the paper's code does for its transformers' linear layers.
 Linear::Linear(Parameters& parameters, const std::string& name, int64_t in, int64_t out)
-    : inputs_(in),
-      outputs_(out),
+    : outputs_(out),
       weight_(parameters.add<2>(name + ".weight", {out, in}, Init::normal(1.0F / std::sqrt(static_cast<float>(in))))),
       bias_(parameters.add<1>(name + ".bias", {out}, Init::constant(0))) {}
 

@@ -58,10 +58,8 @@ class Linear {
   Linear(Parameters& parameters, const std::string& name, int64_t in, int64_t out);
   Matrix<float> forward(StepContext& context, Matrix<const float> x);
   void backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx);
-  int64_t inputs() const { return inputs_; }
 
  private:
-  int64_t inputs_;
   int64_t outputs_;
   Parameter<2> weight_;
   Parameter<1> bias_;
@@ -121,7 +119,6 @@ class Block {
                        KeyValueCache& cache);
   // Where this block's parameters begin in the flat store: after backward(), all gradients from here on are final.
   int64_t offset() const { return offset_; }
-  const MemoryLayer* memory(bool after) const { return after ? after_.get() : replace_.get(); }
 
  private:
   template <class Attend>

@@ -23,14 +23,9 @@ struct Dropout {
 };
 
 PKM_OP(dropout, Matrix<const float> x, const Dropout& mask, Matrix<float> y)
-PKM_OP(dropout_add, Matrix<const float> x, const Dropout& mask, Matrix<const float> residual, Matrix<float> y)
 
 // y = dropout(x); all views (T, width). y may be x. It is its own backward pass: dropout(stream, dy, mask, dx).
 void dropout(Stream& stream, Matrix<const float> x, const Dropout& mask, Matrix<float> y);
-
-// y = residual + dropout(x). y may be x or residual. Backward: dresidual = dy, dx = dropout(dy).
-void dropout_add(Stream& stream, Matrix<const float> x, const Dropout& mask, Matrix<const float> residual,
-                 Matrix<float> y);
 
 namespace PKM_CPU {
 // For kernels that apply a mask themselves: factors[j] = 0 or 1 / (1 - p) for elements first + j of the mask.

@@ -10,19 +10,6 @@ namespace {
 constexpr int64_t kGrain = 4096;  // elements worth a thread
 constexpr int64_t kStrip = 512;   // elements whose random numbers wait in L1
 
-// Calls body(first, count, factors) for strips of all `total` elements.
-template <class Body>
-void for_each_strip(const Dropout& mask, int64_t total, const Body& body) {
-  parallel_for(0, total, kGrain, [&](int64_t from, int64_t to) {
-    float factors[kStrip];
-    for (int64_t first = from; first < to; first += kStrip) {
-      const int64_t count = std::min(kStrip, to - first);
-      dropout_factors(mask, first, count, factors);
-      body(first, count, factors);
-    }
-  });
-}
-
 }  // namespace
 
 void dropout_factors(const Dropout& mask, int64_t first, int64_t count, float* factors) {
@@ -45,24 +32,14 @@ void dropout(Stream&, Matrix<const float> x, const Dropout& mask, Matrix<float> 
       parallel_for(0, x.count(), kGrain, [=](int64_t from, int64_t to) { std::copy(in + from, in + to, out + from); });
     return;
   }
-  for_each_strip(mask, x.count(), [=](int64_t first, int64_t count, const float* factors) {
+  parallel_for(0, x.count(), kGrain, [=, &mask](int64_t from, int64_t to) {
+    float factors[kStrip];
+    for (int64_t first = from; first < to; first += kStrip) {
+      const int64_t count = std::min(kStrip, to - first);
+      dropout_factors(mask, first, count, factors);
 #pragma omp simd
-    for (int64_t j = 0; j < count; ++j) out[first + j] = in[first + j] * factors[j];
-  });
-}
-
-void dropout_add(Stream&, Matrix<const float> x, const Dropout& mask, Matrix<const float> residual, Matrix<float> y) {
-  const float* in = x.data();
-  const float* base = residual.data();
-  float* out = y.data();
-  if (mask.probability == 0.0F)
-    return parallel_for(0, x.count(), kGrain, [=](int64_t from, int64_t to) {
-#pragma omp simd
-      for (int64_t i = from; i < to; ++i) out[i] = base[i] + in[i];
-    });
-  for_each_strip(mask, x.count(), [=](int64_t first, int64_t count, const float* factors) {
-#pragma omp simd
-    for (int64_t j = 0; j < count; ++j) out[first + j] = base[first + j] + in[first + j] * factors[j];
+      for (int64_t j = 0; j < count; ++j) out[first + j] = in[first + j] * factors[j];
+    }
   });
 }
 

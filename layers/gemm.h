@@ -24,13 +24,6 @@ struct MatrixSlice {
   operator MatrixSlice<const T>() const requires(!std::is_const_v<T>) { return {data, rows, columns, stride}; }
 };
 
-// Columns [begin, end) of a matrix.
-template <class T>
-MatrixSlice<T> columns_of(Matrix<T> matrix, int64_t begin, int64_t end) {
-  PKM_CHECK(0 <= begin && begin <= end && end <= matrix.size(1), "columns [{}, {}) of {}", begin, end, matrix.size(1));
-  return {matrix.data() + begin, matrix.size(0), end - begin, matrix.size(1)};
-}
-
 enum class Transpose { kNo, kYes };
 
 PKM_OP(gemm, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixSlice<const float> a,

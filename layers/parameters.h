@@ -32,7 +32,6 @@ class Parameter {
   Parameter() = default;
   View<float, N> value() const;
   View<float, N> gradient() const;
-  int64_t offset() const { return offset_; }  // of its first element in Parameters::values() and gradients()
 
  private:
   friend class Parameters;

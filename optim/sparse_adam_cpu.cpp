@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "layers/memory/row_kernels.h"
-#include "optim/sparse_adam.h"
+#include "optim/row_coefficients.h"
 #include "optim/squares.h"
 #include "runtime/parallel.h"
 
@@ -147,26 +147,6 @@ void narrow(const StripSpace& from, const uint16_t* __restrict bits, int64_t cou
   for (int64_t i = 0; i < count; ++i) strip[i] = T::stochastic(from[i], bits[i]);
 }
 
-struct Coefficients {
-  float one_minus_beta1;
-  float beta2;
-  float one_minus_beta2;
-  float rate;
-  float eps;
-};
-
-Coefficients coefficients(const RowUpdate& update, int64_t t) {
-  const auto& options = update.options;
-  const double root2 = std::sqrt(1.0 - std::pow(options.beta2, static_cast<double>(t)));
-  const double correction1 = 1.0 - std::pow(options.beta1, static_cast<double>(t));
-  const bool after = options.update == RowAdamOptions::Update::kAll;
-  return {.one_minus_beta1 = static_cast<float>(1.0 - options.beta1),
-          .beta2 = static_cast<float>(options.beta2),
-          .one_minus_beta2 = static_cast<float>(1.0 - options.beta2),
-          .rate = static_cast<float>(update.lr * root2 / correction1),
-          .eps = static_cast<float>(after ? options.eps * root2 : options.eps)};
-}
-
 // A row with its moments. `second` is one number if the second moment is row-wise, else (width).
 template <class Value, class First, class Second>
 struct Row {
@@ -177,9 +157,9 @@ struct Row {
 
 // Columns [begin, begin + count) of a row, a strip at most.
 template <bool kRowWise, class Value, class First, class Second>
-[[gnu::always_inline]] inline void update_columns(const Coefficients& c, float row_rate, const ScaledGradient& gradient,
-                                                  const Workspace& space, const Row<Value, First, Second>& row,
-                                                  int64_t begin, int64_t count) {
+[[gnu::always_inline]] inline void update_columns(const RowCoefficients& c, float row_rate,
+                                                  const ScaledGradient& gradient, const Workspace& space,
+                                                  const Row<Value, First, Second>& row, int64_t begin, int64_t count) {
   StripSpace value_space;
   StripSpace first_space;
   StripSpace second_space;
@@ -222,7 +202,7 @@ template <class T>
 
 // One row, a strip at a time; the same strip of the next row is fetched meanwhile.
 template <bool kRowWise, class Value, class First, class Second>
-void update_row(const Coefficients& c, int64_t width, const ScaledGradient& gradient, const Workspace& space,
+void update_row(const RowCoefficients& c, int64_t width, const ScaledGradient& gradient, const Workspace& space,
                 const Row<Value, First, Second>& row, const Row<Value, First, Second>& next) {
   float row_rate = 0;
   if constexpr (kRowWise) {
@@ -263,7 +243,7 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
   const int64_t width = values.size(1);
   const int64_t last = gradients.rows.count() - 1;
   const bool own_steps = update.options.correction == RowAdamOptions::Correction::kOwnSteps;
-  const Coefficients global = coefficients(update, update.step);
+  const RowCoefficients global = row_coefficients(update, update.step);
   const auto row_at = [&](int64_t u) -> Row<Value, First, Second> {
     const int64_t row = gradients.rows[u];
     return {values.data() + row * width, firsts.data() + row * width, seconds.data() + row * seconds.size(1)};
@@ -280,7 +260,7 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
       fill_bits(update.first_rounding, update.global_row(row), width, space.first_bits.data());
     if constexpr (sizeof(Second) == 2)
       fill_bits(update.second_rounding, update.global_row(row), width, space.second_bits.data());
-    const Coefficients c = own_steps ? coefficients(update, ++steps[row]) : global;
+    const RowCoefficients c = own_steps ? row_coefficients(update, ++steps[row]) : global;
     update_row<kRowWise>(c, width, gradient, space, row_at(u), row_at(std::min(u + 1, last)));
   });
 }

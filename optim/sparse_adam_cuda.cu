@@ -5,11 +5,10 @@
 //
 // Random bits are the CPU's: word i of a row's sequence serves columns i and i + half a row, so a thread takes four
 // columns of either half and needs four words for each tensor that is rounded.
-#include <cmath>
 #include <cub/device/device_scan.cuh>
 
 #include "layers/memory/row_sums_cuda.h"
-#include "optim/sparse_adam.h"
+#include "optim/row_coefficients.h"
 #include "runtime/cuda_scratch.h"
 
 namespace pkmesh::cuda {
@@ -23,42 +22,9 @@ int64_t half_of(int64_t width) {
   return (width + 7) / 8 * 4;
 }
 
-// From which Coefficients follow.
-struct Schedule {
-  double beta1;
-  double beta2;
-  double eps;
-  double lr;
-  bool eps_after_correction;
-};
-
-struct Coefficients {
-  float one_minus_beta1;
-  float beta2;
-  float one_minus_beta2;
-  float rate;
-  float eps;
-};
-
-PKM_HOST_DEVICE Coefficients coefficients(const Schedule& schedule, double t) {
-  const double root2 = sqrt(1.0 - pow(schedule.beta2, t));
-  const double correction1 = 1.0 - pow(schedule.beta1, t);
-  return {.one_minus_beta1 = static_cast<float>(1.0 - schedule.beta1),
-          .beta2 = static_cast<float>(schedule.beta2),
-          .one_minus_beta2 = static_cast<float>(1.0 - schedule.beta2),
-          .rate = static_cast<float>(schedule.lr * root2 / correction1),
-          .eps = static_cast<float>(schedule.eps_after_correction ? schedule.eps * root2 : schedule.eps)};
-}
-
 struct Update {
-  Schedule schedule;
-  Coefficients global;
-  float scale;
-  Random value_rounding;
-  Random first_rounding;
-  Random second_rounding;
-  Placement placement;
-  int rank;
+  RowUpdate run;
+  RowCoefficients global;
   const int64_t* touched;
   const int32_t* rows;
   uint32_t* steps;  // null unless rows count their own
@@ -124,10 +90,10 @@ __device__ double sum_gradient(const RowSums& sums, int64_t u, float scale, floa
 }
 
 // The row's coefficients: the run's, or by the row's own counter, which one thread moves. All threads must call it.
-__device__ Coefficients row_coefficients(const Update& update, int32_t row) {
+__device__ RowCoefficients coefficients_of(const Update& update, int32_t row) {
   if (update.steps == nullptr) return update.global;
-  __shared__ Coefficients shared;
-  if (threadIdx.x == 0) shared = coefficients(update.schedule, static_cast<double>(++update.steps[row]));
+  __shared__ RowCoefficients shared;
+  if (threadIdx.x == 0) shared = row_coefficients(update.run, ++update.steps[row]);
   __syncthreads();
   return shared;
 }
@@ -138,13 +104,13 @@ __device__ void update_row(const Update& update, int64_t u, float* gradient, Val
                            Second* seconds) {
   const int64_t width = update.sums.width;
   const int32_t row = update.rows[u];
-  const int32_t global_row = update.placement.global_row(update.rank, row);
+  const int32_t global_row = update.run.global_row(row);
   Value* const value = values + row * width;
   First* const first = firsts + row * width;
   Second* const second = seconds + row * (kRowWise ? 1 : width);
 
-  const double my_squares = sum_gradient(update.sums, u, update.scale, gradient);
-  const Coefficients c = row_coefficients(update, row);
+  const double my_squares = sum_gradient(update.sums, u, update.run.scale, gradient);
+  const RowCoefficients c = coefficients_of(update, row);
   float row_rate = 0;
   if constexpr (kRowWise) {
     const auto mean = static_cast<float>(block_sum<kThreads>(my_squares) / static_cast<double>(width));
@@ -156,10 +122,10 @@ __device__ void update_row(const Update& update, int64_t u, float* gradient, Val
   __syncthreads();  // the gradient is complete
 
   for (int64_t j = static_cast<int64_t>(threadIdx.x) * 4; j < update.half; j += kThreads * 4) {
-    const auto value_words = words_for<Value>(update.value_rounding, global_row, j);
-    const auto first_words = words_for<First>(update.first_rounding, global_row, j);
+    const auto value_words = words_for<Value>(update.run.value_rounding, global_row, j);
+    const auto first_words = words_for<First>(update.run.first_rounding, global_row, j);
     std::array<uint32_t, 4> second_words{};
-    if constexpr (!kRowWise) second_words = words_for<Second>(update.second_rounding, global_row, j);
+    if constexpr (!kRowWise) second_words = words_for<Second>(update.run.second_rounding, global_row, j);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t column = half * update.half + j;
@@ -284,19 +250,8 @@ void update_rows(Stream& stream, const RowUpdate& update, const TableRows& value
   PKM_CHECK(width <= kMostWidth, "rows of width {}: the CUDA kernel holds {} in shared memory", width, kMostWidth);
   if (width == 0) return;
   const bool own_steps = options.correction == RowAdamOptions::Correction::kOwnSteps;
-  const Schedule schedule = {.beta1 = options.beta1,
-                             .beta2 = options.beta2,
-                             .eps = options.eps,
-                             .lr = update.lr,
-                             .eps_after_correction = options.update == RowAdamOptions::Update::kAll};
-  const Update arguments = {.schedule = schedule,
-                            .global = coefficients(schedule, static_cast<double>(update.step)),
-                            .scale = update.scale,
-                            .value_rounding = update.value_rounding,
-                            .first_rounding = update.first_rounding,
-                            .second_rounding = update.second_rounding,
-                            .placement = update.placement,
-                            .rank = update.rank,
+  const Update arguments = {.run = update,
+                            .global = row_coefficients(update, update.step),
                             .touched = gradients.touched.data(),
                             .rows = gradients.rows.data(),
                             .steps = own_steps ? state.steps.data() : nullptr,

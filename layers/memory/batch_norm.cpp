@@ -4,28 +4,18 @@
 #include "runtime/range.h"
 
 namespace pkmesh {
-namespace {
 
-void check_valid(Vector<const uint8_t> valid, Extent tokens) {
-  if (!valid.empty()) check_shape("batch_norm: valid", valid, {tokens});
-}
-
-}  // namespace
-
-void batch_norm_sums(Stream& stream, Matrix<const float> x, Vector<const uint8_t> valid, Vector<double> sums) {
-  check_valid(valid, {"tokens", x.size(0)});
+void batch_norm_sums(Stream& stream, Matrix<const float> x, Vector<double> sums) {
   check_shape("batch_norm: sums", sums, {{"features + 1", x.size(1) + 1}});
   const Range range("batch_norm sums");
-  PKM_DISPATCH(stream, batch_norm_sums, x, valid, sums);
+  PKM_DISPATCH(stream, batch_norm_sums, x, sums);
 }
 
-void batch_norm_squares(Stream& stream, Matrix<const float> x, Vector<const uint8_t> valid, Vector<const double> sums,
-                        Vector<double> squares) {
-  check_valid(valid, {"tokens", x.size(0)});
+void batch_norm_squares(Stream& stream, Matrix<const float> x, Vector<const double> sums, Vector<double> squares) {
   check_shape("batch_norm: sums", sums, {{"features + 1", x.size(1) + 1}});
   check_shape("batch_norm: squares", squares, {{"features", x.size(1)}});
   const Range range("batch_norm squares");
-  PKM_DISPATCH(stream, batch_norm_squares, x, valid, sums, squares);
+  PKM_DISPATCH(stream, batch_norm_squares, x, sums, squares);
 }
 
 void batch_norm_statistics(Stream& stream, Vector<const double> sums, Vector<const double> squares, float momentum,
@@ -56,26 +46,23 @@ void batch_norm_normalise(Stream& stream, Matrix<const float> x, Vector<const fl
   PKM_DISPATCH(stream, batch_norm_normalise, x, mean, variance, epsilon, weight, bias, normal, y);
 }
 
-void batch_norm_backward_sums(Stream& stream, Matrix<const float> normal, Vector<const uint8_t> valid,
-                              Matrix<const float> dy, Matrix<double> sums, Vector<float> dweight, Vector<float> dbias) {
+void batch_norm_backward_sums(Stream& stream, Matrix<const float> normal, Matrix<const float> dy, Matrix<double> sums,
+                              Vector<float> dweight, Vector<float> dbias) {
   const Extent tokens = {"tokens", normal.size(0)};
   const Extent features = {"features", normal.size(1)};
-  check_valid(valid, tokens);
   check_shape("batch_norm: dy", dy, {tokens, features});
   check_shape("batch_norm: sums", sums, {{"dy, dy * normal", 2}, features});
   check_shape("batch_norm: dweight", dweight, {features});
   check_shape("batch_norm: dbias", dbias, {features});
   const Range range("batch_norm backward sums");
-  PKM_DISPATCH(stream, batch_norm_backward_sums, normal, valid, dy, sums, dweight, dbias);
+  PKM_DISPATCH(stream, batch_norm_backward_sums, normal, dy, sums, dweight, dbias);
 }
 
-void batch_norm_backward_apply(Stream& stream, Matrix<const float> normal, Vector<const uint8_t> valid,
-                               Matrix<const float> dy, Vector<const double> batch_sums, Matrix<const double> sums,
-                               Vector<const float> variance, float epsilon, Vector<const float> weight,
-                               Matrix<float> dx) {
+void batch_norm_backward_apply(Stream& stream, Matrix<const float> normal, Matrix<const float> dy,
+                               Vector<const double> batch_sums, Matrix<const double> sums, Vector<const float> variance,
+                               float epsilon, Vector<const float> weight, Matrix<float> dx) {
   const Extent tokens = {"tokens", normal.size(0)};
   const Extent features = {"features", normal.size(1)};
-  check_valid(valid, tokens);
   check_shape("batch_norm: dy", dy, {tokens, features});
   check_shape("batch_norm: batch sums", batch_sums, {{"features + 1", features.size + 1}});
   check_shape("batch_norm: sums", sums, {{"dy, dy * normal", 2}, features});
@@ -83,7 +70,7 @@ void batch_norm_backward_apply(Stream& stream, Matrix<const float> normal, Vecto
   check_shape("batch_norm: weight", weight, {features});
   check_shape("batch_norm: dx", dx, {tokens, features});
   const Range range("batch_norm backward apply");
-  PKM_DISPATCH(stream, batch_norm_backward_apply, normal, valid, dy, batch_sums, sums, variance, epsilon, weight, dx);
+  PKM_DISPATCH(stream, batch_norm_backward_apply, normal, dy, batch_sums, sums, variance, epsilon, weight, dx);
 }
 
 SyncBatchNorm::SyncBatchNorm(Parameters& parameters, const std::string& name, int64_t features)
@@ -93,7 +80,7 @@ SyncBatchNorm::SyncBatchNorm(Parameters& parameters, const std::string& name, in
       running_mean_(parameters.add_state(name + ".running_mean", features, Init::constant(0.0F))),
       running_variance_(parameters.add_state(name + ".running_var", features, Init::constant(1.0F))) {}
 
-void SyncBatchNorm::forward(StepContext& context, Matrix<const float> x, Matrix<float> y, Vector<const uint8_t> valid) {
+void SyncBatchNorm::forward(StepContext& context, Matrix<const float> x, Matrix<float> y) {
   Stream& stream = context.stream;
   if (!context.training) {
     kept_ = {};
@@ -101,14 +88,13 @@ void SyncBatchNorm::forward(StepContext& context, Matrix<const float> x, Matrix<
                                 bias_.value(), {}, y);
   }
   Arena& arena = context.arena;
-  kept_ = {arena.take<float>(x.size(0), features_), valid, arena.take<double>(features_ + 1),
-           arena.take<float>(features_)};
+  kept_ = {arena.take<float>(x.size(0), features_), arena.take<double>(features_ + 1), arena.take<float>(features_)};
   const ArenaScope scope(arena);
   const auto squares = arena.take<double>(features_);
   const auto mean = arena.take<float>(features_);
-  batch_norm_sums(stream, x, valid, kept_.sums);
+  batch_norm_sums(stream, x, kept_.sums);
   context.world.all_reduce(kept_.sums.flat(), Reduction::kSum, Purpose::kBatchNorm);
-  batch_norm_squares(stream, x, valid, kept_.sums, squares);
+  batch_norm_squares(stream, x, kept_.sums, squares);
   context.world.all_reduce(squares.flat(), Reduction::kSum, Purpose::kBatchNorm);
   batch_norm_statistics(stream, kept_.sums, squares, kMomentum, mean, kept_.variance, running_mean_.value(),
                         running_variance_.value());
@@ -119,9 +105,9 @@ void SyncBatchNorm::backward(StepContext& context, Matrix<const float> dy, Matri
   PKM_CHECK(!kept_.sums.empty(), "batch_norm: backward without a forward pass in training");
   const ArenaScope scope(context.arena);
   const auto sums = context.arena.take<double>(2, features_);
-  batch_norm_backward_sums(context.stream, kept_.normal, kept_.valid, dy, sums, weight_.gradient(), bias_.gradient());
+  batch_norm_backward_sums(context.stream, kept_.normal, dy, sums, weight_.gradient(), bias_.gradient());
   context.world.all_reduce(sums.flat(), Reduction::kSum, Purpose::kBatchNorm);
-  batch_norm_backward_apply(context.stream, kept_.normal, kept_.valid, dy, kept_.sums, sums, kept_.variance, kEpsilon,
+  batch_norm_backward_apply(context.stream, kept_.normal, dy, kept_.sums, sums, kept_.variance, kEpsilon,
                             weight_.value(), dx);
   kept_ = {};
 }

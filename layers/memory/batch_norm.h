@@ -3,9 +3,6 @@
 // ranks: y = (x - mean) / sqrt(variance + epsilon) * weight + bias, with the biased variance of the batch; the running
 // variance is the unbiased one, as in PyTorch.
 //
-// valid (T), or empty for all: tokens whose byte is 0 (padding) are left out of the statistics and of every gradient.
-// Their y is normalised like any other; their dy is taken as 0, so their dx is 0.
-//
 // Sums over tokens are in double, in an order that depends on T alone, and sums over ranks are the same bits on every
 // rank. So results do not depend on the thread count, running statistics never drift apart, and splitting the batch
 // over ranks moves a result by a rounding of double.
@@ -20,25 +17,23 @@
 
 namespace pkmesh {
 
-PKM_OP(batch_norm_sums, Matrix<const float> x, Vector<const uint8_t> valid, Vector<double> sums)
-PKM_OP(batch_norm_squares, Matrix<const float> x, Vector<const uint8_t> valid, Vector<const double> sums,
-       Vector<double> squares)
+PKM_OP(batch_norm_sums, Matrix<const float> x, Vector<double> sums)
+PKM_OP(batch_norm_squares, Matrix<const float> x, Vector<const double> sums, Vector<double> squares)
 PKM_OP(batch_norm_statistics, Vector<const double> sums, Vector<const double> squares, float momentum,
        Vector<float> mean, Vector<float> variance, Vector<float> running_mean, Vector<float> running_variance)
 PKM_OP(batch_norm_normalise, Matrix<const float> x, Vector<const float> mean, Vector<const float> variance,
        float epsilon, Vector<const float> weight, Vector<const float> bias, Matrix<float> normal, Matrix<float> y)
-PKM_OP(batch_norm_backward_sums, Matrix<const float> normal, Vector<const uint8_t> valid, Matrix<const float> dy,
-       Matrix<double> sums, Vector<float> dweight, Vector<float> dbias)
-PKM_OP(batch_norm_backward_apply, Matrix<const float> normal, Vector<const uint8_t> valid, Matrix<const float> dy,
-       Vector<const double> batch_sums, Matrix<const double> sums, Vector<const float> variance, float epsilon,
-       Vector<const float> weight, Matrix<float> dx)
+PKM_OP(batch_norm_backward_sums, Matrix<const float> normal, Matrix<const float> dy, Matrix<double> sums,
+       Vector<float> dweight, Vector<float> dbias)
+PKM_OP(batch_norm_backward_apply, Matrix<const float> normal, Matrix<const float> dy, Vector<const double> batch_sums,
+       Matrix<const double> sums, Vector<const float> variance, float epsilon, Vector<const float> weight,
+       Matrix<float> dx)
 
-// sums (F + 1) = per feature the sum over this rank's valid tokens, then their number.
-void batch_norm_sums(Stream& stream, Matrix<const float> x, Vector<const uint8_t> valid, Vector<double> sums);
+// sums (F + 1) = per feature the sum over this rank's tokens, then their number.
+void batch_norm_sums(Stream& stream, Matrix<const float> x, Vector<double> sums);
 
 // squares (F) = sums of squares about the mean, which is that of `sums` (F + 1), by now over all ranks.
-void batch_norm_squares(Stream& stream, Matrix<const float> x, Vector<const uint8_t> valid, Vector<const double> sums,
-                        Vector<double> squares);
+void batch_norm_squares(Stream& stream, Matrix<const float> x, Vector<const double> sums, Vector<double> squares);
 
 // mean, variance (F) from what was summed over all ranks, both 0 if there is no token; the running ones move by
 // `momentum`, unless there are fewer than two tokens: one has no unbiased variance.
@@ -51,16 +46,15 @@ void batch_norm_normalise(Stream& stream, Matrix<const float> x, Vector<const fl
                           float epsilon, Vector<const float> weight, Vector<const float> bias, Matrix<float> normal,
                           Matrix<float> y);
 
-// sums (2, F) = over this rank's valid tokens, dy and dy * normal; these are added to dbias and dweight as well.
-void batch_norm_backward_sums(Stream& stream, Matrix<const float> normal, Vector<const uint8_t> valid,
-                              Matrix<const float> dy, Matrix<double> sums, Vector<float> dweight, Vector<float> dbias);
+// sums (2, F) = over this rank's tokens, dy and dy * normal; these are added to dbias and dweight as well.
+void batch_norm_backward_sums(Stream& stream, Matrix<const float> normal, Matrix<const float> dy, Matrix<double> sums,
+                              Vector<float> dweight, Vector<float> dbias);
 
 // dx (=) from the (2, F) sums over all ranks; batch_sums is the forward pass's, whose last element is the number of
 // tokens. dx may be dy.
-void batch_norm_backward_apply(Stream& stream, Matrix<const float> normal, Vector<const uint8_t> valid,
-                               Matrix<const float> dy, Vector<const double> batch_sums, Matrix<const double> sums,
-                               Vector<const float> variance, float epsilon, Vector<const float> weight,
-                               Matrix<float> dx);
+void batch_norm_backward_apply(Stream& stream, Matrix<const float> normal, Matrix<const float> dy,
+                               Vector<const double> batch_sums, Matrix<const double> sums, Vector<const float> variance,
+                               float epsilon, Vector<const float> weight, Matrix<float> dx);
 
 // The layer. Parameters NAME.weight (ones) and NAME.bias (zeros), states NAME.running_mean (zeros) and NAME.running_var
 // (ones), all (F). Parameter gradients are this rank's share: the gradient buckets sum them over the ranks.
@@ -74,10 +68,9 @@ class SyncBatchNorm {
   // y (T, F) may be x. Training: every rank calls, with 0 tokens too: two small all-reduces (F + 1 and F doubles; the
   // second about the mean that the first gave, as E[x^2] - E[x]^2 would cancel), and the running statistics move.
   // Otherwise: running statistics, no communication, nothing kept.
-  void forward(StepContext& context, Matrix<const float> x, Matrix<float> y, Vector<const uint8_t> valid = {});
+  void forward(StepContext& context, Matrix<const float> x, Matrix<float> y);
 
-  // Of the last forward, in the same step: one all-reduce of 2 F doubles. dx (=) may be dy. `valid` must still be
-  // there.
+  // Of the last forward, in the same step: one all-reduce of 2 F doubles. dx (=) may be dy.
   void backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx);
 
  private:
@@ -85,7 +78,6 @@ class SyncBatchNorm {
   // subtract again.
   struct Kept {
     Matrix<float> normal;
-    Vector<const uint8_t> valid;
     Vector<double> sums;
     Vector<float> variance;
   };

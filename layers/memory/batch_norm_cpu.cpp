@@ -14,13 +14,9 @@ constexpr int64_t kGrain = 16384;  // elements worth a thread
 constexpr int64_t kBlocks = 32;    // of tokens, at most
 constexpr int64_t kBlockTokens = 32;
 
-bool is_valid(Vector<const uint8_t> valid, int64_t token) {
-  return valid.empty() || valid[token] != 0;
-}
-
-// totals (width) = what add_row(t, sums) adds to its sums (width), over all valid t.
+// totals (width) = what add_row(t, sums) adds to its sums (width), over all t.
 template <class AddRow>
-void sum_rows(int64_t tokens, int64_t width, Vector<const uint8_t> valid, double* totals, const AddRow& add_row) {
+void sum_rows(int64_t tokens, int64_t width, double* totals, const AddRow& add_row) {
   thread_local std::vector<double> memory;
   const int64_t blocks = std::clamp<int64_t>(tokens / kBlockTokens, 1, kBlocks);
   memory.assign(static_cast<size_t>(blocks * width), 0.0);
@@ -28,7 +24,7 @@ void sum_rows(int64_t tokens, int64_t width, Vector<const uint8_t> valid, double
   parallel_for(0, blocks, 1 + kGrain * blocks / (tokens * width + 1), [&](int64_t from, int64_t to) {
     for (int64_t block = from; block < to; ++block)
       for (int64_t t = tokens * block / blocks; t < tokens * (block + 1) / blocks; ++t)
-        if (is_valid(valid, t)) add_row(t, partials + block * width);
+        add_row(t, partials + block * width);
   });
   std::copy_n(partials, width, totals);
   for (int64_t block = 1; block < blocks; ++block)
@@ -45,28 +41,25 @@ float* reciprocal_deviations(Vector<const float> variance, float epsilon) {
 
 }  // namespace
 
-void batch_norm_sums(Stream&, Matrix<const float> x, Vector<const uint8_t> valid, Vector<double> sums) {
+void batch_norm_sums(Stream&, Matrix<const float> x, Vector<double> sums) {
   const int64_t tokens = x.size(0);
   const int64_t width = x.size(1);
-  sum_rows(tokens, width, valid, sums.data(), [&](int64_t t, double* sum) {
+  sum_rows(tokens, width, sums.data(), [&](int64_t t, double* sum) {
     const float* row = x.data() + t * width;
 #pragma omp simd
     for (int64_t j = 0; j < width; ++j) sum[j] += row[j];
   });
-  int64_t count = 0;
-  for (int64_t t = 0; t < tokens; ++t) count += is_valid(valid, t) ? 1 : 0;
-  sums[width] = static_cast<double>(count);
+  sums[width] = static_cast<double>(tokens);
 }
 
-void batch_norm_squares(Stream&, Matrix<const float> x, Vector<const uint8_t> valid, Vector<const double> sums,
-                        Vector<double> squares) {
+void batch_norm_squares(Stream&, Matrix<const float> x, Vector<const double> sums, Vector<double> squares) {
   const int64_t width = x.size(1);
   thread_local std::vector<double> means;
   means.resize(static_cast<size_t>(width));
   const double count = std::max(sums[width], 1.0);
   for (int64_t j = 0; j < width; ++j) means[static_cast<size_t>(j)] = sums[j] / count;
   const double* const mean = means.data();
-  sum_rows(x.size(0), width, valid, squares.data(), [&](int64_t t, double* sum) {
+  sum_rows(x.size(0), width, squares.data(), [&](int64_t t, double* sum) {
     const float* row = x.data() + t * width;
 #pragma omp simd
     for (int64_t j = 0; j < width; ++j) sum[j] += (row[j] - mean[j]) * (row[j] - mean[j]);
@@ -107,10 +100,10 @@ void batch_norm_normalise(Stream&, Matrix<const float> x, Vector<const float> me
   });
 }
 
-void batch_norm_backward_sums(Stream&, Matrix<const float> normal, Vector<const uint8_t> valid, Matrix<const float> dy,
-                              Matrix<double> sums, Vector<float> dweight, Vector<float> dbias) {
+void batch_norm_backward_sums(Stream&, Matrix<const float> normal, Matrix<const float> dy, Matrix<double> sums,
+                              Vector<float> dweight, Vector<float> dbias) {
   const int64_t width = normal.size(1);
-  sum_rows(normal.size(0), 2 * width, valid, sums.data(), [&](int64_t t, double* sum) {
+  sum_rows(normal.size(0), 2 * width, sums.data(), [&](int64_t t, double* sum) {
     const float* row = normal.data() + t * width;
     const float* gradient = dy.data() + t * width;
     double* dot = sum + width;
@@ -126,7 +119,7 @@ void batch_norm_backward_sums(Stream&, Matrix<const float> normal, Vector<const 
   }
 }
 
-void batch_norm_backward_apply(Stream&, Matrix<const float> normal, Vector<const uint8_t> valid, Matrix<const float> dy,
+void batch_norm_backward_apply(Stream&, Matrix<const float> normal, Matrix<const float> dy,
                                Vector<const double> batch_sums, Matrix<const double> sums, Vector<const float> variance,
                                float epsilon, Vector<const float> weight, Matrix<float> dx) {
   const int64_t width = normal.size(1);
@@ -142,10 +135,6 @@ void batch_norm_backward_apply(Stream&, Matrix<const float> normal, Vector<const
       const float* row = normal.data() + t * width;
       const float* gradient = dy.data() + t * width;
       float* out = dx.data() + t * width;
-      if (!is_valid(valid, t)) {
-        std::fill_n(out, width, 0.0F);
-        continue;
-      }
 #pragma omp simd
       for (int64_t j = 0; j < width; ++j)
         out[j] = scale[j] * weight.data()[j] * (gradient[j] - mean_dy[j] - row[j] * mean_dot[j]);

@@ -33,9 +33,6 @@ __device__ Tokens tokens_of_block(int64_t tokens) {
 __device__ int64_t feature_of_thread() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
-__device__ bool is_valid(const uint8_t* valid, int64_t token) {
-  return valid == nullptr || valid[token] != 0;
-}
 
 // What a kernel adds up of an element: kSums numbers.
 struct Value {
@@ -69,14 +66,13 @@ struct GradientAndDot {
 // partials (token blocks, kSums, width).
 template <class Terms>
 __global__ void __launch_bounds__(kThreads)
-    sum_blocks_kernel(Terms terms, const uint8_t* valid, int64_t tokens, int64_t width, double* partials) {
+    sum_blocks_kernel(Terms terms, int64_t tokens, int64_t width, double* partials) {
   const int64_t feature = feature_of_thread();
   if (feature >= width) return;
   terms.start(feature);
   double sums[Terms::kSums] = {};
   const Tokens block = tokens_of_block(tokens);
-  for (int64_t token = block.begin; token < block.end; ++token)
-    if (is_valid(valid, token)) terms.add(token * width + feature, sums);
+  for (int64_t token = block.begin; token < block.end; ++token) terms.add(token * width + feature, sums);
   for (int s = 0; s < Terms::kSums; ++s) partials[(blockIdx.y * Terms::kSums + s) * width + feature] = sums[s];
 }
 
@@ -92,26 +88,22 @@ struct AddBlocks {
   }
 };
 
-// totals (kSums, width) of all valid tokens.
+// totals (kSums, width) of all tokens.
 template <class Terms>
-void sum_tokens(Stream& stream, const Terms& terms, Vector<const uint8_t> valid, int64_t tokens, int64_t width,
-                double* totals) {
+void sum_tokens(Stream& stream, const Terms& terms, int64_t tokens, int64_t width, double* totals) {
   if (width == 0) return;
   const int64_t count = Terms::kSums * width;
   auto* const partials = scratch<double>(stream, token_blocks(tokens) * count);
-  sum_blocks_kernel<<<grid_for(tokens, width), kThreads, 0, native(stream)>>>(
-      terms, valid.empty() ? nullptr : valid.data(), tokens, width, partials);
+  sum_blocks_kernel<<<grid_for(tokens, width), kThreads, 0, native(stream)>>>(terms, tokens, width, partials);
   PKM_CUDA(cudaGetLastError());
   for_each(stream, count, AddBlocks{partials, token_blocks(tokens), count, totals});
 }
 
-// One block: *number = how many tokens are valid.
-__global__ void __launch_bounds__(kThreads) count_valid_kernel(const uint8_t* valid, int64_t tokens, double* number) {
-  int64_t mine = 0;
-  for (int64_t token = threadIdx.x; token < tokens; token += kThreads) mine += is_valid(valid, token) ? 1 : 0;
-  const int64_t total = block_sum<kThreads>(mine);
-  if (threadIdx.x == 0) *number = static_cast<double>(total);
-}
+struct SetNumber {
+  double value;
+  double* number;
+  __device__ void operator()(int64_t) const { *number = value; }
+};
 
 struct Statistics {
   const double* sums;
@@ -166,9 +158,8 @@ struct AddParameterGradients {
 
 // dx may be dy.
 __global__ void __launch_bounds__(kThreads)
-    backward_kernel(const float* normal, const uint8_t* valid, const float* dy, int64_t tokens, int64_t width,
-                    const double* batch_sums, const double* sums, const float* variance, float epsilon,
-                    const float* weight, float* dx) {
+    backward_kernel(const float* normal, const float* dy, int64_t tokens, int64_t width, const double* batch_sums,
+                    const double* sums, const float* variance, float epsilon, const float* weight, float* dx) {
   const int64_t feature = feature_of_thread();
   if (feature >= width) return;
   const double count = fmax(batch_sums[width], 1.0);
@@ -178,24 +169,21 @@ __global__ void __launch_bounds__(kThreads)
   const Tokens block = tokens_of_block(tokens);
   for (int64_t token = block.begin; token < block.end; ++token) {
     const int64_t i = token * width + feature;
-    dx[i] = is_valid(valid, token) ? factor * (dy[i] - mean_dy - normal[i] * mean_dot) : 0.0F;
+    dx[i] = factor * (dy[i] - mean_dy - normal[i] * mean_dot);
   }
 }
 
 }  // namespace
 
-void batch_norm_sums(Stream& stream, Matrix<const float> x, Vector<const uint8_t> valid, Vector<double> sums) {
+void batch_norm_sums(Stream& stream, Matrix<const float> x, Vector<double> sums) {
   const int64_t width = x.size(1);
-  sum_tokens(stream, Value{x.data()}, valid, x.size(0), width, sums.data());
-  count_valid_kernel<<<1, kThreads, 0, native(stream)>>>(valid.empty() ? nullptr : valid.data(), x.size(0),
-                                                         sums.data() + width);
-  PKM_CUDA(cudaGetLastError());
+  sum_tokens(stream, Value{x.data()}, x.size(0), width, sums.data());
+  for_each(stream, 1, SetNumber{static_cast<double>(x.size(0)), sums.data() + width});
 }
 
-void batch_norm_squares(Stream& stream, Matrix<const float> x, Vector<const uint8_t> valid, Vector<const double> sums,
-                        Vector<double> squares) {
+void batch_norm_squares(Stream& stream, Matrix<const float> x, Vector<const double> sums, Vector<double> squares) {
   const SquareAboutMean terms = {.x = x.data(), .batch_sums = sums.data(), .width = x.size(1)};
-  sum_tokens(stream, terms, valid, x.size(0), x.size(1), squares.data());
+  sum_tokens(stream, terms, x.size(0), x.size(1), squares.data());
 }
 
 void batch_norm_statistics(Stream& stream, Vector<const double> sums, Vector<const double> squares, float momentum,
@@ -216,21 +204,20 @@ void batch_norm_normalise(Stream& stream, Matrix<const float> x, Vector<const fl
   PKM_CUDA(cudaGetLastError());
 }
 
-void batch_norm_backward_sums(Stream& stream, Matrix<const float> normal, Vector<const uint8_t> valid,
-                              Matrix<const float> dy, Matrix<double> sums, Vector<float> dweight, Vector<float> dbias) {
+void batch_norm_backward_sums(Stream& stream, Matrix<const float> normal, Matrix<const float> dy, Matrix<double> sums,
+                              Vector<float> dweight, Vector<float> dbias) {
   const int64_t width = normal.size(1);
-  sum_tokens(stream, GradientAndDot{normal.data(), dy.data()}, valid, normal.size(0), width, sums.data());
+  sum_tokens(stream, GradientAndDot{normal.data(), dy.data()}, normal.size(0), width, sums.data());
   for_each(stream, width, AddParameterGradients{sums.data(), width, dweight.data(), dbias.data()});
 }
 
-void batch_norm_backward_apply(Stream& stream, Matrix<const float> normal, Vector<const uint8_t> valid,
-                               Matrix<const float> dy, Vector<const double> batch_sums, Matrix<const double> sums,
-                               Vector<const float> variance, float epsilon, Vector<const float> weight,
-                               Matrix<float> dx) {
+void batch_norm_backward_apply(Stream& stream, Matrix<const float> normal, Matrix<const float> dy,
+                               Vector<const double> batch_sums, Matrix<const double> sums, Vector<const float> variance,
+                               float epsilon, Vector<const float> weight, Matrix<float> dx) {
   if (normal.empty()) return;
   backward_kernel<<<grid_for(normal.size(0), normal.size(1)), kThreads, 0, native(stream)>>>(
-      normal.data(), valid.empty() ? nullptr : valid.data(), dy.data(), normal.size(0), normal.size(1),
-      batch_sums.data(), sums.data(), variance.data(), epsilon, weight.data(), dx.data());
+      normal.data(), dy.data(), normal.size(0), normal.size(1), batch_sums.data(), sums.data(), variance.data(),
+      epsilon, weight.data(), dx.data());
   PKM_CUDA(cudaGetLastError());
 }
 

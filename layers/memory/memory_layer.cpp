@@ -66,8 +66,8 @@ Matrix<float> MemoryLayer::by_half(Matrix<float> queries) const {
   return queries.reshape(queries.size(0) * shape_.heads * 2, shape_.key_width / 2);
 }
 
-void MemoryLayer::normalise_queries(StepContext& context, Vector<const uint8_t> valid) {
-  if (batch_norm_) batch_norm_->forward(context, kept_.queries, kept_.queries, valid);
+void MemoryLayer::normalise_queries(StepContext& context) {
+  if (batch_norm_) batch_norm_->forward(context, kept_.queries, kept_.queries);
   if (shape_.query_norm != QueryNorm::kLayerNorm) return;
   kept_.raw_queries = kept_.queries;
   kept_.queries = context.arena.take<float>(kept_.queries.size(0), kept_.queries.size(1));
@@ -78,7 +78,7 @@ void MemoryLayer::normalise_queries(StepContext& context, Vector<const uint8_t> 
                      kLayerNormEpsilon, by_half(kept_.queries), kept_.mean, kept_.rstd);
 }
 
-Matrix<float> MemoryLayer::forward(StepContext& context, Matrix<const float> x, Vector<const uint8_t> valid) {
+Matrix<float> MemoryLayer::forward(StepContext& context, Matrix<const float> x) {
   const Range range("memory forward");
   const Communicator::Label label(context.world, name_);
   const int64_t tokens = x.size(0);
@@ -88,7 +88,7 @@ Matrix<float> MemoryLayer::forward(StepContext& context, Matrix<const float> x, 
   kept_.x = x;
   kept_.queries = arena.take<float>(tokens, shape_.heads * shape_.key_width);
   linear_forward(context.stream, x, query_weight_.value(), query_bias_.value(), kept_.queries);
-  normalise_queries(context, valid);
+  normalise_queries(context);
 
   kept_.slots = arena.take<int32_t>(tokens, shape_.heads * shape_.neighbours);
   kept_.weights = arena.take<float>(tokens, shape_.heads * shape_.neighbours);

@@ -42,9 +42,8 @@ class MemoryLayer {
   // and the table do not fit.
   MemoryLayer(Parameters& parameters, const std::string& name, const MemoryShape& shape, ValueTable& table);
 
-  // x (T, d) -> (T, d), in the arena. Collective, also with T = 0. valid (T), or empty for all: tokens whose byte is 0
-  // (padding) are left out of the query norm's statistics.
-  Matrix<float> forward(StepContext& context, Matrix<const float> x, Vector<const uint8_t> valid = {});
+  // x (T, d) -> (T, d), in the arena. Collective, also with T = 0.
+  Matrix<float> forward(StepContext& context, Matrix<const float> x);
   // dx (=) from dy, both (T, d); adds to the parameters' gradients and to what is pending in the table. Collective.
   void backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx);
 
@@ -68,7 +67,7 @@ class MemoryLayer {
     Matrix<float> gate;   // W1 x
     Matrix<float> gated;  // y * silu(W1 x)
   };
-  void normalise_queries(StepContext& context, Vector<const uint8_t> valid);
+  void normalise_queries(StepContext& context);
   void query_norm_backward(StepContext& context, Matrix<float> dqueries);
   View<float, 3> by_head(Matrix<float> queries) const;
   Matrix<float> by_half(Matrix<float> queries) const;

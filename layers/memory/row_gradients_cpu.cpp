@@ -82,30 +82,17 @@ class BucketSort {
     const int64_t buckets = (last_row >> shift_) + 1;
     int64_t total = 0;
     for (const GradientPiece& piece : pieces) total += piece.selections.count();
-    const int64_t pairs = count_pairs(pieces);
     const int64_t chunks = std::clamp<int64_t>(total / kMinimumChunk, 1, threads());
     begins_.resize(static_cast<size_t>(buckets + 1));
     touched_.resize(static_cast<size_t>(buckets));
     places_.resize(static_cast<size_t>(chunks * buckets));
-    const auto places_of = [&](int64_t chunk) { return places_.data() + chunk * buckets; };
-    for_chunks(pairs, chunks, [&, shift = shift_](int64_t chunk, int64_t begin, int64_t end) {
-      int64_t* const counts = places_of(chunk);
-      std::fill_n(counts, buckets, 0);
-      for_contributions(pieces, begin, end,
-                        [=](Selection selection, int32_t, int64_t) { ++counts[selection.row >> shift]; });
-    });
-    int64_t next = 0;
-    for (int64_t bucket = 0; bucket < buckets; ++bucket) {
-      begins_[bucket] = next;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) next += std::exchange(places_of(chunk)[bucket], next);
-    }
-    begins_[buckets] = next;
-    for_chunks(pairs, chunks, [&, shift = shift_](int64_t chunk, int64_t begin, int64_t end) {
-      int64_t* const at = places_of(chunk);
-      for_contributions(pieces, begin, end, [=](Selection selection, int32_t source, int64_t i) {
-        records[at[selection.row >> shift]++] = {selection.row, selection.weight, source, static_cast<int32_t>(i)};
-      });
-    });
+    begins_[buckets] = place_by_key(
+        pieces, buckets, chunks, places_.data(),
+        [shift = shift_](Selection selection) { return selection.row >> shift; },
+        [this](int64_t bucket, int64_t begin, int64_t) { begins_[bucket] = begin; },
+        [=](int64_t at, Selection selection, int32_t source, int64_t i) {
+          records[at] = {selection.row, selection.weight, source, static_cast<int32_t>(i)};
+        });
     return total;
   }
 

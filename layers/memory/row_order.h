@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Selections in the order of the rows that they read, by counting: one pass counts them by row, one places them. Both
-// are parallel over chunks of pairs and stable, so the order depends neither on the chunks nor on the threads. It pays
-// where rows are few beside their selections; the counters of all rows and chunks are cleared each time.
+// Selections in the order of a key (the row that they read, or a bucket of rows), by counting: one pass counts them by
+// key, one places them. Both are parallel over chunks of pairs and stable, so the order depends neither on the chunks
+// nor on the threads. It pays where keys are few beside selections; the counters of all keys and chunks are cleared
+// each time.
 #pragma once
 
 #include <algorithm>
@@ -46,34 +47,31 @@ inline int64_t count_pairs(std::span<const GradientPiece> pieces) {
   return pairs;
 }
 
-// Calls place(at, selection, source, i), in parallel, with each contribution's place `at` in the order of rows. Lists
-// the rows that have any, and where each begins. places (chunks, local_rows) is scratch. Returns the number of rows.
-template <class Place>
-int64_t place_by_row(std::span<const GradientPiece> pieces, int64_t local_rows, int64_t chunks, int32_t* places,
-                     int32_t* rows, int64_t* offsets, const Place& place) {
+// Calls place(at, selection, source, i), in parallel, with each contribution's place `at` in the order of
+// key_of(selection), which is below `keys`; and before that list(key, begin, end) with the places of each key in turn.
+// places (chunks, keys) is scratch. Returns the number of contributions.
+template <class Count, class KeyOf, class List, class Place>
+Count place_by_key(std::span<const GradientPiece> pieces, int64_t keys, int64_t chunks, Count* places,
+                   const KeyOf& key_of, const List& list, const Place& place) {
   const int64_t pairs = count_pairs(pieces);
   for_chunks(pairs, chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-    int32_t* const counts = places + chunk * local_rows;
-    std::fill_n(counts, local_rows, 0);
-    for_contributions(pieces, begin, end, [=](Selection selection, int32_t, int64_t) { ++counts[selection.row]; });
+    Count* const counts = places + chunk * keys;
+    std::fill_n(counts, keys, Count{0});
+    for_contributions(pieces, begin, end, [=](Selection selection, int32_t, int64_t) { ++counts[key_of(selection)]; });
   });
-  int64_t touched = 0;
-  int32_t next = 0;
-  for (int64_t row = 0; row < local_rows; ++row) {
-    const int32_t first = next;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) next += std::exchange(places[chunk * local_rows + row], next);
-    if (next == first) continue;
-    rows[touched] = static_cast<int32_t>(row);
-    offsets[touched++] = first;
+  Count next = 0;
+  for (int64_t key = 0; key < keys; ++key) {
+    const Count first = next;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) next += std::exchange(places[chunk * keys + key], next);
+    list(key, first, next);
   }
   for_chunks(pairs, chunks, [&](int64_t chunk, int64_t begin, int64_t end) {
-    int32_t* const at = places + chunk * local_rows;
+    Count* const at = places + chunk * keys;
     for_contributions(pieces, begin, end, [=](Selection selection, int32_t source, int64_t i) {
-      place(at[selection.row]++, selection, source, i);
+      place(at[key_of(selection)]++, selection, source, i);
     });
   });
-  offsets[touched] = next;
-  return touched;
+  return next;
 }
 
 }  // namespace pkmesh::PKM_CPU

@@ -43,11 +43,20 @@ struct Uses {
     products.resize(place_of.size());
     Use* const use_at = uses.data();
     int32_t* const place = place_of.data();
-    touched = place_by_row({&piece, 1}, local_rows, chunks, places.data(), rows.data(), offsets.data(),
-                           [=](int32_t at, Selection selection, int32_t pair, int64_t i) {
-                             use_at[at] = {pair, selection.weight};
-                             place[i] = at;
-                           });
+    int64_t listed = 0;
+    const auto list = [&](int64_t row, int32_t begin, int32_t end) {
+      if (begin == end) return;
+      rows[listed] = static_cast<int32_t>(row);
+      offsets[listed++] = begin;
+    };
+    const auto row_of = [](Selection selection) { return selection.row; };
+    const int32_t total = place_by_key({&piece, 1}, local_rows, chunks, places.data(), row_of, list,
+                                       [=](int32_t at, Selection selection, int32_t pair, int64_t i) {
+                                         use_at[at] = {pair, selection.weight};
+                                         place[i] = at;
+                                       });
+    offsets[listed] = total;
+    touched = listed;
   }
 };
 

@@ -33,7 +33,7 @@ namespace {
 constexpr int kMaxRanks = 8;
 constexpr size_t kArea = size_t{4} << 20;  // bytes that a rank may hand in at once
 
-enum class Kind { kAllReduce, kReduceScatter, kAllGather, kBroadcast, kExchange };
+enum class Kind { kAllReduce, kAllGather, kBroadcast, kExchange };
 
 // What a rank says of its next operation, in memory that all ranks share.
 struct Offer {
@@ -130,16 +130,15 @@ void reduce(std::byte* into, const std::byte* from, size_t count, ncclRedOp_t op
   }
 }
 
-// Elements [begin, begin + count) of all ranks' data, reduced in rank order.
-void reduce_all(const ncclComm& comm, const Offer& offer, size_t begin, size_t count, std::byte* out) {
-  const size_t unit = size_of(offer.type);
-  std::memcpy(out, comm.shared->data[0].data() + begin * unit, count * unit);
+// All ranks' data, reduced in rank order.
+void reduce_all(const ncclComm& comm, const Offer& offer, std::byte* out) {
+  std::memcpy(out, comm.shared->data[0].data(), offer.count * size_of(offer.type));
   for (size_t r = 1; r < static_cast<size_t>(comm.size); ++r) {
-    const std::byte* in = comm.shared->data[r].data() + begin * unit;
-    if (offer.type == ncclFloat32) reduce<float>(out, in, count, offer.op);
-    if (offer.type == ncclFloat64) reduce<double>(out, in, count, offer.op);
-    if (offer.type == ncclInt32) reduce<int32_t>(out, in, count, offer.op);
-    if (offer.type == ncclInt64) reduce<int64_t>(out, in, count, offer.op);
+    const std::byte* in = comm.shared->data[r].data();
+    if (offer.type == ncclFloat32) reduce<float>(out, in, offer.count, offer.op);
+    if (offer.type == ncclFloat64) reduce<double>(out, in, offer.count, offer.op);
+    if (offer.type == ncclInt32) reduce<int32_t>(out, in, offer.count, offer.op);
+    if (offer.type == ncclInt64) reduce<int64_t>(out, in, offer.count, offer.op);
   }
 }
 
@@ -150,8 +149,7 @@ std::string hand_in(ncclComm& comm, Operation& operation) {
   const std::byte* const end = at + kArea;
   Offer& offer = operation.offer;
   if (offer.kind != Kind::kExchange) {
-    const size_t blocks = offer.kind == Kind::kReduceScatter ? static_cast<size_t>(comm.size) : 1;
-    const size_t bytes = blocks * offer.count * size_of(offer.type);
+    const size_t bytes = offer.count * size_of(offer.type);
     if (bytes > kArea) return "too much for the fake";
     if (bytes > 0) std::memcpy(at, pkmesh::behind(operation.in), bytes);
   } else {
@@ -188,10 +186,7 @@ std::string take(ncclComm& comm, const Operation& operation) {
   const size_t bytes = mine.count * size_of(mine.type);
   switch (mine.kind) {
     case Kind::kAllReduce:
-      if (bytes > 0) reduce_all(comm, mine, 0, mine.count, out);
-      return {};
-    case Kind::kReduceScatter:
-      if (bytes > 0) reduce_all(comm, mine, me * mine.count, mine.count, out);
+      if (bytes > 0) reduce_all(comm, mine, out);
       return {};
     case Kind::kAllGather:
       for (size_t r = 0; r < static_cast<size_t>(comm.size) && bytes > 0; ++r)
@@ -362,11 +357,6 @@ ncclResult_t ncclRecv(void* memory, size_t count, ncclDataType_t type, int peer,
 ncclResult_t ncclAllReduce(const void* in, void* out, size_t count, ncclDataType_t type, ncclRedOp_t op,
                            ncclComm_t comm, cudaStream_t stream) {
   return add(comm, {{Kind::kAllReduce, count, type, op, 0, {}}, in, out, {}, stream});
-}
-
-ncclResult_t ncclReduceScatter(const void* in, void* out, size_t count, ncclDataType_t type, ncclRedOp_t op,
-                               ncclComm_t comm, cudaStream_t stream) {
-  return add(comm, {{Kind::kReduceScatter, count, type, op, 0, {}}, in, out, {}, stream});
 }
 
 ncclResult_t ncclAllGather(const void* in, void* out, size_t count, ncclDataType_t type, ncclComm_t comm,

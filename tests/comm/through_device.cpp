@@ -116,16 +116,6 @@ Pending ThroughDevice::start_all_reduce(const Reduce& reduce) {
   });
 }
 
-void ThroughDevice::run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) {
-  const Source source(stream_, device_, in);
-  Target target(stream_, device_, out.data);
-  with_type(out.type, [&](auto zero) {
-    using T = decltype(zero);
-    tested_->reduce_scatter<T>(typed<T>(source.span()), typed<T>(target.span()), out.reduction, call().purpose);
-  });
-  target.fetch();
-}
-
 void ThroughDevice::run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) {
   const Source source(stream_, device_, in);
   Target target(stream_, device_, out);

@@ -17,7 +17,6 @@ class ThroughDevice final : public Communicator {
  protected:
   void run_all_reduce(const Reduce& reduce) override;
   Pending start_all_reduce(const Reduce& reduce) override;
-  void run_reduce_scatter(std::span<const std::byte> in, const Reduce& out) override;
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override;
   Pending start_all_to_all_v(const Blocks& blocks) override;
   void run_broadcast(std::span<std::byte> data, int root) override;

@@ -46,6 +46,11 @@ void expect_one_line(const std::string& message, const std::string& path) {
   EXPECT_EQ(message.rfind(path, 0), 0) << message;
 }
 
+template <class T>
+void write(SafetensorsWriter& writer, std::string_view name, const std::vector<T>& values, int64_t first = 0) {
+  writer.write(name, std::as_bytes(std::span(values)), first * static_cast<int64_t>(sizeof(T)));
+}
+
 TEST(Safetensors, KeepsTypesShapesAndMetadata) {
   const TemporaryFolder folder;
   const std::string path = folder / "a.safetensors";
@@ -62,14 +67,14 @@ TEST(Safetensors, KeepsTypesShapesAndMetadata) {
                      {{"format", "pkmesh"}, {"quote", "\"\n"}});
   {
     SafetensorsWriter writer(path);
-    writer.write_values<float>("weights", std::vector<float>{1, 2, 3, 4, 5, 6});
-    writer.write_values<uint8_t>("bytes", std::vector<uint8_t>{7, 8, 9});
-    writer.write_values<bf16>("half", std::vector<bf16>{bf16(1.5F), bf16(-2.0F)});
-    writer.write_values<fp16>("sixteen", std::vector<fp16>{fp16(0x1.554p-2F)});
-    writer.write_values<double>("moments", std::vector<double>{0.25, -1e300});
-    writer.write_values<int64_t>("scalar", std::vector<int64_t>{-5});
-    writer.write_values<int32_t>("ids", std::vector<int32_t>{-1, 2});
-    writer.write_values<uint32_t>("counts", std::vector<uint32_t>{4000000000U, 2});
+    write<float>(writer, "weights", {1, 2, 3, 4, 5, 6});
+    write<uint8_t>(writer, "bytes", {7, 8, 9});
+    write<bf16>(writer, "half", {bf16(1.5F), bf16(-2.0F)});
+    write<fp16>(writer, "sixteen", {fp16(0x1.554p-2F)});
+    write<double>(writer, "moments", {0.25, -1e300});
+    write<int64_t>(writer, "scalar", {-5});
+    write<int32_t>(writer, "ids", {-1, 2});
+    write<uint32_t>(writer, "counts", {4000000000U, 2});
     writer.sync();
   }
   const Safetensors file(path);
@@ -105,7 +110,7 @@ TEST(Safetensors, RangesOfOneTensorAreWrittenAtTheSameTime) {
       SafetensorsWriter writer(path);
       for (int64_t row = rank; row < kRows; row += 4) {
         const auto value = static_cast<int32_t>(row);
-        writer.write_values<int32_t>("rows", std::vector<int32_t>{value, -value, 7}, row * 3);
+        write<int32_t>(writer, "rows", {value, -value, 7}, row * 3);
       }
     });
   }
@@ -117,8 +122,7 @@ TEST(Safetensors, RangesOfOneTensorAreWrittenAtTheSameTime) {
     ASSERT_EQ(values[static_cast<size_t>(row) * 3 + 1], -row);
   }
   SafetensorsWriter writer(path);
-  EXPECT_THROW(writer.write_values<int32_t>("rows", std::vector<int32_t>{1}, kRows * 3), InternalError);
-  EXPECT_THROW(writer.write_values<float>("rows", std::vector<float>{1}), InternalError);
+  EXPECT_THROW(write<int32_t>(writer, "rows", {1}, kRows * 3), InternalError);
 }
 
 TEST(Safetensors, SaysWhatIsWrong) {

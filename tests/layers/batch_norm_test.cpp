@@ -17,7 +17,6 @@ constexpr double kSumTolerance = 1e-5;  // of parameter gradients: sums over tok
 struct Input {
   Numbers x, dy;  // (steps * T, F)
   Numbers weight, bias;
-  std::vector<uint8_t> valid;  // (T), or empty
   int64_t steps = 1;
   bool in_place = false;
   int threads = 1;  // per rank
@@ -30,12 +29,8 @@ struct Input {
 
 // Far from 0 by default: a variance in one pass would feel it.
 Input normal_input(int64_t tokens, int64_t width, int64_t steps = 1, double offset = 10) {
-  Input input{normals("x", steps * tokens * width),
-              normals("dy", steps * tokens * width),
-              normals("weight", width),
-              normals("bias", width),
-              {},
-              steps};
+  Input input{normals("x", steps * tokens * width), normals("dy", steps * tokens * width), normals("weight", width),
+              normals("bias", width), steps};
   for (double& value : input.x) value = static_cast<float>(value + offset);
   return input;
 }
@@ -63,9 +58,6 @@ void run_rank(Communicator& world, const Input& input, int64_t begin, int64_t en
   Stream stream;
   Arena arena;
   StepContext context{stream, arena, world};
-  std::vector<uint8_t> valid;
-  if (!input.valid.empty()) valid.assign(input.valid.begin() + begin, input.valid.begin() + end);
-  const Vector<const uint8_t> valid_view(valid.data(), std::ssize(valid));
   for (int64_t step = 0; step < input.steps; ++step) {
     const auto first = (step * all_tokens + begin) * width;
     const auto last = (step * all_tokens + end) * width;
@@ -75,7 +67,7 @@ void run_rank(Communicator& world, const Input& input, int64_t begin, int64_t en
     Tensor<float> other_dx(last - first);
     Tensor<float>& y = input.in_place ? x : other_y;
     Tensor<float>& dx = input.in_place ? dy : other_dx;
-    layer.forward(context, x.view(end - begin, width), y.view(end - begin, width), valid_view);
+    layer.forward(context, x.view(end - begin, width), y.view(end - begin, width));
     std::copy_n(y.data(), last - first, output.y.begin() + first);
     layer.backward(context, dy.view(end - begin, width), dx.view(end - begin, width));
     std::copy_n(dx.data(), last - first, output.dx.begin() + first);
@@ -117,7 +109,7 @@ void expect_near(std::string_view what, const std::vector<float>& actual, const 
 // One step against the judge: y, running statistics, and gradients by finite differences of it.
 void expect_right(const Input& input, const Output& output) {
   const auto judge = [&](const Numbers& x, const Numbers& weight, const Numbers& bias) {
-    return batch_norm(x, weight, bias, input.valid, SyncBatchNorm::kEpsilon);
+    return batch_norm(x, weight, bias, SyncBatchNorm::kEpsilon);
   };
   const BatchNorm expected = judge(input.x, input.weight, input.bias);
   expect_near("y", output.y, expected.y, 2e-5);  // x is known to 1e-6 of its size 10, and so is its mean
@@ -130,16 +122,13 @@ void expect_right(const Input& input, const Output& output) {
   }
   for (const int64_t calls : output.calls) EXPECT_EQ(calls, 3);
 
-  Numbers dy = input.dy;  // the loss is the sum of y * dy over valid tokens
-  for (size_t i = 0; i < dy.size(); ++i)
-    if (!input.valid.empty() && input.valid[i / input.width()] == 0) dy[i] = 0;
   const auto expect = [&](std::string_view what, const std::vector<float>& gradient, const Numbers& at,
                           const std::function<double(const Numbers&)>& loss, double tolerance) {
     Tensor<float> tensor(to_numbers(gradient));
     expect_gradient(what, tensor, at, loss, tolerance, 80);
   };
   const auto loss = [&](const Numbers& x, const Numbers& weight, const Numbers& bias) {
-    return dot(judge(x, weight, bias).y, dy);
+    return dot(judge(x, weight, bias).y, input.dy);
   };
   expect(
       "dx", output.dx, input.x, [&](const Numbers& at) { return loss(at, input.weight, input.bias); }, 1e-5);
@@ -162,18 +151,6 @@ TEST(BatchNormTest, OddShapes) {
   for (const auto& [tokens, width] : {std::pair<int64_t, int64_t>{2, 1}, {3, 1}, {2, 9}, {131, 3}})
     // Two tokens may be close: about 0, so that their difference is known well.
     expect_right(normal_input(tokens, width, 1, 0), run(normal_input(tokens, width, 1, 0), {0, tokens / 2, tokens}));
-}
-
-TEST(BatchNormTest, LeavesInvalidTokensOut) {
-  Input input = normal_input(37, 11);
-  input.valid.assign(37, 1);
-  for (const size_t token : {0, 3, 4, 17, 20, 21, 36}) input.valid[token] = 0;  // 36: the third split's whole rank
-  for (size_t i = 17 * 11; i < 18 * 11; ++i) input.x[i] = 1e6;                  // would spoil the statistics
-  for (const auto& cuts : kCuts) {
-    const Output output = run(input, cuts);
-    expect_right(input, output);
-    for (size_t i = 17 * 11; i < 18 * 11; ++i) EXPECT_EQ(output.dx[i], 0.0F);
-  }
 }
 
 TEST(BatchNormTest, InPlaceIsTheSame) {
@@ -220,7 +197,7 @@ TEST(BatchNormTest, RunningStatisticsOverSeveralSteps) {
   Numbers expected(11, 0.0);
   expected.resize(22, 1.0);
   for (int64_t step = 0; step < input.steps; ++step) {
-    const BatchNorm batch = batch_norm(input.step_of(input.x, step), input.weight, input.bias, {}, 1e-5);
+    const BatchNorm batch = batch_norm(input.step_of(input.x, step), input.weight, input.bias, 1e-5);
     for (size_t j = 0; j < 11; ++j) {
       expected[j] = 0.9 * expected[j] + 0.1 * batch.mean[j];
       expected[11 + j] = 0.9 * expected[11 + j] + 0.1 * batch.unbiased[j];
@@ -230,18 +207,13 @@ TEST(BatchNormTest, RunningStatisticsOverSeveralSteps) {
 }
 
 TEST(BatchNormTest, FewerThanTwoTokensLeaveTheRunningStatistics) {
-  Input input = normal_input(3, 5);
-  for (const std::vector<uint8_t>& valid : {std::vector<uint8_t>{0, 1, 0}, {0, 0, 0}}) {
-    input.valid = valid;
-    const Output output = run(input, {0, 1, 3});
-    for (size_t j = 0; j < 5; ++j) {
-      EXPECT_EQ(output.states[1][j], 0.0F);
-      EXPECT_EQ(output.states[1][5 + j], 1.0F);
-      EXPECT_TRUE(std::isfinite(output.y[5 + j]));
-      EXPECT_NEAR(output.dx[5 + j], 0.0, 1e-5);  // one token is its own mean
-      EXPECT_EQ(output.dx[10 + j], 0.0F);
-    }
-    EXPECT_EQ(output.dbias[0], valid[1] != 0 ? static_cast<float>(input.dy[5]) : 0.0F);
+  for (const int64_t tokens : {0, 1}) {
+    const Input input = normal_input(tokens, 5);
+    const Output output = run(input, {0, 0, tokens});
+    for (const auto& states : output.states) EXPECT_EQ(states, (std::vector<float>{0, 0, 0, 0, 0, 1, 1, 1, 1, 1}));
+    for (const float y : output.y) EXPECT_TRUE(std::isfinite(y));
+    for (const float dx : output.dx) EXPECT_NEAR(dx, 0.0, 1e-5);  // one token is its own mean
+    EXPECT_EQ(output.dbias[0], tokens == 1 ? static_cast<float>(input.dy[0]) : 0.0F);
   }
 }
 
@@ -285,8 +257,6 @@ TEST(BatchNormTest, EvaluationUsesTheRunningStatistics) {
 
 TEST(BatchNormTest, DoesNotDependOnTheThreads) {
   Input input = normal_input(300, 203);
-  input.valid.assign(300, 1);
-  input.valid[7] = 0;
   std::vector<Output> seen;
   for (const int count : {1, 2, 3}) {
     input.threads = count;
@@ -299,10 +269,7 @@ TEST(BatchNormTest, WrongShapesAreNamed) {
   Stream stream;
   Tensor<float> x(12);
   Tensor<double> sums(4, 0.0);
-  const std::vector<uint8_t> valid(3, 1);
-  EXPECT_THROW(batch_norm_sums(stream, x.view(4, 3), {valid.data(), std::array<int64_t, 1>{3}}, sums.view()),
-               InternalError);
-  EXPECT_THROW(batch_norm_sums(stream, x.view(3, 4), {}, sums.view()), InternalError);
+  EXPECT_THROW(batch_norm_sums(stream, x.view(3, 4), sums.view()), InternalError);
 }
 
 }  // namespace

@@ -11,19 +11,16 @@ struct BatchNorm {
   Numbers y, mean, variance, unbiased;
 };
 
-// x (T, F) with F = weight.size(); valid (T) or empty: tokens with 0 do not count in the statistics.
-inline BatchNorm batch_norm(const Numbers& x, const Numbers& weight, const Numbers& bias,
-                            const std::vector<uint8_t>& valid, double epsilon) {
+// x (T, F) with F = weight.size().
+inline BatchNorm batch_norm(const Numbers& x, const Numbers& weight, const Numbers& bias, double epsilon) {
   const size_t width = weight.size();
   const size_t tokens = x.size() / width;
-  const auto counts = [&](size_t t) { return valid.empty() || valid[t] != 0 ? 1.0 : 0.0; };
   BatchNorm result{Numbers(x.size()), Numbers(width), Numbers(width), Numbers(width)};
-  double count = 0;
-  for (size_t t = 0; t < tokens; ++t) count += counts(t);
+  const auto count = static_cast<double>(tokens);
   for (size_t j = 0; j < width; ++j) {
     double squares = 0;
-    for (size_t t = 0; t < tokens; ++t) result.mean[j] += counts(t) * x[t * width + j] / count;
-    for (size_t t = 0; t < tokens; ++t) squares += counts(t) * std::pow(x[t * width + j] - result.mean[j], 2);
+    for (size_t t = 0; t < tokens; ++t) result.mean[j] += x[t * width + j] / count;
+    for (size_t t = 0; t < tokens; ++t) squares += std::pow(x[t * width + j] - result.mean[j], 2);
     result.variance[j] = squares / count;
     result.unbiased[j] = squares / (count - 1);
     for (size_t t = 0; t < tokens; ++t)

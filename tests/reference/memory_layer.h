@@ -23,7 +23,7 @@ inline Numbers memory_queries(const MemoryShape& shape, const MemoryTensors& ten
   Numbers queries = linear(x, tensors.at("query.weight"), tensors.at("query.bias"), tokens, d,
                            static_cast<size_t>(shape.heads * shape.key_width));
   if (shape.query_norm == QueryNorm::kBatchNorm)
-    return batch_norm(queries, tensors.at("query_norm.weight"), tensors.at("query_norm.bias"), {}, 1e-5).y;
+    return batch_norm(queries, tensors.at("query_norm.weight"), tensors.at("query_norm.bias"), 1e-5).y;
   if (shape.query_norm == QueryNorm::kLayerNorm)
     return layer_norm(queries, tensors.at("query_norm.weight"), tensors.at("query_norm.bias"), 1e-5).y;
   return queries;
