@@ -147,7 +147,7 @@ void synchronize_event(void* event) {
   if (auto mark = event_of(event).last()) mark->wait();
 }
 
-bool reached(void* event) {
+bool reached(int, void* event) {
   const auto mark = event_of(event).last();
   return mark == nullptr || mark->reached();
 }

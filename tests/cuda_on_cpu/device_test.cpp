@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// The program's own calls of CUDA's run time. The emulation ends the program where a thread without a device would get
+// device 0 and a context there; a rank's threads must not, whatever GPU the rank computes on.
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "comm/self.h"
+#include "runtime/buffer.h"
+
+namespace pkmesh {
+namespace {
+
+constexpr Device kGpu = {DeviceKind::kCuda, 3};
+
+void on_a_thread_of_its_own(const std::function<void()>& body) {
+  std::thread(body).join();
+}
+
+// One test: before the first stream this process must have used no device.
+TEST(CudaDevice, NoThreadTakesDevice0) {
+  const float on_host = 0;
+  EXPECT_FALSE(on_device(&on_host)) << "while no device was ever used";
+  SelfCommunicator world;
+  std::vector<float> values = {1.0F};
+  world.all_reduce(std::span(values), Reduction::kSum, Purpose::kGate);  // as a rank with device: CPU does
+
+  Stream stream(kGpu);
+  std::optional<Buffer<float>> memory(std::in_place, kGpu, 4);
+  std::optional<Buffer<float>> pinned(std::in_place, kGpu, 4, MemoryKind::kHost);
+  std::optional<Event> event(kGpu);
+  event->record(stream);
+  on_a_thread_of_its_own([&] { EXPECT_FALSE(event->reached()); });
+  stream.synchronize();
+  on_a_thread_of_its_own([&] { EXPECT_TRUE(event->reached()); });
+  on_a_thread_of_its_own([&] { event.reset(); });  // the watchdog drops events of what is done
+  on_a_thread_of_its_own([&] {
+    EXPECT_TRUE(on_device(memory->data()));
+    EXPECT_FALSE(on_device(&on_host));
+    EXPECT_FALSE(on_device(nullptr));
+  });
+  on_a_thread_of_its_own([&] { memory.reset(); });
+  on_a_thread_of_its_own([&] { pinned.reset(); });
+}
+
+}  // namespace
+}  // namespace pkmesh
