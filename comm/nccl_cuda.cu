@@ -227,7 +227,11 @@ class NcclCommunicator final : public DeviceCommunicator {
     for (const auto& link : {exchange_, dense_})
       if (std::string failure = link->failure(); !failure.empty()) return failure;
     const std::lock_guard lock(mutex_);
-    drop_done();
+    try {
+      drop_done();
+    } catch (const std::exception& error) {  // whatever a kernel did wrong shows in the next call, which may be this
+      return fmt::format("the GPU of rank {} ({}): {}", rank(), this_host(), error.what());
+    }
     RankStatus& status = own_status();
     const auto seen = status.read();
     if (!under_way_.empty()) {
@@ -280,8 +284,10 @@ class NcclCommunicator final : public DeviceCommunicator {
     });
   }
 
-  void drop_done() {  // the mutex is held; links finish each in their own order
-    std::erase_if(under_way_, [](const UnderWay& one) { return one.done->reached(); });
+  // The mutex is held; links finish each in their own order. One by one, so that an error leaves no emptied elements.
+  void drop_done() {
+    for (auto one = under_way_.begin(); one != under_way_.end();)
+      one = one->done->reached() ? under_way_.erase(one) : std::next(one);
   }
 
   // NCCL connects two ranks when they first need it; better here than in the first step.

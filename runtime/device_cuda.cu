@@ -105,11 +105,13 @@ double milliseconds(void* from, void* to) {
 std::shared_ptr<std::byte> allocate(int index, int64_t bytes) {
   make_current(index);
   void* memory = nullptr;
-  if (cudaMalloc(&memory, static_cast<size_t>(bytes > 0 ? bytes : 1)) != cudaSuccess) {
+  const cudaError_t answer = cudaMalloc(&memory, static_cast<size_t>(bytes > 0 ? bytes : 1));
+  if (answer == cudaErrorMemoryAllocation) {  // any other error is a fault, perhaps of a kernel before
     cudaGetLastError();
     user_error("out of memory on cuda:{}: {:.2f} GiB were not to be had; use more ranks or a smaller table", index,
                static_cast<double>(bytes) / (1 << 30));
   }
+  PKM_CUDA(answer);
   PKM_CUDA(cudaMemset(memory, 0, static_cast<size_t>(bytes)));
   PKM_CUDA(cudaStreamSynchronize(nullptr));  // our streams do not wait for the default one, which clears the memory
   return {static_cast<std::byte*>(memory), [index](std::byte* p) {
@@ -121,11 +123,13 @@ std::shared_ptr<std::byte> allocate(int index, int64_t bytes) {
 std::shared_ptr<std::byte> allocate_host(int index, int64_t bytes) {
   make_current(index);
   void* memory = nullptr;
-  if (cudaHostAlloc(&memory, static_cast<size_t>(bytes > 0 ? bytes : 1), cudaHostAllocPortable) != cudaSuccess) {
+  const cudaError_t answer = cudaHostAlloc(&memory, static_cast<size_t>(bytes > 0 ? bytes : 1), cudaHostAllocPortable);
+  if (answer == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     user_error("out of memory: {:.2f} GiB of pinned host memory were not to be had; use a smaller batch",
                static_cast<double>(bytes) / (1 << 30));
   }
+  PKM_CUDA(answer);
   std::memset(memory, 0, static_cast<size_t>(bytes));
   return {static_cast<std::byte*>(memory), [index](std::byte* p) {
             set_device_if_none(index);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program's own calls of CUDA's run time. The emulation ends the program where a thread without a device would get
 // device 0 and a context there; a rank's threads must not, whatever GPU the rank computes on.
+#include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -10,6 +11,7 @@
 
 #include "comm/self.h"
 #include "runtime/buffer.h"
+#include "runtime/check.h"
 
 namespace pkmesh {
 namespace {
@@ -44,6 +46,30 @@ TEST(CudaDevice, NoThreadTakesDevice0) {
   });
   on_a_thread_of_its_own([&] { memory.reset(); });
   on_a_thread_of_its_own([&] { pinned.reset(); });
+}
+
+// After a kernel's fault every call fails, whatever it asks for.
+TEST(CudaDevice, OnlyOutOfMemoryIsForTheUserToMend) {
+  Stream stream(kGpu);
+  for (const MemoryKind kind : {MemoryKind::kDevice, MemoryKind::kHost}) {
+    emulation::fail_next(cudaErrorMemoryAllocation);
+    EXPECT_THROW(Buffer<float>(kGpu, 4, kind), UserError);
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess) << "for the next launch to find";
+    emulation::fail_next(cudaErrorIllegalAddress);
+    EXPECT_THROW(Buffer<float>(kGpu, 4, kind), InternalError);
+  }
+  cudaGetLastError();
+}
+
+TEST(CudaDevice, OnlyAnAddressThatCudaDoesNotKnowIsTheHosts) {
+  Stream stream(kGpu);
+  const Buffer<float> memory(kGpu, 4);
+  emulation::fail_next(cudaErrorInvalidValue);
+  EXPECT_FALSE(on_device(memory.data()));
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  emulation::fail_next(cudaErrorIllegalAddress);
+  EXPECT_THROW(on_device(memory.data()), InternalError);
+  cudaGetLastError();
 }
 
 }  // namespace

@@ -48,6 +48,7 @@ std::vector<cudaStream_t> streams = {&default_stream};
 std::map<const std::byte*, std::unique_ptr<emulation::FencedMemory>> device_memory;  // by where it begins
 thread_local cudaError_t last_error = cudaSuccess;
 thread_local size_t shared_asked = 0;  // for the next launch
+thread_local cudaError_t planned_error = cudaSuccess;
 thread_local bool has_device = false;  // this thread, by cudaSetDevice()
 
 void need_device(const char* call = __builtin_FUNCTION()) {
@@ -84,7 +85,17 @@ cudaError_t fail(cudaError_t error) {
   return last_error = error;
 }
 
+bool fails_as_planned() {
+  if (planned_error == cudaSuccess) return false;
+  fail(std::exchange(planned_error, cudaSuccess));
+  return true;
+}
+
 }  // namespace
+
+void emulation::fail_next(cudaError_t error) {
+  planned_error = error;
+}
 
 void emulation::enqueue(cudaStream_t stream, std::function<void()> work) {
   const std::lock_guard lock(mutex);
@@ -116,6 +127,12 @@ const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
       return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorIllegalAddress:
+      return "cudaErrorIllegalAddress";
     case cudaErrorInvalidConfiguration:
       return "cudaErrorInvalidConfiguration";
     case cudaErrorNotReady:
@@ -156,6 +173,7 @@ cudaError_t emulation::ask_for_shared(int bytes) {
 
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   need_device();
+  if (fails_as_planned()) return last_error;
   const std::lock_guard lock(mutex);
   *memory = new_memory(bytes);
   return cudaSuccess;
@@ -169,6 +187,7 @@ cudaError_t cudaFree(void* memory) {
 }
 cudaError_t cudaHostAlloc(void** memory, size_t bytes, unsigned) {
   need_device();
+  if (fails_as_planned()) return last_error;
   *memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
   return *memory == nullptr ? fail(cudaErrorUnknown) : cudaSuccess;
 }
@@ -181,6 +200,7 @@ cudaError_t cudaFreeHost(void* memory) {
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* memory) {
   need_device();
+  if (fails_as_planned()) return last_error;
   const std::lock_guard lock(mutex);
   const auto* const address = static_cast<const std::byte*>(memory);
   auto next = device_memory.upper_bound(address);
@@ -251,6 +271,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   need_device();
+  if (fails_as_planned()) return last_error;
   const std::lock_guard lock(mutex);
   const bool reached = event->moment == nullptr || !lives(event->stream) || event->stream->done >= event->place;
   return reached ? cudaSuccess : fail(cudaErrorNotReady);

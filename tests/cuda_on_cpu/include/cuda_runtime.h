@@ -103,8 +103,10 @@ constexpr int kDevices = 8;
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorNotReady = 600,
+  cudaErrorIllegalAddress = 700,
   cudaErrorUnknown = 999
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
@@ -151,7 +153,9 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEven
 
 namespace emulation {
 cudaError_t ask_for_shared(int bytes);  // for the next launch of this host thread
-}
+// This host thread's next call that asks for memory, or about an address or an event, fails so.
+void fail_next(cudaError_t error);
+}  // namespace emulation
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
   return emulation::ask_for_shared(bytes);
