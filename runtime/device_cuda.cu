@@ -8,6 +8,7 @@
 
 #include "runtime/check.h"
 #include "runtime/cuda_stream.h"
+#include "runtime/log.h"
 
 namespace pkmesh::cuda {
 namespace {
@@ -36,11 +37,21 @@ void make_current(int index) {
 
 int device_count() {
   int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) {
-    cudaGetLastError();  // a machine without a driver has no devices; that is an answer, not an error
-    return 0;
-  }
-  return count;
+  const cudaError_t answer = cudaGetDeviceCount(&count);
+  if (answer == cudaSuccess) return count;
+  // A machine without devices, or without a driver, has none: that is an answer. A driver that cannot be used is not:
+  // there may be devices, and whoever left the choice to the program would wonder why it computes on the CPU.
+  int driver = 0;  // stays 0 without one
+  cudaDriverGetVersion(&driver);
+  cudaGetLastError();
+  static std::atomic<bool> said{false};
+  if (answer != cudaErrorNoDevice && driver != 0 && !said.exchange(true))
+    log_warning(
+        "no GPU can be used: {}: {} (the driver knows CUDA {}.{}, this program is built for {}.{}); see nvidia-smi, "
+        "update the driver, or build with an older toolkit",
+        cudaGetErrorName(answer), cudaGetErrorString(answer), driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+        CUDART_VERSION % 1000 / 10);
+  return 0;
 }
 
 int64_t total_memory(int index) {

@@ -12,6 +12,7 @@
 #include "comm/self.h"
 #include "runtime/buffer.h"
 #include "runtime/check.h"
+#include "runtime/log.h"
 
 namespace pkmesh {
 namespace {
@@ -70,6 +71,28 @@ TEST(CudaDevice, OnlyAnAddressThatCudaDoesNotKnowIsTheHosts) {
   emulation::fail_next(cudaErrorIllegalAddress);
   EXPECT_THROW(on_device(memory.data()), InternalError);
   cudaGetLastError();
+}
+
+TEST(CudaDevice, ADriverThatCannotBeUsedIsSaidOnce) {
+  const auto warning_of = [](cudaError_t error) {
+    emulation::fail_next(error);
+    testing::internal::CaptureStderr();
+    start_log(0);
+    EXPECT_EQ(device_count(DeviceKind::kCuda), 0);
+    EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_EQ(warning_of(cudaErrorNoDevice), "");
+  emulation::driver_version = 0;
+  EXPECT_EQ(warning_of(cudaErrorInsufficientDriver), "") << "what CUDA says where there is no driver";
+  emulation::driver_version = 12040;
+  const std::string warning = warning_of(cudaErrorInsufficientDriver);
+  EXPECT_NE(warning.find("cudaErrorInsufficientDriver: as the emulation has it (the driver knows CUDA 12.4, this "
+                         "program is built for 13.0)"),
+            std::string::npos)
+      << warning;
+  EXPECT_EQ(warning_of(cudaErrorInsufficientDriver), "");
+  EXPECT_EQ(device_count(DeviceKind::kCuda), emulation::kDevices);
 }
 
 }  // namespace

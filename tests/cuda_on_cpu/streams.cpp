@@ -93,6 +93,8 @@ bool fails_as_planned() {
 
 }  // namespace
 
+int emulation::driver_version = CUDART_VERSION;
+
 void emulation::fail_next(cudaError_t error) {
   planned_error = error;
 }
@@ -133,6 +135,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorMemoryAllocation";
     case cudaErrorIllegalAddress:
       return "cudaErrorIllegalAddress";
+    case cudaErrorInsufficientDriver:
+      return "cudaErrorInsufficientDriver";
     case cudaErrorInvalidConfiguration:
       return "cudaErrorInvalidConfiguration";
     case cudaErrorNotReady:
@@ -147,7 +151,12 @@ const char* cudaGetErrorString(cudaError_t) {
 cudaError_t cudaGetLastError() {
   return std::exchange(last_error, cudaSuccess);
 }
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = emulation::driver_version;
+  return cudaSuccess;
+}
 cudaError_t cudaGetDeviceCount(int* count) {
+  if (fails_as_planned()) return last_error;
   *count = emulation::kDevices;
   return cudaSuccess;
 }

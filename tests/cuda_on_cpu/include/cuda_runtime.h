@@ -100,11 +100,15 @@ namespace emulation {
 constexpr int kDevices = 8;
 }
 
+#define CUDART_VERSION 13000
+
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100,
   cudaErrorNotReady = 600,
   cudaErrorIllegalAddress = 700,
   cudaErrorUnknown = 999
@@ -123,6 +127,7 @@ constexpr unsigned cudaHostAllocPortable = 1;
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
+cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaSetDevice(int index);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
@@ -153,8 +158,9 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEven
 
 namespace emulation {
 cudaError_t ask_for_shared(int bytes);  // for the next launch of this host thread
-// This host thread's next call that asks for memory, or about an address or an event, fails so.
+// This host thread's next call that asks for memory, or about devices, an address or an event, fails so.
 void fail_next(cudaError_t error);
+extern int driver_version;  // 0: there is no driver
 }  // namespace emulation
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
