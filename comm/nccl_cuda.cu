@@ -160,7 +160,10 @@ class NcclCommunicator final : public DeviceCommunicator {
     }
     warm_up();
   }
-  ~NcclCommunicator() override { stop_watching(); }
+  ~NcclCommunicator() override {
+    stop_watching();
+    own_status().clear_device();
+  }
 
   [[noreturn]] void abort(int exit_code) override {
     abort_links(seconds(1));
@@ -232,15 +235,11 @@ class NcclCommunicator final : public DeviceCommunicator {
     } catch (const std::exception& error) {  // whatever a kernel did wrong shows in the next call, which may be this
       return fmt::format("the GPU of rank {} ({}): {}", rank(), this_host(), error.what());
     }
-    RankStatus& status = own_status();
-    const auto seen = status.read();
-    if (!under_way_.empty()) {
+    if (under_way_.empty()) {
+      own_status().clear_device();
+    } else {
       const Call& oldest = under_way_.front().call;
-      if (!seen.inside) status.enter(oldest.number, oldest.collective, oldest.purpose, oldest.bytes);
-      shown_ = oldest.number;
-    } else if (seen.inside && seen.call == shown_) {
-      status.leave();
-      shown_ = 0;
+      own_status().show_device(oldest.number, oldest.collective, oldest.purpose, oldest.bytes);
     }
     return {};
   }
@@ -332,7 +331,6 @@ class NcclCommunicator final : public DeviceCommunicator {
   const std::shared_ptr<Link> exchange_, dense_;
   std::mutex mutex_;                // of what the watchdog's thread reads too
   std::deque<UnderWay> under_way_;  // in the order of the calls
-  int64_t shown_ = 0;               // call that poll() put on the board
   std::deque<Wait> waits_;          // not yet in the ledger
 };
 
