@@ -7,9 +7,11 @@
 #include <functional>
 #include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "comm/self.h"
+#include "layers/attention.h"
 #include "runtime/buffer.h"
 #include "runtime/check.h"
 #include "runtime/log.h"
@@ -93,6 +95,30 @@ TEST(CudaDevice, ADriverThatCannotBeUsedIsSaidOnce) {
       << warning;
   EXPECT_EQ(warning_of(cudaErrorInsufficientDriver), "");
   EXPECT_EQ(device_count(DeviceKind::kCuda), emulation::kDevices);
+}
+
+TEST(CudaDevice, AttentionSaysThatTuringIsTooSmall) {
+  constexpr AttentionShape kShape = {.sequences = 1, .context = 5, .heads = 1};
+  Stream stream(kGpu);
+  const auto matrix = [](int64_t rows, int64_t columns) { return Buffer<float>(kGpu, rows * columns); };
+  const auto qkv = matrix(5, 3 * 8);
+  const auto output = matrix(5, 8);
+  const auto logsumexp = matrix(1, 5);
+  const auto dqkv = matrix(5, 3 * 8);
+  const auto forward = [&] {
+    attention_forward(stream, kShape, qkv.view().reshape(5, 24), {}, output.view().reshape(5, 8),
+                      logsumexp.view().reshape(1, 5));
+  };
+  const auto backward = [&] {
+    attention_backward(stream, kShape, qkv.view().reshape(5, 24), output.view().reshape(5, 8),
+                       logsumexp.view().reshape(1, 5), output.view().reshape(5, 8), {}, dqkv.view().reshape(5, 24));
+  };
+  const size_t most = std::exchange(emulation::shared_most, size_t{64} << 10);
+  EXPECT_NO_THROW(forward());
+  EXPECT_THROW(backward(), UserError);
+  emulation::shared_most = most;
+  EXPECT_NO_THROW(backward());
+  stream.synchronize();
 }
 
 }  // namespace

@@ -94,6 +94,7 @@ bool fails_as_planned() {
 }  // namespace
 
 int emulation::driver_version = CUDART_VERSION;
+size_t emulation::shared_most = kSharedMost;
 
 void emulation::fail_next(cudaError_t error) {
   planned_error = error;
@@ -169,13 +170,13 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   properties->totalGlobalMem = size_t{16} << 30;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 9;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : static_cast<int>(emulation::shared_most);
   return cudaSuccess;
 }
 cudaError_t emulation::ask_for_shared(int bytes) {
   need_device();
-  if (static_cast<size_t>(bytes) > kSharedMost) return fail(cudaErrorUnknown);
+  if (static_cast<size_t>(bytes) > shared_most) return fail(cudaErrorInvalidValue);
   shared_asked = static_cast<size_t>(bytes);
   return cudaSuccess;
 }

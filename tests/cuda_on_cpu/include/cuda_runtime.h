@@ -116,7 +116,7 @@ enum cudaError_t {
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin };
 struct cudaPointerAttributes {
   cudaMemoryType type;
 };
@@ -161,6 +161,7 @@ cudaError_t ask_for_shared(int bytes);  // for the next launch of this host thre
 // This host thread's next call that asks for memory, or about devices, an address or an event, fails so.
 void fail_next(cudaError_t error);
 extern int driver_version;  // 0: there is no driver
+extern size_t shared_most;  // bytes that a block may ask for
 }  // namespace emulation
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
