@@ -160,7 +160,10 @@ class NcclCommunicator final : public DeviceCommunicator {
     }
     warm_up();
   }
-  ~NcclCommunicator() override { stop_watching(); }
+  ~NcclCommunicator() override {
+    stop_watching();
+    own_status().clear_device();
+  }
 
   [[noreturn]] void abort(int exit_code) override {
     abort_links(seconds(1));
@@ -219,16 +222,16 @@ class NcclCommunicator final : public DeviceCommunicator {
     for (const auto& link : {exchange_, dense_})
       if (std::string failure = link->failure(); !failure.empty()) return failure;
     const std::lock_guard lock(mutex_);
-    drop_done();
-    RankStatus& status = own_status();
-    const auto seen = status.read();
-    if (!under_way_.empty()) {
+    try {
+      drop_done();
+    } catch (const std::exception& error) {  // whatever a kernel did wrong shows in the next call, which may be this
+      return fmt::format("the GPU of rank {} ({}): {}", rank(), this_host(), error.what());
+    }
+    if (under_way_.empty()) {
+      own_status().clear_device();
+    } else {
       const Call& oldest = under_way_.front().call;
-      if (!seen.inside) status.enter(oldest.number, oldest.collective, oldest.purpose, oldest.bytes);
-      shown_ = oldest.number;
-    } else if (seen.inside && seen.call == shown_) {
-      status.leave();
-      shown_ = 0;
+      own_status().show_device(oldest.number, oldest.collective, oldest.purpose, oldest.bytes);
     }
     return {};
   }
@@ -272,8 +275,10 @@ class NcclCommunicator final : public DeviceCommunicator {
     });
   }
 
-  void drop_done() {  // the mutex is held; links finish each in their own order
-    std::erase_if(under_way_, [](const UnderWay& one) { return one.done->reached(); });
+  // The mutex is held; links finish each in their own order. One by one, so that an error leaves no emptied elements.
+  void drop_done() {
+    for (auto one = under_way_.begin(); one != under_way_.end();)
+      one = one->done->reached() ? under_way_.erase(one) : std::next(one);
   }
 
   // NCCL connects two ranks when they first need it; better here than in the first step.
@@ -318,7 +323,6 @@ class NcclCommunicator final : public DeviceCommunicator {
   const std::shared_ptr<Link> exchange_, dense_;
   std::mutex mutex_;                // of what the watchdog's thread reads too
   std::deque<UnderWay> under_way_;  // in the order of the calls
-  int64_t shown_ = 0;               // call that poll() put on the board
   std::deque<Wait> waits_;          // not yet in the ledger
 };
 

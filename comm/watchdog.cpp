@@ -28,11 +28,11 @@ const char* to_string(Collective collective) {
   return "?";
 }
 
-void RankStatus::enter(int64_t call, Collective collective, Purpose purpose, int64_t bytes) {
-  call_.store(call, std::memory_order_relaxed);
-  what_.store(static_cast<int64_t>(collective) * kPurposes + static_cast<int64_t>(purpose), std::memory_order_relaxed);
-  bytes_.store(bytes, std::memory_order_relaxed);
-  inside_.store(1, std::memory_order_release);
+void RankStatus::Place::enter(int64_t call_number, Collective collective, Purpose purpose, int64_t size) {
+  call.store(call_number, std::memory_order_relaxed);
+  what.store(static_cast<int64_t>(collective) * kPurposes + static_cast<int64_t>(purpose), std::memory_order_relaxed);
+  bytes.store(size, std::memory_order_relaxed);
+  inside.store(1, std::memory_order_release);
 }
 
 void RankStatus::label(std::string_view text) {
@@ -43,12 +43,14 @@ void RankStatus::label(std::string_view text) {
 
 RankStatus::Snapshot RankStatus::read() const {
   Snapshot snapshot;
-  snapshot.inside = inside_.load(std::memory_order_acquire) != 0;
-  snapshot.call = call_.load(std::memory_order_relaxed);
-  const int64_t what = what_.load(std::memory_order_relaxed);
+  const bool host = host_.entered();
+  snapshot.inside = host || device_.entered();
+  const Place& place = snapshot.inside && !host ? device_ : host_;
+  snapshot.call = place.call.load(std::memory_order_relaxed);
+  const int64_t what = place.what.load(std::memory_order_relaxed);
   snapshot.collective = static_cast<Collective>(what / kPurposes);
   snapshot.purpose = static_cast<Purpose>(what % kPurposes);
-  snapshot.bytes = bytes_.load(std::memory_order_relaxed);
+  snapshot.bytes = place.bytes.load(std::memory_order_relaxed);
   std::array<char, kLabelWords * sizeof(uint64_t) + 1> text{};
   for (size_t i = 0; i < kLabelWords; ++i) {
     const uint64_t word = label_[i].load(std::memory_order_relaxed);

@@ -38,17 +38,32 @@ class RankStatus {
     int64_t bytes = 0;
     std::string label;
   };
-  void enter(int64_t call, Collective collective, Purpose purpose, int64_t bytes);
-  void leave() { inside_.store(0, std::memory_order_release); }
+  // By the rank's own thread: the call that it is inside of.
+  void enter(int64_t call, Collective collective, Purpose purpose, int64_t bytes) {
+    host_.enter(call, collective, purpose, bytes);
+  }
+  void leave() { host_.leave(); }
+  // By the watchdog's thread: what a device does for a call that has returned. It is read while the rank is inside of
+  // none; words of its own, so that neither thread undoes what the other says.
+  void show_device(int64_t call, Collective collective, Purpose purpose, int64_t bytes) {
+    device_.enter(call, collective, purpose, bytes);
+  }
+  void clear_device() { device_.leave(); }
   void label(std::string_view text);  // cut at 127 characters
   Snapshot read() const;
 
  private:
+  struct Place {
+    std::atomic<int64_t> call{0};
+    std::atomic<int64_t> inside{0};
+    std::atomic<int64_t> what{0};
+    std::atomic<int64_t> bytes{0};
+    void enter(int64_t call_number, Collective collective, Purpose purpose, int64_t size);
+    void leave() { inside.store(0, std::memory_order_release); }
+    bool entered() const { return inside.load(std::memory_order_acquire) != 0; }
+  };
   static constexpr size_t kLabelWords = 16;
-  std::atomic<int64_t> call_{0};
-  std::atomic<int64_t> inside_{0};
-  std::atomic<int64_t> what_{0};
-  std::atomic<int64_t> bytes_{0};
+  Place host_, device_;
   std::array<std::atomic<uint64_t>, kLabelWords> label_{};
 };
 std::string to_string(const RankStatus::Snapshot& status);  // "all_reduce for dense, 4096 bytes, call 12 (step 17)"

@@ -277,14 +277,14 @@ void time_layer_norm(const TransformerShape& shape, int64_t tokens, Stream& stre
 }
 
 void time_cross_entropy(const TransformerShape& shape, int64_t tokens, Stream& stream, PhaseTable& table) {
-  constexpr int64_t kChunk = 256;  // as the model's
+  const int64_t chunk = logits_chunk(stream.device().kind);  // as the model's
   Inputs inputs({});
   const int64_t width = shape.block.width;
   const auto x = inputs.matrix(tokens, width);
   const auto dx = inputs.matrix(tokens, width);
   const auto embedding = inputs.matrix(shape.vocabulary, width, 1.0F / std::sqrt(static_cast<float>(width)));
   const auto dembedding = inputs.matrix(shape.vocabulary, width);
-  const auto scratch = inputs.matrix(std::min(kChunk, tokens), shape.vocabulary);
+  const auto scratch = inputs.matrix(std::min(chunk, tokens), shape.vocabulary);
   const auto losses = inputs.vector(tokens);
   std::vector<int32_t> targets(static_cast<size_t>(tokens));
   const Random random(4, "bench targets");

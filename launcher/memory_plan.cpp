@@ -75,10 +75,11 @@ int64_t pending_bytes(const MemorySite& site, int64_t tokens, int ranks, DeviceK
   return pairs * site.table.width * kFloat + reads * (device == DeviceKind::kCpu ? 48 : 60);
 }
 
-int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int ranks) {
+int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int ranks, DeviceKind device) {
   const int64_t width = shape.block.width;
   int64_t kept = tokens * width * (shape.embedding_norm ? 3 : 2);  // embeddings, and the gradient that runs back
-  int64_t deepest = kLogitsChunk * shape.vocabulary;               // what lives only while one place is computed
+  // What lives only while one place is computed.
+  int64_t deepest = std::min(tokens, logits_chunk(device)) * shape.vocabulary;
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
     kept += tokens * (9 * width + shape.block.heads + 4);
     int64_t inside = tokens * 4 * width;
@@ -96,6 +97,12 @@ int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int rank
     deepest = std::max(deepest, inside + tokens * width);
   }
   return (kept + deepest) * kFloat;
+}
+
+// What an op rounds its operands to on a GPU; the greatest, of the output layer: embeddings, inputs, logits.
+int64_t rounded_bytes(const TransformerShape& shape, int64_t tokens, DeviceKind device) {
+  const int64_t chunk = std::min(tokens, logits_chunk(device));
+  return 2 * (shape.vocabulary * shape.block.width + chunk * (shape.block.width + shape.vocabulary));
 }
 
 // Values and gradients on every rank, moments on `sharing` ranks together.
@@ -171,7 +178,10 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
                           rows * row_bytes});
   }
   plan.lines.push_back(
-      {"activations", fmt::format("{} tokens at a time", tokens), activation_bytes(shape, tokens, ranks)});
+      {"activations", fmt::format("{} tokens at a time", tokens), activation_bytes(shape, tokens, ranks, device)});
+  if (device != DeviceKind::kCpu && math_of(config) != Math::kFp32)
+    plan.lines.push_back(
+        {"rounded operands", "16 bits each, of the output layer", rounded_bytes(shape, tokens, device)});
   if (pending > 0) plan.lines.push_back({"row gradients", "what backward passes leave until the update", pending});
   for (MemoryPlan::Line& line : plan.lines) line.where = device;
   if (ranks > 1 && device == DeviceKind::kCpu && !shares)

@@ -189,7 +189,6 @@ void check_gpu_limits(const config::Config& config) {
 
 Device choose_device(const config::Config& config, const Communicator& world) {
   resolve(device_link(config));  // an error if it is not there, whatever computes
-  const int gpus = device_count(DeviceKind::kCuda);
   if (planned_device(config) == DeviceKind::kCpu) {
     if (config.train().precision() == config::Train::FP16)
       user_error("train.precision: the CPU has no products of FP16; set it to BF16 or FP32");
@@ -197,6 +196,7 @@ Device choose_device(const config::Config& config, const Communicator& world) {
   }
   if (!compiled_with(DeviceKind::kCuda))
     user_error("train.device: this program was built without CUDA; set it to CPU, or build the cuda preset");
+  const int gpus = device_count(DeviceKind::kCuda);
   if (gpus == 0) user_error("train.device: this machine has no CUDA devices; set it to CPU or AUTO");
   check_gpu_limits(config);
   const Hosts& hosts = world.hosts();

@@ -261,12 +261,24 @@ Problem make_problem(const AttentionShape& shape, Matrix<const float> qkv, const
           .scale = 1.0F / std::sqrt(static_cast<float>(width))};
 }
 
+// Turing lends a block 64 KiB, every other device from Volta on 96 or more.
+void require_shared(const Stream& stream, int64_t bytes) {
+  int most = 0;
+  PKM_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device().index));
+  if (bytes > most)
+    user_error(
+        "attention: {} lends a block {} KiB of shared memory, and {} are needed; set train.device: CPU, or use a GPU "
+        "of another generation than Turing",
+        to_string(stream.device()), most >> 10, (bytes + 1023) >> 10);
+}
+
 // One block per (sequence and head, tile), with dynamic shared memory beyond the 48 KiB that are had without asking.
 template <class T, class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), Stream& stream, const AttentionShape& shape, int64_t shared_bytes,
             const Arguments&... arguments) {
   const dim3 grid(static_cast<unsigned>(shape.sequences * shape.heads),
                   static_cast<unsigned>(ceil_divide(shape.context, T::kTile)));
+  require_shared(stream, shared_bytes);
   PKM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   kernel<<<grid, kTileThreads, static_cast<size_t>(shared_bytes), native(stream)>>>(arguments...);
   PKM_CUDA(cudaGetLastError());
@@ -290,7 +302,8 @@ void backward(Stream& stream, const AttentionShape& shape, const Problem& proble
 
 }  // namespace
 
-// Tiles are chosen to fit into the 96 KiB of shared memory that a block has on Volta.
+// Tiles are chosen to fit into the 96 KiB of shared memory that a block has on Volta. Turing's 64 hold the smallest of
+// them only: none of the backward pass.
 void attention_forward(Stream& stream, const AttentionShape& shape, Matrix<const float> qkv, const Dropout& mask,
                        Matrix<float> output, Matrix<float> logsumexp) {
   if (output.empty()) return;

@@ -12,8 +12,11 @@ namespace pkmesh {
 
 constexpr int32_t kIgnoredTarget = -1;  // padding: loss 0, no gradient
 
-// Tokens whose logits exist at one time: enough for efficient matrix products, little beside the activations.
-constexpr int64_t kLogitsChunk = 512;
+// Tokens whose logits exist at one time: enough for efficient matrix products, little beside the activations. Each
+// chunk reads and rewrites dembedding, which a GPU's products do not hide at 512 tokens.
+constexpr int64_t logits_chunk(DeviceKind device) {
+  return device == DeviceKind::kCpu ? 512 : 4096;
+}
 
 PKM_OP(cross_entropy_forward, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
        Matrix<float> scratch, Vector<float> losses)
@@ -21,7 +24,7 @@ PKM_OP(cross_entropy_train, Matrix<const float> x, Matrix<const float> embedding
        float gradient_scale, Matrix<float> scratch, Vector<float> losses, Matrix<float> dx, Matrix<float> dembedding)
 
 // x (T, d), embedding (V, d), targets (T) in [0, V) or kIgnoredTarget, losses (T) in nats.
-// scratch (chunk, V): any chunk >= 1; 256 to 512 rows make the matrix products efficient.
+// scratch (chunk, V): any chunk >= 1; logits_chunk() makes the matrix products efficient.
 void cross_entropy_forward(Stream& stream, Matrix<const float> x, Matrix<const float> embedding,
                            Vector<const int32_t> targets, Matrix<float> scratch, Vector<float> losses);
 

@@ -51,7 +51,7 @@ struct RoundPack {
   __device__ void operator()(int64_t i) const {
     const int64_t column = i % packs * kPack;
     const float* const row = from + i / packs * stride;
-    float x[kPack] = {};
+    alignas(16) float x[kPack] = {};
     if (whole) {
       *reinterpret_cast<float4*>(x) = *reinterpret_cast<const float4*>(row + column);
       *reinterpret_cast<float4*>(x + 4) = *reinterpret_cast<const float4*>(row + column + 4);

@@ -82,12 +82,16 @@ Matrix<float> Transformer::features(StepContext& context, Matrix<const int32_t> 
   return final_norm_ != nullptr ? final_norm_->forward(context, x) : x;
 }
 
+Matrix<float> Transformer::logits_scratch(StepContext& context, int64_t tokens) const {
+  const int64_t chunk = logits_chunk(context.stream.device().kind);
+  return context.arena.take<float>(std::clamp<int64_t>(tokens, 1, chunk), shape_.vocabulary);
+}
+
 Vector<float> Transformer::losses(StepContext& context, Matrix<const int32_t> inputs, Matrix<const int32_t> targets) {
   const Matrix<float> x = features(context, inputs, count_positions(context, inputs));
   auto losses = context.arena.take<float>(targets.count());
   ArenaScope scope(context.arena);
-  auto scratch = context.arena.take<float>(std::clamp<int64_t>(x.size(0), 1, kLogitsChunk), shape_.vocabulary);
-  cross_entropy_forward(context.stream, x, tokens_.value(), flat(targets), scratch, losses);
+  cross_entropy_forward(context.stream, x, tokens_.value(), flat(targets), logits_scratch(context, x.size(0)), losses);
   return losses;
 }
 
@@ -100,9 +104,8 @@ Vector<float> Transformer::losses_and_gradients(StepContext& context, Matrix<con
   auto gradient = context.arena.take<float>(x.size(0), x.size(1));
   {
     ArenaScope scope(context.arena);
-    auto scratch = context.arena.take<float>(std::clamp<int64_t>(x.size(0), 1, kLogitsChunk), shape_.vocabulary);
-    cross_entropy_train(context.stream, x, tokens_.value(), flat(targets), gradient_scale, scratch, losses, gradient,
-                        tokens_.gradient());
+    cross_entropy_train(context.stream, x, tokens_.value(), flat(targets), gradient_scale,
+                        logits_scratch(context, x.size(0)), losses, gradient, tokens_.gradient());
   }
   if (final_norm_ != nullptr) final_norm_->backward(context, gradient, {}, gradient);
   for (size_t layer = blocks_.size(); layer-- > 0;) {

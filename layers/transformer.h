@@ -62,6 +62,7 @@ class Transformer {
   Matrix<float> embed(StepContext& context, Matrix<const int32_t> inputs, Vector<const int32_t> positions);
   Matrix<float> features(StepContext& context, Matrix<const int32_t> inputs, Vector<const int32_t> positions);
   static Vector<const int32_t> count_positions(StepContext& context, Matrix<const int32_t> inputs);
+  Matrix<float> logits_scratch(StepContext& context, int64_t tokens) const;
   Dropout embedding_mask(const StepContext& context) const;
   ValueTable& table(const MemorySite& site, const Communicator& world, Device device, uint64_t seed);
 

@@ -30,7 +30,7 @@ struct Update {
   uint32_t* steps;  // null unless rows count their own
   int64_t half;     // columns; a multiple of 4
   bool whole;       // rows of values and moments are aligned to four elements
-  RowSums sums;
+  SortedContributions sums;
 };
 
 // Four columns of one half of a row, the bits for their rounding, and how many of them there are.
@@ -75,7 +75,7 @@ __device__ void store_four(const Pack<4>& x, const std::array<uint32_t, 4>& word
 }
 
 // gradient (padded width) in shared memory = the row's, scaled. Returns this thread's share of the sum of its squares.
-__device__ double sum_gradient(const RowSums& sums, int64_t u, float scale, float* gradient) {
+__device__ double sum_gradient(const SortedContributions& sums, int64_t u, float scale, float* gradient) {
   double squares = 0;
   for (int64_t column = static_cast<int64_t>(threadIdx.x) * 4; column < sums.width; column += kThreads * 4) {
     Pack<4> sum = sum_row(sums, u, column);
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // squares (most): those behind the rows that were touched are 0.
 __global__ void __launch_bounds__(kThreads)
-    squares_kernel(RowSums sums, const int64_t* touched, int64_t most, double* squares) {
+    squares_kernel(SortedContributions sums, const int64_t* touched, int64_t most, double* squares) {
   const int64_t rows = *touched;
   for (int64_t u = blockIdx.x; u < most; u += gridDim.x) {
     double mine = 0;
@@ -210,17 +210,17 @@ struct CountContributions {
 };
 
 // With the hot rows' chunks summed.
-RowSums make_sums(Stream& stream, const RowGradients& gradients) {
+SortedContributions make_sums(Stream& stream, const RowGradients& gradients) {
   const int64_t width = gradients.d_output.size(1);
   const int64_t contributions = gradients.weights.count();
   auto* const chunks = scratch<float>(stream, chunk_floats(contributions, width));
-  const RowSums sums = {.offsets = gradients.offsets.data(),
-                        .weights = gradients.weights.data(),
-                        .sources = gradients.sources.data(),
-                        .vectors = gradients.d_output.data(),
-                        .width = width,
-                        .whole = rows_aligned(gradients.d_output.data(), width, 16),
-                        .chunks = chunks};
+  const SortedContributions sums = {.offsets = gradients.offsets.data(),
+                                    .weights = gradients.weights.data(),
+                                    .sources = gradients.sources.data(),
+                                    .vectors = gradients.d_output.data(),
+                                    .width = width,
+                                    .whole = rows_aligned(gradients.d_output.data(), width, 16),
+                                    .chunks = chunks};
   sum_chunks(stream, sums, gradients.touched.data(), contributions, chunks);
   return sums;
 }
@@ -273,7 +273,7 @@ void update_rows(Stream& stream, const RowUpdate& update, const TableRows& value
 }
 
 void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> squares) {
-  const RowSums sums = make_sums(stream, gradients);
+  const SortedContributions sums = make_sums(stream, gradients);
   const auto blocks = static_cast<unsigned>(std::min(squares.count(), kMostBlocks));
   squares_kernel<<<blocks, kThreads, 0, native(stream)>>>(sums, gradients.touched.data(), squares.count(),
                                                           squares.data());

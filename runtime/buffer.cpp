@@ -15,7 +15,9 @@ void* Arena::take_bytes(int64_t bytes) {
     ++current_;
   }
   if (current_ == chunks_.size()) {
-    chunks_.emplace_back(device_, std::max({rounded, kFirstChunk, capacity()}), kind_);
+    // Doubling costs the host addresses only, a GPU the memory itself.
+    const int64_t more = device_.kind == DeviceKind::kCpu ? capacity() : capacity() / 4;
+    chunks_.emplace_back(device_, std::max({rounded, kFirstChunk, more}), kind_);
     ++growths_;
   }
   std::byte* memory = chunks_[current_].data() + used_;

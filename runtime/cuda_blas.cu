@@ -10,7 +10,7 @@ constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what cuBLAS recommend
 cublasHandle_t blas(Stream& stream) {
   StreamState& own = state(stream);
   if (own.blas == nullptr) {
-    PKM_CUDA(cudaSetDevice(stream.device().index));  // a handle belongs to the device that is current now
+    make_current(stream.device().index);  // a handle belongs to the device that is current now
     cublasHandle_t handle = nullptr;
     PKM_CUBLAS(cublasCreate(&handle));
     own.blas = {handle, [](void* owned) { cublasDestroy(static_cast<cublasHandle_t>(owned)); }};

@@ -16,6 +16,9 @@ inline cudaStream_t native(const Stream& stream) {
   return static_cast<cudaStream_t>(stream.native());
 }
 
+// Makes the device the calling thread's: what is launched or allocated from now on goes there.
+void make_current(int index);
+
 // Lives as long as the stream; made on first use.
 struct StreamState {
   std::shared_ptr<std::byte> scratch;

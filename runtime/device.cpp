@@ -21,7 +21,7 @@ namespace cuda {
 [[gnu::weak]] void record(void* event, void* stream);
 [[gnu::weak]] void hold(void* event, void* stream);
 [[gnu::weak]] void synchronize_event(void* event);
-[[gnu::weak]] bool reached(void* event);
+[[gnu::weak]] bool reached(int index, void* event);
 [[gnu::weak]] double milliseconds(void* from, void* to);
 [[gnu::weak]] std::shared_ptr<std::byte> allocate(int index, int64_t bytes);
 [[gnu::weak]] std::shared_ptr<std::byte> allocate_host(int index, int64_t bytes);
@@ -113,7 +113,7 @@ void Event::synchronize() {
 }
 
 bool Event::reached() {
-  return native_ == nullptr || cuda::reached(native_.get());
+  return native_ == nullptr || cuda::reached(device_.index, native_.get());
 }
 
 double Event::milliseconds(Event& from, Event& to) {

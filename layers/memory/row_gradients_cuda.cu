@@ -83,7 +83,8 @@ struct NameRuns {
 // Block j looks for the full chunk that begins in contributions [j * kChunk, (j + 1) * kChunk). Of the rows that begin
 // no later than there, only the last one can have it: an earlier row ends where this one begins or before, and a full
 // chunk that begins in the span ends behind it.
-__global__ void __launch_bounds__(kThreads) sum_chunks_kernel(RowSums sums, RowCount row_count, float* chunks) {
+__global__ void __launch_bounds__(kThreads)
+    sum_chunks_kernel(SortedContributions sums, RowCount row_count, float* chunks) {
   const int64_t rows = row_count.value();
   const int64_t span = static_cast<int64_t>(blockIdx.x) * kChunk;
   int64_t u = 0;  // offsets[u] < span + kChunk: true of row 0, which begins at 0
@@ -141,7 +142,7 @@ void find_runs(Stream& stream, const int32_t* sorted_rows, int64_t count, int64_
                                  BeginsRun{sorted_rows}, native(stream)));
 }
 
-void sum_chunks(Stream& stream, const RowSums& sums, RowCount rows, int64_t contributions, float* chunks) {
+void sum_chunks(Stream& stream, const SortedContributions& sums, RowCount rows, int64_t contributions, float* chunks) {
   if (contributions < kChunk || sums.width == 0) return;  // no row has a full chunk
   const int threads = threads_for(ceil_divide(sums.width, 4), kThreads);
   sum_chunks_kernel<<<static_cast<unsigned>(ceil_divide(contributions, kChunk)), threads, 0, native(stream)>>>(

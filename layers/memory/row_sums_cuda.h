@@ -40,7 +40,8 @@ void find_runs(Stream& stream, const int32_t* sorted_rows, int64_t count, int64_
 
 constexpr int64_t kChunk = 256;
 
-struct RowSums {
+// All that the sums of rows are made of. (pkmesh::RowSums is what the CPU's sum_by_row() leaves.)
+struct SortedContributions {
   // Row u has contributions [offsets[u], offsets[u + 1]).
   const int64_t* offsets;  // (rows + 1)
   const float* weights;
@@ -69,10 +70,11 @@ struct RowCount {
 };
 
 // Fills sums.chunks, the memory of which is `chunks`. There are rows where there are contributions.
-void sum_chunks(Stream& stream, const RowSums& sums, RowCount rows, int64_t contributions, float* chunks);
+void sum_chunks(Stream& stream, const SortedContributions& sums, RowCount rows, int64_t contributions, float* chunks);
 
 // sum += contributions [begin, end), columns [column, column + 4).
-__device__ inline void add_range(const RowSums& sums, int64_t begin, int64_t end, int64_t column, Pack<4>& sum) {
+__device__ inline void add_range(const SortedContributions& sums, int64_t begin, int64_t end, int64_t column,
+                                 Pack<4>& sum) {
   constexpr int kAtOnce = 8;
   int64_t c = begin;
   for (; c + kAtOnce <= end; c += kAtOnce) {
@@ -92,7 +94,7 @@ __device__ inline void add_range(const RowSums& sums, int64_t begin, int64_t end
 }
 
 // Columns [column, column + 4) of row u's sum; those from `width` on are 0.
-__device__ inline Pack<4> sum_row(const RowSums& sums, int64_t u, int64_t column) {
+__device__ inline Pack<4> sum_row(const SortedContributions& sums, int64_t u, int64_t column) {
   const int64_t end = sums.offsets[u + 1];
   int64_t c = sums.offsets[u];
   Pack<4> sum{};

@@ -292,7 +292,7 @@ struct Unpack {
 };
 
 // A block per sub-key: dkeys (sub-keys, width) += its sum.
-__global__ void __launch_bounds__(kMostWarps* kWarp) dkeys_kernel(RowSums sums, float* dkeys) {
+__global__ void __launch_bounds__(kMostWarps* kWarp) dkeys_kernel(SortedContributions sums, float* dkeys) {
   const int64_t row = blockIdx.x;
   if (sums.offsets[row] == sums.offsets[row + 1]) return;
   for (int64_t column = static_cast<int64_t>(threadIdx.x) * 4; column < sums.width; column += blockDim.x * 4) {
@@ -381,13 +381,13 @@ void select_backward(Stream& stream, View<const float, 3> queries, View<const fl
   const int sorted = sort_records(stream, buffers, records, sub_keys + 1, temporary.in(memory), temporary.count);
   for_each(stream, records, Unpack{buffers.origins[sorted], record_weights.in(memory), record_sources.in(memory)});
   for_each(stream, sub_keys + 1, FindRows{buffers.rows[sorted], records, offsets.in(memory)});
-  const RowSums sums = {.offsets = offsets.in(memory),
-                        .weights = record_weights.in(memory),
-                        .sources = record_sources.in(memory),
-                        .vectors = queries.data(),
-                        .width = width,
-                        .whole = rows_aligned(queries.data(), width, 16),
-                        .chunks = chunks.in(memory)};
+  const SortedContributions sums = {.offsets = offsets.in(memory),
+                                    .weights = record_weights.in(memory),
+                                    .sources = record_sources.in(memory),
+                                    .vectors = queries.data(),
+                                    .width = width,
+                                    .whole = rows_aligned(queries.data(), width, 16),
+                                    .chunks = chunks.in(memory)};
   sum_chunks(stream, sums, sub_keys, records, chunks.in(memory));
   dkeys_kernel<<<static_cast<unsigned>(sub_keys), threads_for(ceil_divide(width, 4), kMostWarps * kWarp), 0,
                  native(stream)>>>(sums, dkeys.data());

@@ -18,6 +18,7 @@ namespace {
 constexpr uintptr_t kDevice = uintptr_t{1} << 62;  // set in the address of device memory
 
 std::atomic<int> g_devices{1};
+std::atomic<bool> g_events_fail{false};
 
 // A moment in the order of a stream.
 class Mark {
@@ -108,6 +109,10 @@ void emulate_devices(int count) {
   g_devices = count;
 }
 
+void let_events_fail(bool fail) {
+  g_events_fail = fail;
+}
+
 void on_emulated_stream(void* native, std::function<void()> task) {
   stream_of(native).queue(std::move(task));
 }
@@ -147,7 +152,8 @@ void synchronize_event(void* event) {
   if (auto mark = event_of(event).last()) mark->wait();
 }
 
-bool reached(void* event) {
+bool reached(int, void* event) {
+  PKM_CHECK(!g_events_fail, "a kernel's fault");
   const auto mark = event_of(event).last();
   return mark == nullptr || mark->reached();
 }

@@ -12,6 +12,7 @@
 namespace pkmesh {
 
 void emulate_devices(int count);  // 1 unless told otherwise
+void let_events_fail(bool fail);  // as after a kernel's fault: from now on whoever asks about an event gets an error
 
 // Queues a task on the stream of this Stream::native().
 void on_emulated_stream(void* native, std::function<void()> task);

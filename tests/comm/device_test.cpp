@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The contract on the memory of an emulated device, for ranks as threads; and what is particular to device memory.
+#include <atomic>
+
 #include "async_device.h"
 #include "comm/device_communicator.h"
 #include "comm/host_staged.h"
@@ -141,6 +143,37 @@ TEST(HostStaged, AnErrorOfOneRankEndsAll) {
                            world->all_reduce(data.span(), Reduction::kSum, Purpose::kDense);
                          }),
                UserError);
+}
+
+// A kernel's fault shows in whatever is called next, on any thread: here the watchdog's.
+TEST(Nccl, AFaultOfTheDeviceIsNamedAndEndsTheJob) {
+  if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "without nccl.h";
+  std::atomic<bool> ended{false};
+  std::string error;
+  try {
+    run_ranks(2, [&](Communicator& host) {
+      const auto world = make_device_communicator(host, kDevice, DeviceLink::kNccl);
+      Stream stream(kDevice);
+      world->use(stream);
+      const Buffer<float> data(kDevice, 16);
+      world->all_reduce(data.span(), Reduction::kSum, Purpose::kDense);  // under way until somebody asks
+      world->barrier();
+      world->watch(std::chrono::seconds(8));  // looks every second
+      while (world->rank() == 1 && !ended) std::this_thread::yield();
+      let_events_fail(true);
+      try {
+        world->barrier();
+      } catch (const JobAborted&) {
+        ended = true;
+        throw;
+      }
+    });
+  } catch (const InternalError& caught) {
+    error = caught.what();
+  }
+  let_events_fail(false);
+  EXPECT_NE(error.find("the GPU of rank"), std::string::npos) << error;
+  EXPECT_NE(error.find(fmt::format("({}): a kernel's fault", this_host())), std::string::npos) << error;
 }
 
 }  // namespace

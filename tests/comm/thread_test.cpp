@@ -186,6 +186,25 @@ TEST(Watchdog, LetsManyShortCallsPass) {
   });
 }
 
+// The watchdog's thread says what a device does at any moment, also while the rank enters and leaves calls.
+TEST(RankStatus, WhatADeviceDoesIsSeenWhileTheRankIsInsideNoCall) {
+  RankStatus status;
+  const auto seen = [&] { return std::pair(status.read().inside, status.read().call); };
+  const auto show = [&](int64_t call) { status.show_device(call, Collective::kAllReduce, Purpose::kDense, 8); };
+  show(2);
+  EXPECT_EQ(seen(), std::pair(true, int64_t{2}));
+  status.enter(3, Collective::kBarrier, Purpose::kControl, 0);
+  EXPECT_EQ(seen(), std::pair(true, int64_t{3}));
+  status.clear_device();
+  EXPECT_EQ(seen(), std::pair(true, int64_t{3})) << "a hang in call 3 would go unseen";
+  show(2);
+  EXPECT_EQ(to_string(status.read()), "barrier for control, 0 bytes, call 3");
+  status.leave();
+  EXPECT_EQ(to_string(status.read()), "all_reduce for dense gradients, 8 bytes, call 2");
+  status.clear_device();
+  EXPECT_EQ(seen(), std::pair(false, int64_t{3}));
+}
+
 TEST(Label, NestsAndIsCutWhenTooLong) {
   RankStatus status;
   EXPECT_EQ(to_string(status.read()), "nothing yet");

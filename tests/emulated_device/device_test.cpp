@@ -107,6 +107,20 @@ TEST(EmulatedDevice, CountsWhatTheHostWaitsForAndAllocates) {
   EXPECT_EQ(runtime_counters().synchronizations - before.synchronizations, 2);
 }
 
+// What a GPU's memory plan counts is what is in use (launcher/memory_plan.h): an arena may hold little more.
+TEST(EmulatedDevice, AnArenaGrowsByAQuarter) {
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  Arena arena(kGpu);
+  for (int64_t taken = kPiece; taken <= 100 * kPiece; taken += kPiece) {
+    arena.take<std::byte>(kPiece);
+    EXPECT_LE(arena.capacity(), taken + std::max(taken / 3, 4 * kPiece)) << "a quarter, and ends of chunks";
+  }
+  EXPECT_LE(arena.growths(), 16);
+  const int64_t peak = arena.peak();
+  arena.reset();
+  EXPECT_EQ(arena.capacity(), peak);
+}
+
 TEST(EmulatedDevice, ReadbackRunsBesideWorkThatIsQueuedBehindIt) {
   Stream stream(kGpu);
   const Buffer<int64_t> counts(kGpu, 3);

@@ -253,7 +253,7 @@ void synchronize_event(void* event) {
   static_cast<FakeEvent*>(event)->reach();
 }
 
-bool reached(void* event) {
+bool reached(int, void* event) {
   return static_cast<FakeEvent*>(event)->reached();
 }
 

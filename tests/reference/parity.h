@@ -30,14 +30,20 @@ class ParityTest : public GpuTest {
   }
 };
 
-// The same numbers in two memories, with sentinels around them in both (an odd number: misaligned for vectors).
+// The same numbers in two memories, with sentinels around them in both.
 template <class T = float>
 class Twin {
  public:
+  static constexpr int64_t kOdd = 19;  // sentinels on either side: what lies between them is not aligned for vectors
+  static constexpr int64_t kAligned = 64;
+
   // An output: garbage until an op writes it.
-  Twin(Stream& gpu, int64_t count) : gpu_(gpu), host_(count), memory_(gpu.device(), count + 2 * kGuard) { send(); }
-  Twin(Stream& gpu, const Numbers& numbers)
-      : gpu_(gpu), host_(numbers), memory_(gpu.device(), std::ssize(numbers) + 2 * kGuard) {
+  Twin(Stream& gpu, int64_t count, int64_t guard = kOdd)
+      : gpu_(gpu), guard_(guard), host_(count), memory_(gpu.device(), count + 2 * guard) {
+    send();
+  }
+  Twin(Stream& gpu, const Numbers& numbers, int64_t guard = kOdd)
+      : gpu_(gpu), guard_(guard), host_(numbers), memory_(gpu.device(), std::ssize(numbers) + 2 * guard) {
     send();
   }
 
@@ -47,26 +53,26 @@ class Twin {
   }
   template <class... Sizes>
   View<T, sizeof...(Sizes)> device(Sizes... sizes) {
-    const auto view = View<T, sizeof...(Sizes)>(memory_.data() + kGuard, sizes...);
+    const auto view = View<T, sizeof...(Sizes)>(memory_.data() + guard_, sizes...);
     EXPECT_EQ(view.count(), host_.view().count());
     return view;
   }
 
   std::vector<T> device_values() {
     const std::vector<T> all = receive();
-    return {all.begin() + kGuard, all.end() - kGuard};
+    return {all.begin() + guard_, all.end() - guard_};
   }
 
   // |device - host| <= tolerance * max(1, |host|), element by element; 0 asks for equal numbers (or two NaNs).
   void expect_parity(std::string_view what, double tolerance) {
     const std::vector<T> all = receive();
-    for (int64_t i = 0; i < kGuard; ++i) {
-      EXPECT_EQ(all[static_cast<size_t>(i)], sentinel()) << what << ": written " << kGuard - i << " before it";
+    for (int64_t i = 0; i < guard_; ++i) {
+      EXPECT_EQ(all[static_cast<size_t>(i)], sentinel()) << what << ": written " << guard_ - i << " before it";
       EXPECT_EQ(all[all.size() - 1 - static_cast<size_t>(i)], sentinel()) << what << ": written behind its end";
     }
     const std::vector<T> expected = host_.values();
     for (size_t i = 0; i < expected.size(); ++i) {
-      const auto value = static_cast<double>(all[kGuard + i]);
+      const auto value = static_cast<double>(all[static_cast<size_t>(guard_) + i]);
       const auto on_host = static_cast<double>(expected[i]);
       if (std::isnan(value) && std::isnan(on_host)) continue;
       ASSERT_TRUE(std::abs(value - on_host) <= tolerance * std::max(1.0, std::abs(on_host)))
@@ -75,13 +81,12 @@ class Twin {
   }
 
  private:
-  static constexpr size_t kGuard = 19;
   static T sentinel() { return static_cast<T>(-123456789); }
 
   void send() {
     std::vector<T> all(static_cast<size_t>(memory_.count()), sentinel());
     const std::vector<T> values = host_.values();
-    std::copy(values.begin(), values.end(), all.begin() + kGuard);
+    std::copy(values.begin(), values.end(), all.begin() + guard_);
     copy(gpu_, all, memory_.span());
     gpu_.synchronize();
   }
@@ -93,6 +98,7 @@ class Twin {
   }
 
   Stream& gpu_;
+  int64_t guard_;
   Tensor<T> host_;
   Buffer<T> memory_;
 };
