@@ -30,9 +30,11 @@ std::string reason(int error) {
 }
 
 [[noreturn]] void fail_to_write(const std::string& path, int error) {
-  const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+  const bool full = error == ENOSPC || error == EDQUOT;
   user_error("{}: cannot be written: {}; {}", path, reason(error),
-             full ? "free some space or choose another folder" : "choose another folder or mend its permissions");
+             full             ? "free some space or choose another folder"
+             : error == EFBIG ? "raise the limit (ulimit -f) or choose another folder"
+                              : "choose another folder or mend its permissions");
 }
 
 struct Descriptor {

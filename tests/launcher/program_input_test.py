@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input: each is one clear line on standard error and exit code 2; nothing is written, no rank stays behind."""
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -53,9 +54,50 @@ class CommandLine(program.Test):
 
     def test_bad_numbers(self):
         generate = ["generate", "--checkpoint", "run", "--prompt", "a"]
-        for option, value in [("--tokens", "ten"), ("--tokens", "0"), ("--temperature", "-1"), ("--top-p", "2"),
-                              ("--seed", "-3")]:
-            self.assert_refused(generate + [option, value], option, value, "see pkmesh generate --help", ranks=(0,))
+        for option, value in [("--tokens", "ten"), ("--tokens", "0"), ("--tokens", "0100"), ("--tokens", "0x10"),
+                              ("--temperature", "-1"), ("--temperature", "nan"), ("--temperature", "1x"),
+                              ("--top-p", "2"), ("--top-p", "nan"), ("--seed", "-3"), ("--seed", str(2**63))]:
+            self.assert_refused(generate + [option, value], option, f"{value} is not a", "see pkmesh generate --help",
+                                ranks=(0,))
+        self.assert_refused(generate + ["--tokens", "1e3"], "not a whole number from 1 to 1000000", ranks=(0,))
+        self.assert_refused(["eval", "--checkpoint", "run", "--sequences", "-1"], "--sequences",
+                            "-1 is not a whole number of at least 0;", ranks=(0,))
+
+    def test_empty_values(self):
+        write("text", TEXT)
+        eval_, generate = (["eval", "--checkpoint", "run"], ["generate", "--checkpoint", "run", "--prompt", "a"])
+        tokenize = ["tokenize", "--input", "text", "--out", "tokens"]
+        for command, option in [(DEBUG + ["--out", "new"], "--resume"), (["train"], "--config"), (DEBUG, "--out"),
+                                (DEBUG + ["--out", "new"], "--set"), (tokenize, "--tokenizer"), (tokenize, "--input"),
+                                (["bench", "ops"], "--json"), (eval_, "--data"), (["eval"], "--checkpoint"),
+                                (generate, "--tokens")]:
+            line = (f"error: {option}: the value is empty", f"see pkmesh {command[0]} --help")
+            self.assert_refused(command + [option, ""], *line, ranks=(0,))
+            self.assert_refused(command + [option + "=", "--help"], *line, ranks=(0,))
+        for command in ("config", "inspect", "bench"):
+            self.assert_refused([command, ""], "the value is empty", ranks=(0,))
+
+    def test_one_value_at_a_time(self):
+        self.assert_refused(["generate", "--checkpoint", "run", "--prompt", "a", "b"], "b is not understood", ranks=(0,))
+        self.assert_refused(setting("train.steps=1") + ["--set", "train.steps=2", "train.seed=2"],
+                            "train.seed=2 is not understood", ranks=(0,))
+        self.assert_refused(setting("[train.steps=1,train.seed=2]"), "[train: no such option", ranks=(0,))
+
+    def test_values_in_brackets(self):
+        for name in ("[a]", "[b,c]", "d"):
+            write(name, TEXT)
+        byte = ("--set", "tokenizer.kind=BYTE")
+        self.run_well("tokenize", "--input", "[a]", "[b,c]", "--input", "d", *byte, "--out", "[o,p]")
+        with open("[o,p]/corpus.json", encoding="utf-8") as file:
+            self.assertEqual(json.load(file)["inputs"], ["[a]", "[b,c]", "d"])
+        self.train("[run]", "train.steps=1")
+        prompts = ["[1913 Webster]", "[a,b]", "{}", ""]
+        said = self.run_well("generate", "--checkpoint", "[run]", "--tokens", "1", "--top-p", "1e-6",
+                             *[word for prompt in prompts for word in ("--prompt", prompt)]).out
+        found = [said.find(prompt) for prompt in prompts[:3]]
+        self.assertEqual(found, sorted(found))
+        self.assertEqual(found[0], 0)
+        self.assertEqual(said.count("\n\n"), 4)
 
     def test_nonsense_paths(self):
         for command in (["eval"], ["generate", "--prompt", "a"]):
@@ -291,6 +333,20 @@ class Checkpoints(program.Test):
 
 
 class Folders(program.Test):
+    def test_closed_standard_streams(self):
+        job = Job(DEBUG + ["--set", "train.steps=2", "--out", "run"], shell="exec 0<&- 1>&- 2>&-;").finish()
+        self.assertEqual(job.code, 0)
+        self.assertEqual([line["step"] for line in program.metrics("run")], [1, 2])
+        with open("run/metrics.jsonl", encoding="utf-8") as lines:
+            self.assertEqual([line for line in lines if not line.startswith("{")], [])
+        self.check_refusal(Job(["tokenize", "--input", "-", "--out", "tokens"], shell="exec 0<&-;"), ["standard input"])
+        self.assertEqual(os.listdir(), ["run"])
+
+    def test_a_limit_on_the_size_of_files(self):
+        self.check_refusal(Job(DEBUG + ["--out", "a/run"], shell="ulimit -f 1;"),
+                           ["a/run/", "cannot be written: File too large", "ulimit -f"])
+        self.assertEqual(os.listdir(), [])
+
     def test_unwritable(self):
         write("file", "x")
         for out in ("file/run", "/proc/run", "/dev/null/run"):
