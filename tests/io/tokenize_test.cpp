@@ -425,6 +425,13 @@ TEST(Tokenize, WritesThroughLinksButNotIntoTheCurrentFolder) {
   EXPECT_EQ(error_of(options_for(folder, "text", "link")), "no error");
   EXPECT_TRUE(fs::is_symlink(folder / "link"));
   EXPECT_TRUE(fs::exists(folder / "real/corpus.json"));
+  fs::create_symlink(folder / "nowhere", folder / "dangling");
+  for (const char* out : {"dangling", "dangling/out"}) {
+    auto options = options_for(folder, "text", out);
+    options.progress = [](const TokenizeProgress&) { ADD_FAILURE() << "work that would be lost"; };
+    EXPECT_NE(error_of(options).find("dangling: is a link to what is not there"), std::string::npos) << out;
+  }
+  EXPECT_TRUE(fs::is_symlink(folder / "dangling"));
 
   fs::create_directory(folder / "here");
   const fs::path before = fs::current_path();

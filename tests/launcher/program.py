@@ -90,13 +90,16 @@ def losses(folder):
 
 
 def snapshot(folder):
-    """What is in a folder: {path: bytes' hash}, folders with None."""
+    """What is in a folder: {path: bytes' hash}, folders with None, links with where they point."""
     found = {}
     for path, folders, files in os.walk(folder):
         found.update({os.path.join(path, name): None for name in folders})
-        for name in files:
-            with open(os.path.join(path, name), "rb") as file:
-                found[os.path.join(path, name)] = hashlib.sha256(file.read()).hexdigest()
+        for name in map(lambda file: os.path.join(path, file), files):
+            if os.path.islink(name):
+                found[name] = os.readlink(name)
+                continue
+            with open(name, "rb") as file:
+                found[name] = hashlib.sha256(file.read()).hexdigest()
     return found
 
 

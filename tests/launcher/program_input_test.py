@@ -204,7 +204,8 @@ class Corpus(program.Test):
             file.write(gzip.compress(os.urandom(9000))[:5000])
         for path, words in [("empty", "the corpus is empty"), ("nosuch", "nosuch"), ("/proc", "/proc"),
                             ("cut.gz", "truncated")]:
-            self.assert_refused(["tokenize", "--input", path, "--out", "tokens"], words, ranks=(0,))
+            for out in ("tokens", "a/b/tokens"):
+                self.assert_refused(["tokenize", "--input", path, "--out", out], words, ranks=(0,))
         command = ["tokenize", "--input", "text", "--out"]
         self.assert_refused(command + ["text/tokens"], "text/tokens", "cannot be written", ranks=(0,))
         self.assert_refused(command + ["/proc/tokens"], "/proc/tokens", "cannot be written", ranks=(0,))
@@ -351,6 +352,11 @@ class Folders(program.Test):
         write("file", "x")
         for out in ("file/run", "/proc/run", "/dev/null/run"):
             self.assert_refused(DEBUG + ["--out", out], out, "cannot be written")
+        os.symlink("nowhere", "link")
+        for command in (DEBUG, ["tokenize", "--input", "file"]):
+            for out in ("link", "link/run"):
+                self.assert_refused(command + ["--out", out], "link: is a link to what is not there", ranks=(0,))
+        self.assertTrue(os.path.islink("link"))
 
     def test_taken(self):
         os.mkdir("mine")
