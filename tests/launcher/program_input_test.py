@@ -134,6 +134,8 @@ class Configuration(program.Test):
         self.assert_refused(setting("model.heads=5"), "model.width is 64", "model.heads (5)", ranks=(0,))
         self.assert_refused(setting("model.dropout=nan"), "model.dropout", ranks=(0,))
         self.assert_refused(setting("train.batch"), "KEY=VALUE", ranks=(0,))
+        self.assert_refused(setting("model.dropout=0.99999999"), "model.dropout", "less than 1", "32 bits", ranks=(0,))
+        self.assert_refused(setting("train.steps=0100"), "train.steps is 0100", "base 8", ranks=(0,))
 
     def test_more_neighbours_than_sub_keys(self):
         self.assert_refused(setting("model.memory.0.neighbours=33"), "neighbours is 33", "sub_keys (32)")
@@ -166,6 +168,12 @@ class Configuration(program.Test):
 
     def test_a_model_that_no_machine_holds(self):
         self.assert_refused(setting("model.memory.0.sub_keys=46340"), "this run needs", "TiB", "--dry-run")
+        huge = DEBUG + ["--set", "model.memory=[]"]  # 2^66 bytes
+        for override in ("model.width=65536", "model.heads=1", "model.context=900", "train.batch=16777216",
+                         "model.layers=1024"):
+            huge += ["--set", override]
+        self.assertRegex(self.run_well(*huge, "--dry-run").out, "activations +over 1 PiB(.*\n)+ +total +over 1 PiB")
+        self.assert_refused(huge + ["--out", "run"], "this run needs", "TiB", "--dry-run")
 
     def test_ranks_that_disagree(self):
         before = program.snapshot(self.folder)
