@@ -23,7 +23,9 @@ struct BenchOptions {
   std::vector<int64_t> curve_distinct_tokens = {8, 32, 128, 256, 512, 1024, 2048};
 };
 
-// Each phase of a step against its floor. A world of one; UserError otherwise.
+// bench_command() has checked what each needs: a world of one, a memory in the configuration, its device.
+
+// Each phase of a step against its floor. A world of one.
 void bench_ops(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report);
 // One lookup over the ranks, collective by collective, against the same sizes alone. Collective.
 void bench_exchange(Communicator& world, const config::Config& config, const BenchOptions& options,

@@ -205,8 +205,6 @@ void report_local(const LookupTimes& times, int repeats, BenchReport& report) {
 void bench_exchange(Communicator& world, const config::Config& config, const BenchOptions& options,
                     BenchReport& report) {
   const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
-  if (shape.memories.empty())
-    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
   const MemorySite& site = shape.memories.front();
   const int64_t tokens = int64_t{config.train().batch()} * shape.context;
   report.line(fmt::format("{} rank{} on {} host{}; a lookup of {} tokens per rank, {} selections each, rows of {}",

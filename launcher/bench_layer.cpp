@@ -26,8 +26,7 @@ int64_t distinct(std::vector<int32_t> values) {
 // The first memory of the model; rows are made for it alone, whatever other layers share them.
 MemorySite first_site(const config::Config& config) {
   const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
-  if (shape.memories.empty())
-    user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
+  PKM_CHECK(!shape.memories.empty(), "a layer without a memory");
   return shape.memories.front();
 }
 

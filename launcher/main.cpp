@@ -10,11 +10,9 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
 #include <charconv>
 #include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <limits>
 
 #include "comm/agree.h"
@@ -155,8 +153,7 @@ void add_others(CLI::App& app, Options& options, Action& action) {
   config->callback([&] {
     action = [&](Communicator& world) {
       agree(world, [&] {
-        if (world.rank() == 0)
-          fmt::print("{}", options.markdown ? configuration_markdown() : option_help(options.option));
+        if (world.rank() == 0) print_out(options.markdown ? configuration_markdown() : option_help(options.option));
       });
       return 0;
     };
@@ -239,14 +236,12 @@ int run(Communicator& world, int argc, char** argv, const std::string& threads) 
   try {
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::ParseError& error) {  // every rank reads the same line: rank 0 speaks for all
-    const bool asked = error.get_exit_code() == 0;
     if (world.rank() == 0) app.exit(error);
-    return asked ? 0 : 2;
+    if (error.get_exit_code() != 0) return 2;
+    action = [](Communicator&) { return 0; };  // --help, --version: said by now
   }
   const int code = action(world);
-  agree(world, [] {
-    if (std::fflush(stdout) != 0) user_error("standard output cannot be written: {}", std::strerror(errno));
-  });
+  agree(world, flush_out);
   return code;
 }
 

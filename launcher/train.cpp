@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // `pkmesh train`: checks everything before it writes anything, describes the run, then steps, reports, validates,
 // saves.
-#include <fmt/format.h>
-
 #include <csignal>
 
 #include "comm/agree.h"
@@ -63,9 +61,9 @@ int train_command(Communicator& world, const TrainArguments& options) {
   if (options.print_config || options.dry_run) {
     agree(world, [&] {
       if (world.rank() != 0) return;
-      fmt::print("{}", options.print_config ? to_text(config)
-                                            : to_text(plan_memory(config, planned_vocabulary(config), world.hosts(),
-                                                                  planned_device(config))));
+      print_out(options.print_config
+                    ? to_text(config)
+                    : to_text(plan_memory(config, planned_vocabulary(config), world.hosts(), planned_device(config))));
     });
     return 0;
   }

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 import unittest
@@ -112,14 +113,40 @@ class CommandLine(program.Test):
             self.check_refusal(Job([], contexts=[command] * 2), [f"PKMESH_CPU={name}", "avx2 or avx512"])
         contexts = [["env", f"PKMESH_CPU={name}", program.PROGRAM, "config"] for name in ("", "avx2")]
         job = Job([], contexts=contexts)
-        if "avx512vl" in open("/proc/cpuinfo", encoding="utf-8").read():
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            cpu = file.read()
+        if "avx512vl" in cpu:
             self.check_refusal(job, ["has another PKMESH_CPU than rank 0", '"avx2" instead of "avx512"'])
         else:
             self.assertEqual(job.finish().code, 0)
 
     def test_standard_output_that_is_full(self):
-        with open("/dev/full", "wb") as full:
-            self.check_refusal(Job(["config", "model.memory.heads"], stdout=full), ["standard output"])
+        self.train("run", "train.steps=1")
+        for command in (["config", "model.memory.heads"], ["config"], ["--help"], ["train", "--help"], ["--version"],
+                        DEBUG + ["--print-config"], ["inspect", "run"], ["inspect", "debug"],
+                        ["eval", "--checkpoint", "run"], ["bench", "layer", "--config", "debug"],
+                        ["generate", "--checkpoint", "run", "--prompt", "a" * 99, "--tokens", "1"]):
+            with open("/dev/full", "wb") as full:
+                self.check_refusal(Job(command, stdout=full), ["standard output cannot be written: No space left"])
+        self.check_refusal(Job(["config"], shell="exec 1>&-;"), ["standard output cannot be written"])
+
+    def test_a_reader_that_has_gone(self):
+        read, write_ = os.pipe()
+        os.close(read)
+        with open(write_, "wb") as pipe:
+            job = Job(["config"], stdout=pipe).finish()
+        self.assertEqual((job.code, job.err), (-signal.SIGPIPE, ""))
+
+    def test_benchmarks(self):
+        step = ["bench", "step", "--config", "debug"]
+        self.assert_refused(step + ["--set", "model.memory=[]"], "no memory to measure")
+        self.assert_refused(step + ["--set", "train.precision=FP16"], "train.precision")
+        self.assert_refused(["bench", "ops"], "without mpirun", ranks=(2,))
+        nowhere = ["env", f"TMPDIR={self.folder}/nosuch", program.PROGRAM]  # of a rank: mpirun would make it
+        self.check_refusal(Job([], contexts=[nowhere + step] * 2), ["temporary files", "TMPDIR"])
+        os.mkdir("folder")
+        for path in ("folder", "/dev/null", "nosuch/figures.json", "/proc/figures.json"):
+            self.assert_refused(step + ["--json", path], path, ranks=(0,))
 
 
 class Configuration(program.Test):
