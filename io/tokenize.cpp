@@ -210,6 +210,7 @@ class Tokenization {
     const auto learnt = std::chrono::steady_clock::now();
     encode();
     const auto end = std::chrono::steady_clock::now();
+    summary_.tokenizer_kind = tokenizer_->kind();
     summary_.vocabulary_size = tokenizer_->vocabulary_size();
     summary_.tokenizer_hash = tokenizer_->hash();
     summary_.learning_seconds = std::chrono::duration<double>(learnt - begin).count();

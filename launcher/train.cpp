@@ -29,6 +29,8 @@ std::string config_name(const TrainArguments& options) {
   if (!options.source.config.empty()) return options.source.config;
   if (options.resume.empty())
     user_error("train needs a configuration: --config with a file or a preset, such as quickstart");
+  if (options.resume == "auto" && options.out.empty())
+    user_error("train --resume auto needs the run folder to go on with: --out FOLDER");
   return (options.resume == "auto" ? options.out : find_checkpoint(options.resume)) + "/config.textproto";
 }
 

@@ -38,6 +38,7 @@ class CommandLine(program.Test):
     def test_missing_options(self):
         self.assert_refused(["train", "--out", "run"], "--config", "quickstart")
         self.assert_refused(DEBUG, "--out FOLDER")
+        self.assert_refused(["train", "--resume", "auto"], "--out FOLDER", ranks=(0,))
         self.assert_refused(["eval"], "--checkpoint is required", ranks=(0,))
         self.assert_refused(["generate", "--checkpoint", "x"], "--prompt is required", ranks=(0,))
         self.assert_refused(["tokenize", "--out", "tokens"], "--input is required", ranks=(0,))
@@ -49,7 +50,7 @@ class CommandLine(program.Test):
         self.assert_refused(["inspect", "no\nsuch"], "no?such", ranks=(0,))
         out = b"run \xff"
         self.run_well(*DEBUG, "--set", "train.steps=1", "--out", out)
-        self.run_well("inspect", out)
+        self.assertIn("  1 rank on ", self.run_well("inspect", out).out)
         self.assertIn("eval", self.run_well("--help").out)
         self.run_well("eval", "--checkpoint", out)
 
@@ -147,6 +148,16 @@ class CommandLine(program.Test):
         os.mkdir("folder")
         for path in ("folder", "/dev/null", "nosuch/figures.json", "/proc/figures.json"):
             self.assert_refused(step + ["--json", path], path, ranks=(0,))
+
+
+    def test_threads_that_nobody_starts(self):
+        bench = ["bench", "layer", "--config", "debug", "--repeats", "1"]
+        known = {"OMP_NUM_THREADS": "1"}
+        self.assertIn("\n1 thread per rank (OMP_NUM_THREADS)", self.run_well(*bench, env=known).out)
+        said = self.run_well(*bench, env=dict(known, PKMESH_THREADS="7")).out
+        self.assertIn("\n1 thread per rank (OMP_NUM_THREADS)", said)
+        said = self.run_well(*bench, env={"OMP_NUM_THREADS": "0"}).out
+        self.assertRegex(said, r"\n[1-9]\d* threads? per rank \(chosen\)")
 
 
 class Configuration(program.Test):
@@ -287,8 +298,15 @@ class Corpus(program.Test):
         with open("latin1", "w", encoding="latin-1") as file:
             file.write(TEXT + "caf\u00e9")
         said = self.run_well("tokenize", "--input", "latin1", "--out", "tokens", "--set", "tokenizer.vocabulary=512").err
-        self.assertIn("1 bytes", said)
-        self.assertIn("is it text?", said)
+        self.assertRegex(said, "1 byte .*is not UTF-8 .*is it text?")
+        # What the tokenizer is counts, not what would have been learnt.
+        self.tokenize("bytes", "BYTE")
+        said = self.run_well("tokenize", "--input", "latin1", "--out", "more", "--tokenizer", "bytes").err
+        self.assertNotIn("is it text?", said)
+        self.assertIn("257 pieces, that of bytes", said)
+        for override in ("tokenizer.kind=BPE", "tokenizer.vocabulary=600"):
+            self.assert_refused(["tokenize", "--input", "text", "--out", "new", "--tokenizer", "bytes", "--set", override],
+                                override, "--tokenizer bytes", ranks=(0,))
 
     def test_evaluation_data(self):
         self.train("run", "train.steps=1")
