@@ -34,6 +34,9 @@ std::string read_config_file(const std::string& path) {
     config::fail(fmt::format("{}: cannot be read; is it a folder?", path));
   text.resize(static_cast<size_t>(file.gcount()));
   if (text.size() > kLargest) config::fail(fmt::format("{}: larger than 1 MiB, not a configuration", path));
+  using namespace std::string_view_literals;
+  if (text.starts_with("\xFF\xFE\0\0"sv) || text.starts_with("\0\0\xFE\xFF"sv))
+    config::fail(fmt::format("{}: is in UTF-32; save it as UTF-8", path));
   if (text.starts_with("\xFF\xFE") || text.starts_with("\xFE\xFF"))
     config::fail(fmt::format("{}: is in UTF-16; save it as UTF-8", path));
   if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);  // the mark that some editors put before UTF-8

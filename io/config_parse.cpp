@@ -45,15 +45,20 @@ struct Position {
   int previous_line = 0;         // line of the last token before the place
 };
 
+// Reads words as TextFormat does.
+void be_like_text_format(pb::io::Tokenizer& tokenizer) {
+  tokenizer.set_comment_style(pb::io::Tokenizer::SH_COMMENT_STYLE);
+  tokenizer.set_allow_f_after_float(true);
+  tokenizer.set_require_space_after_number(false);
+  tokenizer.set_allow_multiline_strings(true);
+}
+
 // Follows braces and names, as protobuf reports a line and a column but neither the message nor the field.
 Position find_position(std::string_view text, int line, int column, const std::string& prefix, const Type* type) {
   pb::io::ArrayInputStream stream(text.data(), static_cast<int>(text.size()));
   FirstError ignored;
   pb::io::Tokenizer tokenizer(&stream, &ignored);
-  tokenizer.set_comment_style(pb::io::Tokenizer::SH_COMMENT_STYLE);  // as TextFormat sets its own
-  tokenizer.set_allow_f_after_float(true);
-  tokenizer.set_require_space_after_number(false);
-  tokenizer.set_allow_multiline_strings(true);
+  be_like_text_format(tokenizer);
   std::vector<Position> open = {{prefix, type}};
   std::map<std::string, int> entries;  // of repeated messages, so far
   std::string name;
@@ -134,6 +139,26 @@ std::string explain(const FirstError& error, std::string_view text, const std::s
                     message.find("specified multiple times") != std::string::npos;
   *line = 1 + (late ? position.previous_line : error.line());
   return explain(message, position);
+}
+
+// What is wrong with the first whole number of a text that begins with a zero, which text format reads in base 8; empty
+// if there is none.
+std::string find_octal(std::string_view text, const std::string& prefix, const Type* type, int* line) {
+  pb::io::ArrayInputStream stream(text.data(), static_cast<int>(text.size()));
+  FirstError ignored;
+  pb::io::Tokenizer tokenizer(&stream, &ignored);
+  be_like_text_format(tokenizer);
+  while (tokenizer.Next()) {
+    const pb::io::Tokenizer::Token& token = tokenizer.current();
+    if (token.type != pb::io::Tokenizer::TYPE_INTEGER || token.text.size() < 2 || !token.text.starts_with('0'))
+      continue;
+    if (std::isdigit(static_cast<unsigned char>(token.text[1])) == 0) continue;  // 0x40
+    *line = 1 + token.line;
+    const Position position = find_position(text, token.line, token.column, prefix, type);
+    const std::string key = join_key(position.prefix, position.field != nullptr ? position.field->name() : "a number");
+    return fmt::format("{} is {}, which would be read in base 8; drop the zeros before it", key, token.text);
+  }
+  return {};
 }
 
 // Notes the line of every value and message that the text names.
@@ -236,10 +261,11 @@ class Override {
     parser.RecordErrorsTo(&error);
     if (value_.empty()) reject(fmt::format("{} needs a value", key_));
     const std::string text = fmt::format("{}: {}", field.name(), value_);
-    if (!parser.ParseFromString(text, scratch.get())) {
-      int line = 0;
+    int line = 0;
+    if (!parser.ParseFromString(text, scratch.get()))
       reject(explain(error, text, prefix, message->GetDescriptor(), &line));
-    }
+    if (const std::string octal = find_octal(text, prefix, message->GetDescriptor(), &line); !octal.empty())
+      reject(octal);
     std::vector<const Field*> named;
     scratch->GetReflection()->ListFields(*scratch, &named);
     if (named.size() > 1 || (named.size() == 1 && named[0] != &field))
@@ -286,11 +312,13 @@ Parsed parse(std::string_view text, const std::string& file, std::span<const std
   parser.RecordErrorsTo(&error);
   parser.WriteLocationsTo(&tree);
   pb::io::ArrayInputStream stream(text.data(), static_cast<int>(text.size()));
+  int line = 0;
   if (!parser.Parse(&stream, &parsed.config)) {
-    int line = 0;
     const std::string what = explain(error, text, "", Config::descriptor(), &line);
     fail(fmt::format("{}:{}: {}", file, line, what));
   }
+  if (const std::string octal = find_octal(text, "", Config::descriptor(), &line); !octal.empty())
+    fail(fmt::format("{}:{}: {}", file, line, octal));
   note_lines(parsed.config, tree, "", file, &parsed.origins);
   for (const std::string& assignment : overrides) Override(assignment).apply(&parsed.config, &parsed.origins);
   return parsed;

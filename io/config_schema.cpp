@@ -172,7 +172,12 @@ std::string limits_error(const Field& field, double value) {
                       (!bounds.has_max() || value <= bounds.max()) && (!bounds.has_above() || value > bounds.above()) &&
                       (!bounds.has_below() || value < bounds.below()) &&
                       (!bounds.has_multiple_of() || std::fmod(value, static_cast<double>(bounds.multiple_of())) == 0);
-  return within ? "" : "must be " + limits_text(field);
+  if (!within) return "must be " + limits_text(field);
+  // The program computes in 32 bits, where 0.99999999 is 1 and 1e-50 is 0.
+  const bool rounds_onto_bound =
+      (bounds.has_above() && static_cast<double>(static_cast<float>(value)) <= bounds.above()) ||
+      (bounds.has_below() && static_cast<double>(static_cast<float>(value)) >= bounds.below());
+  return rounds_onto_bound ? fmt::format("must be {} when it is rounded to 32 bits", limits_text(field)) : "";
 }
 
 std::string choices_text(const Field& field) {

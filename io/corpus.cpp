@@ -5,9 +5,10 @@
 #include <zlib.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -20,51 +21,105 @@ constexpr size_t kReadBytes = size_t{1} << 18;
 
 }  // namespace
 
-// One input. zlib passes what is not gzip through unchanged.
+// One input: text as it is, or gzip members one behind the other. Not zlib's gzread(): it takes whatever follows a
+// member for padding, and would drop all that follows a damaged one.
 class BlockReader::Archive {
  public:
-  explicit Archive(const std::string& path) : path_(path) {
+  explicit Archive(const std::string& path)
+      : path_(path), file_(std::fopen(path.c_str(), "rbe")), buffer_(kReadBytes, '\0') {
+    if (file_ == nullptr) fail_to_read();
     struct stat status {};
-    if (::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode))
+    if (::fstat(::fileno(file_.get()), &status) == 0 && S_ISDIR(status.st_mode))
       user_error("{}: is a folder; name the files in it", path);
-    size_ = status.st_size;
-    errno = 0;
-    file_.reset(gzopen(path.c_str(), "rbe"));
-    if (file_ == nullptr) user_error("{}: cannot be read: {}", path, std::strerror(errno));
-    gzbuffer(file_.get(), kReadBytes);
-    std::array<char, 8> start{};
-    const int got = gzread(file_.get(), start.data(), start.size());
-    if (got > 0) refuse_other_formats({start.data(), static_cast<size_t>(got)});
-    if (got > 0 && gzdirect(file_.get()) != 0 && (path.ends_with(".gz") || path.ends_with(".dz")))
-      user_error("{}: is named as an archive and is none; rename it if it is text, or fetch it again", path);
-    gzrewind(file_.get());
+    zipped_ = at_member();
+    constexpr int kGzipOnly = 16;
+    if (zipped_) PKM_CHECK(inflateInit2(&stream_, kGzipOnly + MAX_WBITS) == Z_OK, "no memory to inflate {}", path);
   }
+  ~Archive() {
+    if (zipped_) inflateEnd(&stream_);
+  }
+  Archive(const Archive&) = delete;
+  Archive& operator=(const Archive&) = delete;
 
   // Appends what comes next to `text`; false at the end.
   bool read(std::string& text) {
     const size_t before = text.size();
     text.resize(before + kReadBytes);
-    const int got = gzread(file_.get(), text.data() + before, kReadBytes);
-    text.resize(before + static_cast<size_t>(std::max(got, 0)));
-    int error = Z_OK;
-    const char* message = gzerror(file_.get(), &error);
-    if (got < 0 || error != Z_OK) {
-      if (error == Z_ERRNO) user_error("{}: cannot be read: {}", path_, std::strerror(errno));
-      user_error("{}: the archive is damaged or truncated ({}); fetch it again", path_,
-                 error == Z_BUF_ERROR ? "unexpected end" : message);
-    }
-    // zlib takes what follows the last archive of a file for padding; a damaged archive among several looks like that.
-    if (got == 0 && disk_bytes() < size_)
-      user_error("{}: behind its first {} bytes is no archive, but more data; fetch it again", path_, disk_bytes());
+    const std::span<char> room = std::span(text).subspan(before);
+    const size_t got = zipped_ ? inflate_to(room) : copy_to(room);
+    text.resize(before + got);
+    if (!std::exchange(begun_, true)) refuse_other_formats(std::string_view(text).substr(before));
     return got > 0;
   }
 
-  int64_t disk_bytes() const { return std::max<int64_t>(gzoffset(file_.get()), 0); }
+  int64_t disk_bytes() const { return read_ - std::ssize(rest_); }
 
  private:
   struct Close {
-    void operator()(gzFile file) const { gzclose_r(file); }
+    void operator()(std::FILE* file) const { std::fclose(file); }
   };
+
+  [[noreturn]] void fail_to_read() const { user_error("{}: cannot be read: {}", path_, std::strerror(errno)); }
+
+  // At least `bytes` of the file in rest_, fewer only at its end.
+  void fill(size_t bytes) {
+    if (rest_.size() >= bytes) return;
+    std::ranges::copy(rest_, buffer_.begin());
+    const size_t got = std::fread(buffer_.data() + rest_.size(), 1, buffer_.size() - rest_.size(), file_.get());
+    if (std::ferror(file_.get()) != 0) fail_to_read();
+    rest_ = std::string_view(buffer_.data(), rest_.size() + got);
+    read_ += static_cast<int64_t>(got);
+  }
+
+  bool at_member() {
+    fill(2);
+    return rest_.starts_with("\x1F\x8B");
+  }
+
+  size_t copy_to(std::span<char> out) {
+    fill(1);
+    const size_t count = rest_.copy(out.data(), out.size());
+    rest_.remove_prefix(count);
+    return count;
+  }
+
+  size_t inflate_to(std::span<char> out) {
+    stream_.next_out = reinterpret_cast<Bytef*>(out.data());
+    stream_.avail_out = static_cast<uInt>(out.size());
+    while (stream_.avail_out > 0 && !ended_) {
+      fill(1);
+      if (rest_.empty())
+        user_error("{}: the archive is truncated: it ends unexpectedly, at byte {}; fetch it again", path_, read_);
+      stream_.next_in = reinterpret_cast<Bytef*>(buffer_.data() + (rest_.data() - buffer_.data()));
+      stream_.avail_in = static_cast<uInt>(rest_.size());
+      const int status = inflate(&stream_, Z_NO_FLUSH);
+      rest_.remove_prefix(rest_.size() - stream_.avail_in);
+      PKM_CHECK(status != Z_MEM_ERROR, "no memory to inflate {}", path_);
+      if (status == Z_STREAM_END) {
+        next_member();
+      } else if (status != Z_OK) {
+        user_error("{}: the archive is damaged at byte {} ({}); fetch it again", path_, disk_bytes(),
+                   stream_.msg != nullptr ? stream_.msg : "no more can be inflated");
+      }
+    }
+    return out.size() - stream_.avail_out;
+  }
+
+  // Behind the last member there may be zeros, to fill a tape's block, as gzip(1) has it.
+  void next_member() {
+    if (at_member()) {
+      inflateReset(&stream_);
+      return;
+    }
+    const int64_t end = disk_bytes();
+    for (; !rest_.empty(); fill(1)) {
+      if (rest_.find_first_not_of('\0') != std::string_view::npos)
+        user_error("{}: behind its first {} bytes is no archive, but more data; fetch it again", path_, end);
+      rest_ = {};
+    }
+    ended_ = true;
+  }
+
   // What would be learnt as noise if it were taken for text.
   void refuse_other_formats(std::string_view start) const {
     for (const auto& [mark, tool] : {std::pair<std::string_view, const char*>{"\xFD"
@@ -76,13 +131,24 @@ class BlockReader::Archive {
       if (start.starts_with(mark))
         user_error("{}: is an archive that is not read here; pass its text: {} FILE | pkmesh tokenize --input - ...",
                    path_, tool);
+    using namespace std::string_view_literals;
+    if (start.starts_with("\xFF\xFE\0\0"sv) || start.starts_with("\0\0\xFE\xFF"sv))  // before UTF-16, whose mark it has
+      user_error("{}: is in UTF-32; convert it first: iconv -f utf-32 -t utf-8 {}", path_, path_);
     if (start.starts_with("\xFF\xFE") || start.starts_with("\xFE\xFF"))
       user_error("{}: is in UTF-16; convert it first: iconv -f utf-16 -t utf-8 {}", path_, path_);
+    if (!zipped_ && (path_.ends_with(".gz") || path_.ends_with(".dz")))
+      user_error("{}: is named as an archive and is none; rename it if it is text, or fetch it again", path_);
   }
 
   std::string path_;
-  int64_t size_ = 0;  // on disk
-  std::unique_ptr<gzFile_s, Close> file_;
+  std::unique_ptr<std::FILE, Close> file_;
+  std::string buffer_;
+  std::string_view rest_;  // of buffer_: what was read and not yet used
+  int64_t read_ = 0;       // bytes of the file
+  bool zipped_ = false;
+  bool begun_ = false;
+  bool ended_ = false;  // behind the last member
+  z_stream stream_{};
 };
 
 BlockReader::BlockReader(std::vector<std::string> files, int64_t block_bytes)

@@ -18,9 +18,9 @@ struct Block {
 
 class BlockReader {
  public:
-  // `files` hold text; what begins as gzip does (.gz, .dz) is inflated. A block ends with the first line that reaches
-  // `block_bytes`. UserError, when its turn comes, for a file that cannot be read, is a damaged archive, or no text: an
-  // archive of another kind, UTF-16.
+  // `files` hold text; what begins as gzip does (.gz, .dz) is inflated, all its members. A block ends with the first
+  // line that reaches `block_bytes`. UserError, when its turn comes, for a file that cannot be read, is a damaged
+  // archive, or no text: an archive of another kind, UTF-16, UTF-32.
   BlockReader(std::vector<std::string> files, int64_t block_bytes);
   ~BlockReader();
   BlockReader(const BlockReader&) = delete;

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <filesystem>
 #include <memory>
+#include <ranges>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -30,9 +31,11 @@ std::string reason(int error) {
 }
 
 [[noreturn]] void fail_to_write(const std::string& path, int error) {
-  const bool full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+  const bool full = error == ENOSPC || error == EDQUOT;
   user_error("{}: cannot be written: {}; {}", path, reason(error),
-             full ? "free some space or choose another folder" : "choose another folder or mend its permissions");
+             full             ? "free some space or choose another folder"
+             : error == EFBIG ? "raise the limit (ulimit -f) or choose another folder"
+                              : "choose another folder or mend its permissions");
 }
 
 struct Descriptor {
@@ -174,11 +177,34 @@ void replace_text(const std::string& path, std::string_view text) {
   }
 }
 
-void make_folder(const std::string& path) {
+std::vector<std::string> make_folder(const std::string& path) {
+  namespace fs = std::filesystem;
   std::error_code error;
-  std::filesystem::create_directories(path, error);
-  if (error) fail_to_write(path, error.value());
-  if (!std::filesystem::is_directory(path, error)) fail_to_write(path, ENOTDIR);
+  std::vector<std::string> missing;  // the innermost first
+  fs::path at = path;
+  for (; fs::symlink_status(at, error).type() == fs::file_type::not_found && !at.empty(); at = at.parent_path())
+    missing.push_back(at.string());
+  refuse_dangling_link(at.string());
+  std::vector<std::string> made;
+  for (const std::string& folder : missing | std::views::reverse) {
+    if (fs::create_directory(folder, error)) made.insert(made.begin(), folder);
+    if (!error) continue;
+    remove_empty_folders(made);
+    fail_to_write(path, error.value());
+  }
+  if (!fs::is_directory(path, error)) fail_to_write(path, ENOTDIR);
+  return made;
+}
+
+void remove_empty_folders(const std::vector<std::string>& folders) {
+  std::error_code error;
+  for (const std::string& folder : folders) std::filesystem::remove(folder, error);
+}
+
+void refuse_dangling_link(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::is_symlink(path, error) && !std::filesystem::exists(path, error))
+    user_error("{}: is a link to what is not there; remove the link, or make what it points to", path);
 }
 
 std::vector<std::string> list_folder(const std::string& path) {

@@ -66,7 +66,12 @@ class FolderLock {
 std::string read_text(const std::string& path);
 // The file holds the old text or the new one, never half of it: written beside, synced, renamed.
 void replace_text(const std::string& path, std::string_view text);
-void make_folder(const std::string& path);  // and its parents
+// And its parents; returns those that were not there before, the innermost first. UserError, and none made, if one
+// cannot be.
+std::vector<std::string> make_folder(const std::string& path);
+void remove_empty_folders(
+    const std::vector<std::string>& folders);        // what make_folder() returned, unless others use it
+void refuse_dangling_link(const std::string& path);  // UserError if that is what it is
 // Names of what is in a folder, sorted. None if there is no such folder; UserError if it cannot be read.
 std::vector<std::string> list_folder(const std::string& path);
 void sync_folder(const std::string& path);  // makes the names in it durable

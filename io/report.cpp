@@ -71,10 +71,13 @@ std::string describe_origin(const std::string& path) {
   for (const json& word : run.value("command", json::array()))
     if (word.is_string()) command.push_back(word.get<std::string>());
   const size_t resumed = run.value("resumed", json::array()).size();
-  return fmt::format("  started {}{} by pkmesh {} {}\n  {:.0f} ranks on {}\n  {}\n", text_of(run, "started"),
-                     resumed == 0 ? "" : fmt::format(", resumed {} times,", resumed), text_of(run, "version"),
-                     text_of(run, "commit"), number(run, "ranks").value_or(0), fmt::join(hosts, ", "),
-                     fmt::join(command, " "));
+  const double ranks = number(run, "ranks").value_or(0);
+  return fmt::format("  started {}{} by pkmesh {} {}\n  {:.0f} rank{} on {}\n  {}\n", text_of(run, "started"),
+                     resumed == 0   ? ""
+                     : resumed == 1 ? ", resumed once,"
+                                    : fmt::format(", resumed {} times,", resumed),
+                     text_of(run, "version"), text_of(run, "commit"), ranks, ranks == 1 ? "" : "s",
+                     fmt::join(hosts, ", "), fmt::join(command, " "));
 }
 
 // First, last and least of a value over the steps.

@@ -59,10 +59,8 @@ RunFolder::RunFolder(std::string path, bool resume) : path_(std::move(path)) {
   std::error_code error;
   if (fs::exists(path_, error) && !fs::is_directory(path_, error))
     user_error("{}: exists and is no run; give another --out", path_);
-  for (fs::path missing = path_; !missing.empty() && !fs::exists(missing, error); missing = missing.parent_path())
-    made_.push_back(missing.string());
+  made_ = make_folder(path_);
   try {
-    make_folder(path_);
     lock_.emplace(path_);
     open(resume);
   } catch (const UserError&) {
@@ -91,7 +89,7 @@ void RunFolder::undo() {
   std::error_code error;
   if (owns_contents_)
     for (const fs::directory_entry& entry : fs::directory_iterator(path_, error)) remove_quietly(entry.path().string());
-  for (const std::string& folder : made_) fs::remove(folder, error);  // unless others use it by now
+  remove_empty_folders(made_);
 }
 
 void RunFolder::begin(const std::string& config_text, const RunDescription& description) {

@@ -34,6 +34,7 @@ class PartialFolder {
     final_ = fs::weakly_canonical(folder, error);               // through links
     if (!final_.has_filename()) final_ = final_.parent_path();  // "out/"
     if (error || final_.empty()) user_error("{}: cannot be written: {}; choose another --out", folder, error.message());
+    refuse_dangling_link(final_.string());
     partial_ = final_.string() + ".partial";
     if (fs::exists(final_, error) && !(fs::is_directory(final_, error) && fs::is_empty(final_, error)))
       user_error("{}: already exists and is not an empty folder; choose another --out or remove it", folder);
@@ -41,12 +42,14 @@ class PartialFolder {
       user_error("{}: is the current folder; choose another --out, such as {}/tokens", folder, folder);
     if (fs::exists(partial_, error) && !fs::is_directory(partial_, error))
       user_error("{}: is in the way; remove it", path());
-    make_folder(path());
+    made_ = make_folder(path());
     lock_.emplace(path());
     remove_leftovers();
   }
   ~PartialFolder() {
-    if (!published_) remove_quietly(path());
+    if (published_) return;
+    remove_quietly(path());
+    remove_empty_folders(made_);
   }
   PartialFolder(const PartialFolder&) = delete;
   PartialFolder& operator=(const PartialFolder&) = delete;
@@ -77,6 +80,7 @@ class PartialFolder {
 
   fs::path final_;
   fs::path partial_;
+  std::vector<std::string> made_;   // folders that were not there before
   std::optional<FolderLock> lock_;  // from two at once
   bool published_ = false;
 };
@@ -206,6 +210,7 @@ class Tokenization {
     const auto learnt = std::chrono::steady_clock::now();
     encode();
     const auto end = std::chrono::steady_clock::now();
+    summary_.tokenizer_kind = tokenizer_->kind();
     summary_.vocabulary_size = tokenizer_->vocabulary_size();
     summary_.tokenizer_hash = tokenizer_->hash();
     summary_.learning_seconds = std::chrono::duration<double>(learnt - begin).count();

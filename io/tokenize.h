@@ -45,6 +45,7 @@ struct SplitSummary {
 };
 
 struct TokenizeSummary {
+  TokenizerKind tokenizer_kind = TokenizerKind::kSentencePiece;
   int32_t vocabulary_size = 0;
   uint64_t tokenizer_hash = 0;
   SplitSummary train;

@@ -3,7 +3,6 @@
 #include "launcher/bench.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -15,6 +14,7 @@
 #include "io/run_folder.h"
 #include "launcher/commands.h"
 #include "launcher/memory_plan.h"
+#include "launcher/options.h"
 #include "runtime/cpu.h"
 #include "runtime/parallel.h"
 
@@ -55,17 +55,20 @@ struct Benchmark {
   const char* name;
   const char* config;
   int repeats;
+  bool alone;   // measures what one rank does
+  bool memory;  // measures the configuration's first memory
+  bool trains;  // on the configuration's device
   void (*run)(Communicator&, const config::Config&, const BenchOptions&, BenchReport&);
 };
 
-constexpr std::array<Benchmark, 8> kBenchmarks = {{{"ops", kLayer, 9, bench_ops},
-                                                   {"kernels", kManyTokens, 9, bench_kernels},
-                                                   {"exchange", kLayer, 15, bench_exchange},
-                                                   {"layer", kLayer, 9, bench_layer},
-                                                   {"model", kModel, 7, bench_model},
-                                                   {"step", kModel, 7, bench_step},
-                                                   {"flat", kLayer, 9, bench_flat},
-                                                   {"memory", kBigTable, 3, bench_memory}}};
+constexpr std::array<Benchmark, 8> kBenchmarks = {{{"ops", kLayer, 9, true, true, false, bench_ops},
+                                                   {"kernels", kManyTokens, 9, true, true, true, bench_kernels},
+                                                   {"exchange", kLayer, 15, false, true, false, bench_exchange},
+                                                   {"layer", kLayer, 9, false, true, false, bench_layer},
+                                                   {"model", kModel, 7, false, false, true, bench_model},
+                                                   {"step", kModel, 7, false, true, true, bench_step},
+                                                   {"flat", kLayer, 9, false, false, false, bench_flat},
+                                                   {"memory", kBigTable, 3, false, false, true, bench_memory}}};
 
 const Benchmark& find(const std::string& name) {
   const auto found = std::ranges::find(kBenchmarks, name, &Benchmark::name);
@@ -78,11 +81,23 @@ config::Config load(const Benchmark& benchmark, const BenchArguments& options) {
   return parse_config(benchmark.config, "bench " + options.name, options.source.overrides);
 }
 
-// Before minutes are spent: a folder that takes the file.
+// Before minutes are spent: that the figures can be written, and no device's or pipe's name taken for theirs.
 void check_writable(const std::string& path) {
-  if (path.empty()) return;
-  const std::string folder = std::filesystem::absolute(path).parent_path().string();
-  if (::access(folder.c_str(), W_OK) != 0) user_error("{}: its folder cannot be written; choose another file", path);
+  std::error_code error;
+  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error))
+    user_error("{}: is there and no file; choose another one for --json", path);
+  const std::string beside = path + ".tmp";
+  File::create(beside);
+  remove_quietly(beside);
+}
+
+void check(const Benchmark& benchmark, const config::Config& config, const Communicator& world) {
+  if (benchmark.alone && world.size() > 1)
+    user_error("bench {} measures what one rank computes; start it without mpirun", benchmark.name);
+  if (benchmark.memory) first_memory(config);          // an error if there is none
+  if (benchmark.trains) choose_device(config, world);  // an error if it is not there
+  const DeviceKind device = planned_device(config);
+  check_fits(plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), device), world, {device, 0});
 }
 
 void write_figures(const std::string& path, const std::string& name, const config::Config& config,
@@ -118,16 +133,13 @@ int bench_command(Communicator& world, const BenchArguments& options) {
   config::Config config;
   agree(world, [&] {
     config = load(benchmark, options);
-    if (world.rank() == 0) check_writable(options.json);
+    check(benchmark, config, world);
+    if (world.rank() == 0 && !options.json.empty()) check_writable(options.json);
   });
   agree_on(world, "configuration", to_text(config));
-  agree(world, [&] {
-    const DeviceKind device = planned_device(config);
-    check_fits(plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), device), world, {device, 0});
-  });
   BenchOptions bench;
   bench.repeats = options.repeats > 0 ? options.repeats : benchmark.repeats;
-  BenchReport report(world.rank() == 0 ? stdout : nullptr);
+  BenchReport report(/*prints=*/world.rank() == 0);
   report.line(fmt::format("pkmesh {} {} bench {}: median (min-max) of {}", program_version(),
                           program_commit().substr(0, 10), options.name, bench.repeats));
   report.line(options.threads);

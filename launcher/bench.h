@@ -28,7 +28,9 @@ struct BenchOptions {
 // UserError if there is none.
 MemorySite first_memory(const config::Config& config);
 
-// Each phase of a step against its floor. A world of one; UserError otherwise.
+// bench_command() has checked what each needs: a world of one, a memory in the configuration, its device.
+
+// Each phase of a step against its floor. A world of one.
 void bench_ops(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report);
 // One lookup over the ranks, collective by collective, against the same sizes alone. Collective.
 void bench_exchange(Communicator& world, const config::Config& config, const BenchOptions& options,

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "runtime/check.h"
+#include "runtime/log.h"
 
 namespace pkmesh {
 namespace {
@@ -56,9 +57,9 @@ double slowest(Communicator& world, double figure) {
 
 void BenchReport::line(const std::string& text) {
   text_ += text + "\n";
-  if (out_ == nullptr) return;
-  fmt::print(out_, "{}\n", text);
-  std::fflush(out_);
+  if (!prints_) return;
+  print_out(text + "\n");
+  flush_out();
 }
 
 std::string to_text(const Spread& milliseconds) {

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -103,15 +102,15 @@ class RangeClock final : public RangeObserver {
 // What a benchmark found: lines for people, as they come, and figures for programs.
 class BenchReport {
  public:
-  // Lines go to `out`, unless it is null. Give it to rank 0 only.
-  explicit BenchReport(std::FILE* out) : out_(out) {}
+  // Lines go to standard output if it prints: on rank 0.
+  explicit BenchReport(bool prints) : prints_(prints) {}
   void line(const std::string& text);
   const std::string& text() const { return text_; }
 
   nlohmann::json figures = nlohmann::json::object();
 
  private:
-  std::FILE* out_;
+  bool prints_;
   std::string text_;
 };
 

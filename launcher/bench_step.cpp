@@ -3,6 +3,9 @@
 // model that has feed-forward layers in the place of its memories: does a memory cost time?
 #include <fmt/format.h>
 
+#include <optional>
+
+#include "comm/agree.h"
 #include "io/step_line.h"
 #include "launcher/bench.h"
 #include "launcher/bench_cost.h"
@@ -52,9 +55,11 @@ void report_model(const std::string& name, const Spread& ms, double tokens, doub
 }
 
 // Enough for a few steps without a sequence coming twice.
-Tokens step_tokens(const config::Config& config) {
+Tokens step_tokens(Communicator& world, const config::Config& config) {
   const int64_t step = config.train().batch() * (config.model().context() + 1);
-  return random_tokens(std::max<int64_t>(1 << 18, 4 * step), config.tokenizer().vocabulary());
+  std::optional<Tokens> tokens;
+  agree(world, [&] { tokens = random_tokens(std::max<int64_t>(1 << 18, 4 * step), config.tokenizer().vocabulary()); });
+  return std::move(*tokens);
 }
 
 double tokens_per_step(const config::Config& config) {
@@ -86,7 +91,7 @@ std::unique_ptr<Trainer> warm_trainer(const config::Config& config, Communicator
 
 void bench_model(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
   describe(config, world, report);
-  const Tokens tokens = step_tokens(config);
+  const Tokens tokens = step_tokens(world, config);
   const auto trainer = warm_trainer(config, world, tokens, report);
   std::vector<double> ms;
   for (int i = 0; i < options.repeats; ++i) ms.push_back(timed_step(*trainer, world));
@@ -94,11 +99,10 @@ void bench_model(Communicator& world, const config::Config& config, const BenchO
 }
 
 void bench_step(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
-  first_memory(config);  // or there is nothing to compare
   describe(config, world, report);
   config::Config dense = config;
   dense.mutable_model()->clear_memory();
-  const Tokens tokens = step_tokens(config);
+  const Tokens tokens = step_tokens(world, config);
   const auto with = warm_trainer(config, world, tokens, report);
   const auto without = make_trainer(dense, world, tokens);
   for (int i = 0; i < kWarmUp; ++i) timed_step(*without, world);

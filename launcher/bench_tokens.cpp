@@ -32,7 +32,11 @@ class NoTokenizer final : public Tokenizer {
 
 class ScratchFolder {
  public:
-  ScratchFolder() : path_((std::filesystem::temp_directory_path() / "pkmesh-bench-XXXXXX").string()) {
+  ScratchFolder() {
+    std::error_code error;
+    const std::filesystem::path all = std::filesystem::temp_directory_path(error);
+    if (error) user_error("there is no folder for temporary files; set TMPDIR to one that is there");
+    path_ = (all / "pkmesh-bench-XXXXXX").string();
     if (::mkdtemp(path_.data()) == nullptr) user_error("{}: no temporary folder can be made there; set TMPDIR", path_);
   }
   ~ScratchFolder() {

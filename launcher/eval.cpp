@@ -10,6 +10,7 @@
 #include "io/ngram.h"
 #include "launcher/commands.h"
 #include "launcher/evaluator.h"
+#include "runtime/log.h"
 
 namespace pkmesh {
 namespace {
@@ -32,23 +33,38 @@ std::optional<NgramBaseline> baseline_of(const std::string& folder, const Tokens
   return train.count() < 2 ? std::nullopt : std::optional(ngram_baseline(train, valid));
 }
 
-void print_baseline(const std::string& folder, const std::optional<NgramBaseline>& baseline, double perplexity) {
-  if (!baseline) {
-    fmt::print("baselines    none: {} has no training tokens to count\n", folder);
-    return;
-  }
-  fmt::print(
+std::string describe_baseline(const std::string& folder, const std::optional<NgramBaseline>& baseline,
+                              double perplexity) {
+  if (!baseline) return fmt::format("baselines    none: {} has no training tokens to count\n", folder);
+  return fmt::format(
       "baselines    unigram {:.2f}, bigram {:.2f} per token; the model's perplexity is {:.2f} times the bigram's\n",
       baseline->unigram_perplexity, baseline->bigram_perplexity, perplexity / baseline->bigram_perplexity);
 }
 
-void print_health(const std::string& table, int64_t slots, const MemoryHealth& health) {
-  fmt::print("memory       {}: {:.1f}% of {} slots used, {:.1f}% as a head's best\n", table, 100 * health.usage, slots,
-             100 * health.top1_usage);
-  fmt::print("             KL to uniform {:.3f} weighted, {:.3f} counted; Gini {:.3f} weighted, {:.3f} counted\n",
-             health.kl_weighted, health.kl_counted, health.gini_weighted, health.gini_counted);
-  fmt::print("             half of the weight on {} slots, 90% on {}, 99% on {}; hottest shard {:.2f}x\n",
-             health.slots_50, health.slots_90, health.slots_99, health.hottest_shard);
+std::string describe_health(const std::string& table, int64_t slots, const MemoryHealth& health) {
+  return fmt::format("memory       {}: {:.1f}% of {} slots used, {:.1f}% as a head's best\n", table, 100 * health.usage,
+                     slots, 100 * health.top1_usage) +
+         fmt::format(
+             "             KL to uniform {:.3f} weighted, {:.3f} counted; Gini {:.3f} weighted, {:.3f} counted\n",
+             health.kl_weighted, health.kl_counted, health.gini_weighted, health.gini_counted) +
+         fmt::format("             half of the weight on {} slots, 90% on {}, 99% on {}; hottest shard {:.2f}x\n",
+                     health.slots_50, health.slots_90, health.slots_99, health.hottest_shard);
+}
+
+std::string describe(const LoadedModel& loaded, const std::string& folder, const Tokens& tokens,
+                     const Evaluation& evaluation, const std::optional<NgramBaseline>& baseline) {
+  std::string text = fmt::format("checkpoint   {} (step {})\n", loaded.path, loaded.facts.step);
+  text += fmt::format("data         {}: {} tokens in {} sequences of {}\n", folder, evaluation.tokens,
+                      evaluation.sequences, loaded.config.model().context());
+  text += fmt::format("loss         {:.4f} nats per token\n", evaluation.loss);
+  text += fmt::format("perplexity   {:.2f} per token, {:.6g} per word, {:.3f} bits per byte\n", evaluation.perplexity(),
+                      evaluation.perplexity_per_word(tokens.text(), tokens.count()),
+                      evaluation.bits_per_byte(tokens.text(), tokens.count()));
+  text += describe_baseline(folder, baseline, evaluation.perplexity());
+  const auto& tables = loaded.model->transformer().tables();
+  for (size_t i = 0; i < tables.size(); ++i)
+    text += describe_health(tables[i]->shape().name, tables[i]->shape().slots, evaluation.memories[i]);
+  return text;
 }
 
 }  // namespace
@@ -66,23 +82,10 @@ int eval_command(Communicator& world, const EvalArguments& options) {
                  folder, tokens->count());
   });
   const Evaluation evaluation = evaluate(*loaded.model, *tokens, options.sequences);
-  std::optional<NgramBaseline> baseline;
   agree(world, [&] {
-    if (world.rank() == 0) baseline = baseline_of(folder, *tokens);
+    if (world.rank() != 0) return;
+    print_out(describe(loaded, folder, *tokens, evaluation, baseline_of(folder, *tokens)));
   });
-  if (world.rank() != 0) return 0;
-
-  fmt::print("checkpoint   {} (step {})\n", loaded.path, loaded.facts.step);
-  fmt::print("data         {}: {} tokens in {} sequences of {}\n", folder, evaluation.tokens, evaluation.sequences,
-             loaded.config.model().context());
-  fmt::print("loss         {:.4f} nats per token\n", evaluation.loss);
-  fmt::print("perplexity   {:.2f} per token, {:.6g} per word, {:.3f} bits per byte\n", evaluation.perplexity(),
-             evaluation.perplexity_per_word(tokens->text(), tokens->count()),
-             evaluation.bits_per_byte(tokens->text(), tokens->count()));
-  print_baseline(folder, baseline, evaluation.perplexity());
-  const auto& tables = loaded.model->transformer().tables();
-  for (size_t i = 0; i < tables.size(); ++i)
-    print_health(tables[i]->shape().name, tables[i]->shape().slots, evaluation.memories[i]);
   return 0;
 }
 

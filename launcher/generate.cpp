@@ -3,9 +3,11 @@
 // full, its later half becomes the new beginning, because positions are learned and end there.
 #include <fmt/format.h>
 
+#include "comm/agree.h"
 #include "launcher/commands.h"
 #include "launcher/model.h"
 #include "launcher/sampling.h"
+#include "runtime/log.h"
 #include "runtime/random.h"
 
 namespace pkmesh {
@@ -83,7 +85,9 @@ int generate_command(Communicator& world, const GenerateArguments& options) {
   Generator generator(loaded);
   for (const std::string& prompt : options.prompts) {
     const std::string text = continue_prompt(world, loaded, generator, prompt, options);
-    if (world.rank() == 0) fmt::print("{}{}\n\n", prompt, text);
+    agree(world, [&] {
+      if (world.rank() == 0) print_out(fmt::format("{}{}\n\n", prompt, text));
+    });
   }
   return 0;
 }

@@ -10,6 +10,7 @@
 #include "io/report.h"
 #include "launcher/commands.h"
 #include "launcher/memory_plan.h"
+#include "runtime/log.h"
 
 namespace pkmesh {
 namespace {
@@ -26,7 +27,7 @@ std::string describe_config(const std::string& name) {
 // Scripts learn of damage from the exit code.
 void inspect_checkpoint(const std::string& path) {
   const CheckpointReport report = describe_checkpoint(path);
-  fmt::print("{}", report.text);
+  print_out(report.text);
   if (report.damaged_files > 0)
     user_error("{}: {} of its files are not as they were written; use another checkpoint", path, report.damaged_files);
 }
@@ -42,11 +43,11 @@ int inspect_command(Communicator& world, const std::string& path) {
     if (world.rank() != 0) return;
     std::error_code error;
     if (std::filesystem::exists(path + "/run.json", error))
-      fmt::print("{}", describe_run(path));
+      print_out(describe_run(path));
     else if (std::filesystem::is_directory(path, error))
       inspect_checkpoint(path);
     else if (std::filesystem::exists(path, error) || is_preset(path))
-      fmt::print("{}", describe_config(path));
+      print_out(describe_config(path));
     else
       user_error("{}: no run folder, checkpoint, configuration file or preset has that name", path);
   });

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program. It owns the ranks, reads the command line, and turns every error into one line and an exit code:
 // 0 done, 2 the user's mistake (nothing was written), 1 anything else.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <malloc.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cctype>
-#include <cerrno>
+#include <charconv>
+#include <csignal>
 #include <cstdio>
-#include <cstring>
 #include <limits>
 
 #include "comm/agree.h"
@@ -26,14 +28,43 @@
 namespace pkmesh {
 namespace {
 
+// CLI11's Range takes 0100 for 64, lets nan pass, and has other words for its limits.
+CLI::Validator whole_number(int64_t min, int64_t max = std::numeric_limits<int64_t>::max()) {
+  const std::string range = max == std::numeric_limits<int64_t>::max() ? fmt::format("of at least {}", min)
+                                                                       : fmt::format("from {} to {}", min, max);
+  return {[=](const std::string& text) {
+            int64_t number = 0;
+            std::from_chars(text.data(), text.data() + text.size(), number);
+            const bool good = std::to_string(number) == text && number >= min && number <= max;
+            return good ? "" : fmt::format("{} is not a whole number {}", text, range);
+          },
+          range};
+}
+
+CLI::Validator number(double min, double max) {
+  const std::string range = fmt::format("from {} to {}", min, max);
+  return {[=](const std::string& text) {
+            double number = 0;
+            const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+            const bool good =
+                error == std::errc() && end == text.data() + text.size() && number >= min && number <= max;
+            return good ? "" : fmt::format("{} is not a number {}", text, range);
+          },
+          range};
+}
+
+// Takes what is given as it is: one value, or with `many` more. Otherwise CLI11 takes all values that follow, and [a,b]
+// for two.
+CLI::Option* verbatim(CLI::Option* option, bool many = false) {
+  constexpr int kMany = 1 << 24;  // more would be "any number", which is read in that way
+  return option->expected(1, many ? kMany : 1)->allow_extra_args(false)->take_all();
+}
+
 void add_config_options(CLI::App& command, ConfigSource& source, bool required) {
   command.add_option("--config", source.config, "Configuration: a file, or a preset such as debug or quickstart")
       ->required(required);
-  command
-      .add_option("--set", source.overrides,
-                  "Overrides one option: train.steps=100 (may be repeated; the last one counts)")
-      ->expected(1)
-      ->take_all();
+  verbatim(command.add_option("--set", source.overrides,
+                              "Overrides one option: train.steps=100 (may be repeated; the last one counts)"));
 }
 
 // What the command line asks for; set up by add_commands, run once the ranks stand.
@@ -52,10 +83,12 @@ struct Options {
 
 void add_tokenize(CLI::App& app, TokenizeArguments& options, Action& action) {
   auto* command = app.add_subcommand("tokenize", "Turn text into a tokenizer and token files");
-  command->add_option("--input", options.inputs, "Text files, plain or gzipped; - is standard input")->required();
+  verbatim(command->add_option("--input", options.inputs, "Text files, plain or gzipped; - is standard input"),
+           /*many=*/true)
+      ->required();
   command->add_option("--out", options.out, "Folder to write: a new or an empty one")->required();
   command->add_option("--tokenizer", options.tokenizer, "Folder whose tokenizer to use (default: train one)");
-  command->add_option("--threads", options.threads, "Threads (default: all cores)")->check(CLI::Range(1, 1024));
+  command->add_option("--threads", options.threads, "Threads (default: all cores)")->check(whole_number(1, 1024));
   add_config_options(*command, options.source, false);
   command->callback([&] { action = [&](Communicator& world) { return tokenize_command(world, options); }; });
 }
@@ -78,30 +111,24 @@ void add_eval(CLI::App& app, EvalArguments& options, Action& action) {
   auto* command = app.add_subcommand("eval", "Perplexity and memory health of a checkpoint");
   command->add_option("--checkpoint", options.checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
   command->add_option("--data", options.data, "Token folder (default: the run's validation data)");
-  command->add_option("--sequences", options.sequences, "Sequences to read (default: all)")
-      ->check(CLI::NonNegativeNumber);
+  command->add_option("--sequences", options.sequences, "Sequences to read (default: all)")->check(whole_number(0));
   command->callback([&] { action = [&](Communicator& world) { return eval_command(world, options); }; });
 }
 
 void add_generate(CLI::App& app, GenerateArguments& options, Action& action) {
   auto* command = app.add_subcommand("generate", "Continue a prompt");
   command->add_option("--checkpoint", options.checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
-  command->add_option("--prompt", options.prompts, "Text to continue (may be repeated)")
-      ->expected(1)
-      ->take_all()
-      ->required();
+  verbatim(command->add_option("--prompt", options.prompts, "Text to continue (may be repeated)"))->required();
   command->add_option("--tokens", options.tokens, "Tokens to generate")
-      ->check(CLI::Range(1, 1000000))
+      ->check(whole_number(1, 1000000))
       ->capture_default_str();
   command->add_option("--temperature", options.temperature, "0 takes the likeliest token")
-      ->check(CLI::Range(0.0, 100.0))
+      ->check(number(0, 100))
       ->capture_default_str();
   command->add_option("--top-p", options.top_p, "Draw from the likeliest tokens that hold this share")
-      ->check(CLI::Range(1e-6, 1.0))
+      ->check(number(1e-6, 1))
       ->capture_default_str();
-  command->add_option("--seed", options.seed, "Seed of the draws")
-      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))
-      ->capture_default_str();
+  command->add_option("--seed", options.seed, "Seed of the draws")->check(whole_number(0))->capture_default_str();
   command->callback([&] { action = [&](Communicator& world) { return generate_command(world, options); }; });
 }
 
@@ -114,7 +141,8 @@ void add_others(CLI::App& app, Options& options, Action& action) {
   bench->add_option("name", options.bench.name, fmt::format("{}", fmt::join(benchmark_names(), ", ")))
       ->required()
       ->check(CLI::IsMember(benchmark_names()));
-  bench->add_option("--repeats", options.bench.repeats, "Repetitions of each measurement")->check(CLI::Range(1, 10000));
+  bench->add_option("--repeats", options.bench.repeats, "Repetitions of each measurement")
+      ->check(whole_number(1, 10000));
   bench->add_option("--json", options.bench.json, "File to which the figures are written");
   add_config_options(*bench, options.bench.source, false);
   bench->callback([&] { action = [&](Communicator& world) { return bench_command(world, options.bench); }; });
@@ -125,12 +153,32 @@ void add_others(CLI::App& app, Options& options, Action& action) {
   config->callback([&] {
     action = [&](Communicator& world) {
       agree(world, [&] {
-        if (world.rank() == 0)
-          fmt::print("{}", options.markdown ? configuration_markdown() : option_help(options.option));
+        if (world.rank() == 0) print_out(options.markdown ? configuration_markdown() : option_help(options.option));
       });
       return 0;
     };
   });
+}
+
+// An empty value is a variable that was not set: refused, or it would count as an option that was not given. Only the
+// empty prompt means something: text without a beginning.
+void refuse_empty_values(CLI::App& app) {
+  const CLI::Validator given([](const std::string& text) { return text.empty() ? "the value is empty" : ""; }, "");
+  for (CLI::App* command : app.get_subcommands(nullptr))
+    for (CLI::Option* option : command->get_options())
+      if (option->get_items_expected_max() > 0 && option->get_name() != "--prompt")
+        option->transform(given);  // before its own checks
+}
+
+// "--out=" as "--out" and "": CLI11 would take the argument that follows for the value.
+std::vector<std::string> split_empty_values(const std::vector<std::string>& arguments) {
+  std::vector<std::string> words;
+  for (const std::string& argument : arguments) {
+    const bool empty = argument.starts_with("--") && argument.find('=') == argument.size() - 1;
+    words.push_back(empty ? argument.substr(0, argument.size() - 1) : argument);
+    if (empty) words.emplace_back();
+  }
+  return words;
 }
 
 // An error is one line, whatever bytes the names in it have.
@@ -166,7 +214,7 @@ int run(Communicator& world, int argc, char** argv, const std::string& threads) 
   app.name("pkmesh");
   app.set_version_flag("--version", program_version());
   app.require_subcommand(1);
-  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  const std::vector<std::string> arguments = split_empty_values({argv + 1, argv + argc});
   app.failure_message([&](const CLI::App*, const CLI::Error& error) {
     return fmt::format("error: {}\n", one_line(complaint(app, arguments, dynamic_cast<const CLI::ParseError&>(error))));
   });
@@ -184,17 +232,16 @@ int run(Communicator& world, int argc, char** argv, const std::string& threads) 
   add_eval(app, options.eval, action);
   add_generate(app, options.generate, action);
   add_others(app, options, action);
+  refuse_empty_values(app);
   try {
-    app.parse(argc, argv);
+    app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::ParseError& error) {  // every rank reads the same line: rank 0 speaks for all
-    const bool asked = error.get_exit_code() == 0;
     if (world.rank() == 0) app.exit(error);
-    return asked ? 0 : 2;
+    if (error.get_exit_code() != 0) return 2;
+    action = [](Communicator&) { return 0; };  // --help, --version: said by now
   }
   const int code = action(world);
-  agree(world, [] {
-    if (std::fflush(stdout) != 0) user_error("standard output cannot be written: {}", std::strerror(errno));
-  });
+  agree(world, flush_out);
   return code;
 }
 
@@ -221,7 +268,21 @@ int guarded_run(Communicator& world, int argc, char** argv, const std::string& t
 }  // namespace
 }  // namespace pkmesh
 
+namespace {
+
+// What is opened first would otherwise become a standard stream, and hold what is said there. Each is opened the wrong
+// way round, but for standard error: using it is still an error.
+void hold_standard_streams() {
+  for (const auto& [stream, mode] :
+       {std::pair{STDIN_FILENO, O_WRONLY}, {STDOUT_FILENO, O_RDONLY}, {STDERR_FILENO, O_WRONLY}})
+    if (::fcntl(stream, F_GETFD) == -1) ::open("/dev/null", mode);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
+  hold_standard_streams();
+  std::signal(SIGXFSZ, SIG_IGN);  // a file larger than ulimit -f is an error of the write that makes it so
   const std::string threads = pkmesh::settle_threads(argv);
   // What MPI and BLAS take for a step and give back is kept for the next: the system would have to zero its pages.
   mallopt(M_MMAP_THRESHOLD, 32 << 20);

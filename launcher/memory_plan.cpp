@@ -19,6 +19,13 @@ namespace pkmesh {
 namespace {
 
 constexpr int64_t kFloat = 4;
+// The most that a plan says. No machine has it, and sums over the ranks of a host stay within 64 bits. What grows with
+// the batch is computed in doubles, for options may ask for more than 64 bits count.
+constexpr int64_t kMost = int64_t{1} << 50;
+
+int64_t capped(double count) {
+  return count < static_cast<double>(kMost) ? static_cast<int64_t>(count) : kMost;
+}
 
 std::string count_text(int64_t count) {
   if (count >= 10'000'000'000) return fmt::format("{:.1f} G", static_cast<double>(count) / 1e9);
@@ -28,6 +35,7 @@ std::string count_text(int64_t count) {
 }
 
 std::string bytes_text(int64_t bytes) {
+  if (bytes >= kMost) return "over 1 PiB";
   const double mib = static_cast<double>(bytes) / (1 << 20);
   return mib >= 1024 ? fmt::format("{:.2f} GiB", mib / 1024) : fmt::format("{:.1f} MiB", mib);
 }
@@ -49,45 +57,46 @@ const MemorySite* site_of(const TransformerShape& shape, int64_t layer, bool aft
 }
 
 // Floats that a memory layer keeps for its backward pass, for `tokens` tokens of this rank among `ranks` ranks.
-int64_t memory_activations(const MemorySite& site, int64_t tokens, int ranks) {
+double memory_activations(const MemorySite& site, double tokens, int ranks) {
   const MemoryShape& memory = site.shape;
   const int64_t features = memory.heads * memory.key_width;
   const int64_t reads = memory.heads * memory.neighbours;
-  const int64_t pairs = ranks == 1 ? 0 : tokens * std::min<int64_t>(reads, ranks);
-  int64_t count = tokens * (2 * features + 4 * reads + 2 * memory.width + site.table.width);
-  count += 2 * pairs * site.table.width;       // partial sums: of this rank's tokens, and of others' for its rows
-  if (ranks > 1) count += tokens * reads * 5;  // selections sent and received, their order
-  if (memory.output == MemoryOutput::kSwilu) count += 3 * tokens * site.table.width;
+  const int64_t owners = ranks == 1 ? 0 : std::min<int64_t>(reads, ranks);  // of the rows of a token
+  double count = tokens * (2 * features + 4 * reads + 2 * memory.width + site.table.width);
+  count +=
+      tokens * (2 * owners * site.table.width);  // partial sums: of this rank's tokens, and of others' for its rows
+  if (ranks > 1) count += tokens * (reads * 5);  // selections sent and received, their order
+  if (memory.output == MemoryOutput::kSwilu) count += tokens * (3 * site.table.width);
   return count;
 }
 
 // What a backward pass leaves until the update, on a rank with 1/R of the rows and of what is read; and what it takes
 // to gather in blocks and to sum by row, or to sort.
-int64_t pending_bytes(const MemorySite& site, int64_t tokens, int ranks, DeviceKind device) {
-  const int64_t reads = tokens * site.shape.heads * site.shape.neighbours;
-  const int64_t pairs =
-      ranks == 1 ? tokens : tokens * std::min(site.shape.heads * site.shape.neighbours, int64_t{ranks});
-  if (device == DeviceKind::kCpu && read_often(reads * ranks, site.table.slots)) {
+double pending_bytes(const MemorySite& site, double tokens, int ranks, DeviceKind device) {
+  const int64_t of_a_token = site.shape.heads * site.shape.neighbours;
+  const double reads = tokens * of_a_token;
+  const double pairs = ranks == 1 ? tokens : tokens * std::min(of_a_token, int64_t{ranks});
+  if (device == DeviceKind::kCpu && read_often(capped(reads * ranks), site.table.slots)) {
     const int64_t rows = (site.table.slots + ranks - 1) / ranks;
-    return rows * (site.table.width * kFloat + 60) + reads * 24 + pairs * 128;
+    return static_cast<double>(rows * (site.table.width * kFloat + 60)) + reads * 24 + pairs * 128;
   }
   // Selections 8, weight and source 8, row and offset 12, a record 16; on the CPU the order 4; on a GPU another record.
-  return pairs * site.table.width * kFloat + reads * (device == DeviceKind::kCpu ? 48 : 60);
+  return pairs * (site.table.width * kFloat) + reads * (device == DeviceKind::kCpu ? 48 : 60);
 }
 
-int64_t activation_bytes(const TransformerShape& shape, int64_t tokens, int ranks, DeviceKind device) {
+double activation_bytes(const TransformerShape& shape, double tokens, int ranks, DeviceKind device) {
   const int64_t width = shape.block.width;
-  int64_t kept = tokens * width * (shape.embedding_norm ? 3 : 2);  // embeddings, and the gradient that runs back
+  double kept = tokens * (width * (shape.embedding_norm ? 3 : 2));  // embeddings, and the gradient that runs back
   // What lives only while one place is computed.
-  int64_t deepest = std::min(tokens, logits_chunk(device)) * shape.vocabulary;
+  double deepest = std::min(tokens, static_cast<double>(logits_chunk(device))) * shape.vocabulary;
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
     kept += tokens * (9 * width + shape.block.heads + 4);
-    int64_t inside = tokens * 4 * width;
+    double inside = tokens * (4 * width);
     if (const MemorySite* site = site_of(shape, layer, /*after=*/false); site != nullptr) {
       kept += memory_activations(*site, tokens, ranks);
       inside = std::max(inside, memory_activations(*site, tokens, ranks));
     } else {
-      kept += 2 * tokens * shape.block.ffn_width;
+      kept += tokens * (2 * shape.block.ffn_width);
       inside = std::max(inside, tokens * shape.block.ffn_width);
     }
     if (const MemorySite* site = site_of(shape, layer, /*after=*/true); site != nullptr) {
@@ -123,13 +132,13 @@ bool stages(const config::Config& config) {
 int64_t MemoryPlan::bytes_per_rank() const {
   int64_t total = 0;
   for (const Line& line : lines) total += line.bytes;
-  return total;
+  return std::min(total, kMost);
 }
 
 int64_t MemoryPlan::bytes_per_rank(DeviceKind where) const {
   int64_t total = 0;
   for (const Line& line : lines) total += line.where == where ? line.bytes : 0;
-  return total;
+  return std::min(total, kMost);
 }
 
 int64_t count_dense_parameters(const TransformerShape& shape) {
@@ -162,10 +171,10 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   const BatchShape batch = {config.train().batch(), config.train().accumulate(), 0, ranks};
   const int64_t tokens = batch.largest_share() * shape.context;
   std::map<std::string, TableShape> tables;
-  int64_t pending = 0;
+  double pending = 0;
   for (const MemorySite& site : shape.memories) {
     tables.emplace(site.table.name, site.table);
-    pending += config.train().accumulate() * pending_bytes(site, tokens, ranks, device);
+    pending += config.train().accumulate() * pending_bytes(site, static_cast<double>(tokens), ranks, device);
   }
   for (const auto& [name, table] : tables) {
     plan.value_parameters += table.slots * table.width;
@@ -175,14 +184,15 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
     plan.lines.push_back({"table " + name,
                           fmt::format("{} of {} rows x {} bytes (value, moments, counters)", count_text(rows),
                                       count_text(table.slots), row_bytes),
-                          rows * row_bytes});
+                          std::min(rows * row_bytes, kMost)});
   }
-  plan.lines.push_back(
-      {"activations", fmt::format("{} tokens at a time", tokens), activation_bytes(shape, tokens, ranks, device)});
+  plan.lines.push_back({"activations", fmt::format("{} tokens at a time", tokens),
+                        capped(activation_bytes(shape, static_cast<double>(tokens), ranks, device))});
   if (device != DeviceKind::kCpu && math_of(config) != Math::kFp32)
     plan.lines.push_back(
         {"rounded operands", "16 bits each, of the output layer", rounded_bytes(shape, tokens, device)});
-  if (pending > 0) plan.lines.push_back({"row gradients", "what backward passes leave until the update", pending});
+  if (pending > 0)
+    plan.lines.push_back({"row gradients", "what backward passes leave until the update", capped(pending)});
   for (MemoryPlan::Line& line : plan.lines) line.where = device;
   if (ranks > 1 && device == DeviceKind::kCpu && !shares)
     plan.lines.push_back(

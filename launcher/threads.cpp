@@ -15,7 +15,12 @@
 namespace pkmesh {
 namespace {
 
-constexpr const char* kSettled = "PKMESH_THREADS";  // the plan's text, in a program that was started by its plan
+// "PID: the plan's text", in a program that was started by its plan: in the same process, so nobody else says it.
+constexpr const char* kSettled = "PKMESH_THREADS";
+
+std::string settled_text(const std::string& plan) {
+  return fmt::format("{}: {}", ::getpid(), plan);
+}
 
 std::optional<int> number_in(const char* name) {
   const char* text = std::getenv(name);
@@ -71,6 +76,7 @@ Cores look_around() {
   Cores cores;
   cores.bound = affinity();
   cores.threads = number_in("OMP_NUM_THREADS");
+  if (cores.threads == 0) cores.threads.reset();  // OpenMP does not heed it
   cores.waits = std::getenv("OMP_WAIT_POLICY") != nullptr;
   // Open MPI binds each rank to one core unless told otherwise, and tells its ranks what it was told.
   const auto told = [](const char* name) { return std::getenv(name) != nullptr; };
@@ -110,9 +116,9 @@ ThreadPlan plan_threads(const Cores& cores) {
 
 std::string settle_threads(char** argv) {
   if (const char* text = std::getenv(kSettled)) {
-    std::string settled = text;
+    const std::string settled = text;
     ::unsetenv(kSettled);  // programs that this one starts decide for themselves
-    return settled;
+    if (const std::string mine = settled_text(""); settled.starts_with(mine)) return settled.substr(mine.size());
   }
   const Cores cores = look_around();
   const ThreadPlan plan = plan_threads(cores);
@@ -122,7 +128,7 @@ std::string settle_threads(char** argv) {
   if (!plan.cores.empty()) bind(plan.cores);
   if (plan.passive) ::setenv("OMP_WAIT_POLICY", "passive", 1);
   ::setenv("OMP_NUM_THREADS", std::to_string(plan.threads).c_str(), 1);
-  ::setenv(kSettled, plan.text.c_str(), 1);
+  ::setenv(kSettled, settled_text(plan.text).c_str(), 1);
   ::execv("/proc/self/exe", argv);
   return plan.text;  // it could not be started anew: it runs as it is
 }

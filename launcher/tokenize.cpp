@@ -59,9 +59,14 @@ void describe_tokenizer(const TokenizeOptions& options, const TokenizeSummary& s
              fewer ? fmt::format("; the text has no more for the {} asked for", options.vocabulary_size) : "");
   }
   const auto text = static_cast<double>(summary.train.text.bytes + summary.valid.text.bytes);
-  if (summary.raw_bytes > 0 && options.kind != TokenizerKind::kByte)
-    log_warning("{} bytes ({:.2g}% of the text) are not UTF-8 or are control characters, a token each: is it text?",
-                summary.raw_bytes, 100 * static_cast<double>(summary.raw_bytes) / text);
+  if (summary.raw_bytes > 0 && summary.tokenizer_kind != TokenizerKind::kByte) {
+    const double percent = 100 * static_cast<double>(summary.raw_bytes) / text;
+    if (summary.raw_bytes == 1)
+      log_warning("1 byte ({:.2g}% of the text) is not UTF-8 or is a control character: is it text?", percent);
+    else
+      log_warning("{} bytes ({:.2g}% of the text) are not UTF-8 or are control characters, a token each: is it text?",
+                  summary.raw_bytes, percent);
+  }
 }
 
 }  // namespace
@@ -69,6 +74,10 @@ void describe_tokenizer(const TokenizeOptions& options, const TokenizeSummary& s
 int tokenize_command(Communicator& world, const TokenizeArguments& arguments) {
   agree(world, [&] {
     if (world.size() > 1) user_error("tokenize uses the cores of one machine: start it without mpirun");
+    for (const std::string& assignment : arguments.source.overrides)
+      if (!arguments.tokenizer.empty() && assignment.starts_with("tokenizer."))
+        user_error("--set {}: is for learning a tokenizer, and --tokenizer {} has one; drop either", assignment,
+                   arguments.tokenizer);
   });
   const config::Config config =
       load_config(arguments.source.config.empty() ? "quickstart" : arguments.source.config, arguments.source.overrides);

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // `pkmesh train`: checks everything before it writes anything, describes the run, then steps, reports, validates,
 // saves.
-#include <fmt/format.h>
-
 #include <csignal>
 
 #include "comm/agree.h"
@@ -31,6 +29,8 @@ std::string config_name(const TrainArguments& options) {
   if (!options.source.config.empty()) return options.source.config;
   if (options.resume.empty())
     user_error("train needs a configuration: --config with a file or a preset, such as quickstart");
+  if (options.resume == "auto" && options.out.empty())
+    user_error("train --resume auto needs the run folder to go on with: --out FOLDER");
   return (options.resume == "auto" ? options.out : find_checkpoint(options.resume)) + "/config.textproto";
 }
 
@@ -63,9 +63,9 @@ int train_command(Communicator& world, const TrainArguments& options) {
   if (options.print_config || options.dry_run) {
     agree(world, [&] {
       if (world.rank() != 0) return;
-      fmt::print("{}", options.print_config ? to_text(config)
-                                            : to_text(plan_memory(config, planned_vocabulary(config), world.hosts(),
-                                                                  planned_device(config))));
+      print_out(options.print_config
+                    ? to_text(config)
+                    : to_text(plan_memory(config, planned_vocabulary(config), world.hosts(), planned_device(config))));
     });
     return 0;
   }

@@ -6,6 +6,10 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
 #include "runtime/check.h"
 
 namespace pkmesh {
@@ -26,6 +30,22 @@ void log_to_file(const std::string& path) {
   } catch (const spdlog::spdlog_ex&) {
     user_error("{}: cannot be written; choose another --out", path);
   }
+}
+
+namespace {
+
+[[noreturn]] void fail_to_print() {
+  user_error("standard output cannot be written: {}; free some space or send it elsewhere", std::strerror(errno));
+}
+
+}  // namespace
+
+void print_out(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) fail_to_print();
+}
+
+void flush_out() {
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) fail_to_print();
 }
 
 bool stderr_is_terminal() {

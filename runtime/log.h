@@ -13,6 +13,10 @@ namespace pkmesh {
 void start_log(int rank);
 // Also appends every line to this file (train.log). Throws UserError if it cannot be written.
 void log_to_file(const std::string& path);
+// What the user asked to see, on standard output, which nothing else is written to. UserError if it cannot be written:
+// a full disk; a reader that has gone ends the program, as it does others.
+void print_out(std::string_view text);
+void flush_out();
 bool stderr_is_terminal();  // colour and progress bars only then
 
 void log_info(std::string_view line);

@@ -386,7 +386,7 @@ std::vector<std::string> save_with_limit(const std::string& folder, rlim_t limit
 TEST(Checkpoint, AFullDiskLeavesTheFormerOnes) {
   const TemporaryFolder folder;
   const std::string former = save(folder.path(), 2, Placement::kBlock, 3);
-  expect_refused(save_with_limit(folder.path(), 600), "free some space");
+  expect_refused(save_with_limit(folder.path(), 600), "ulimit -f");
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);  // no temporary folder
   expect_good(load(former, 2));
 }

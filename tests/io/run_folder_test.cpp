@@ -92,6 +92,11 @@ TEST(RunFolder, WhatCannotBeWrittenLeavesNothing) {
   replace_text(folder / "file", "x");
   EXPECT_NE(refusal(folder / "file", false).find("is no run"), std::string::npos);
   EXPECT_NE(refusal(folder / "file/run", false).find("cannot be written"), std::string::npos);
+  for (const char* name : {"link", "link/", "link/run"}) {
+    fs::create_symlink(folder / "nowhere", folder / "link");
+    EXPECT_NE(refusal(folder / name, false).find("is a link to what is not there"), std::string::npos) << name;
+    EXPECT_TRUE(fs::remove(folder / "link")) << "the user's own";
+  }
   EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), {}), 1);
 }
 

@@ -342,6 +342,8 @@ TEST(Tokenize, RefusesWhatIsNoText) {
     std::string start;
     const char* says;
   } cases[] = {{"\xFF\xFEt\0e\0", "iconv -f utf-16"},
+               {std::string("\xFF\xFE\0\0t\0\0\0", 8), "iconv -f utf-32"},
+               {std::string("\0\0\xFE\xFF\0\0\0t", 8), "iconv -f utf-32"},
                {"\xFE\xFF\0t", "iconv -f utf-16"},
                {"\xFD"
                 "7zXZ\0",
@@ -360,15 +362,8 @@ TEST(Tokenize, RefusesWhatIsNoText) {
   }
   replace_text(folder / "text.gz", some_text(200));
   EXPECT_NE(error_of(options_for(folder, "text.gz", "out")).find("is none"), std::string::npos);
-  // Two archives in one file are read as one text; behind a damaged second one the rest would be missing.
-  write_gzip(folder / "one.gz", some_text(20000));
-  const std::string one = read_text(folder / "one.gz");
-  replace_text(folder / "two.gz", one + one);
-  EXPECT_EQ(error_of(options_for(folder, "two.gz", "two")), "no error");
-  EXPECT_EQ(decoded(folder / "two", "train").size() + decoded(folder / "two", "valid").size(),
-            2 * some_text(20000).size());
-  replace_text(folder / "cut.gz", one + std::string(600000, 'x'));
-  EXPECT_NE(error_of(options_for(folder, "cut.gz", "out")).find("no archive"), std::string::npos);
+  replace_text(folder / "empty.gz", "");
+  EXPECT_NE(error_of(options_for(folder, "empty.gz", "out")).find("is none"), std::string::npos);
   ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
   EXPECT_NE(error_of(options_for(folder, "pipe", "out")).find("standard input"), std::string::npos);
   EXPECT_FALSE(fs::exists(folder / "out"));
@@ -376,6 +371,51 @@ TEST(Tokenize, RefusesWhatIsNoText) {
 
   replace_text(folder / "nearly", some_text(1000) + "caf\xE9\n");
   EXPECT_EQ(tokenize(options_for(folder, "nearly", "out")).raw_bytes, 1);
+}
+
+// Archives in one file are one text; nothing of it is lost behind a damaged one, wherever the damage and the seams lie.
+TEST(Tokenize, ReadsEveryMemberOfAnArchive) {
+  const TemporaryFolder folder;
+  const std::string text = some_text(2000);
+  write_gzip(folder / "one.gz", text);
+  const std::string one = read_text(folder / "one.gz");
+  const auto error = [&](const std::string& bytes) {
+    replace_text(folder / "in.gz", bytes);
+    fs::remove_all(folder / "out");
+    return error_of(options_for(folder, "in.gz", "out"));
+  };
+  const auto size = [&] { return decoded(folder / "out", "train").size() + decoded(folder / "out", "valid").size(); };
+  write_gzip(folder / "nothing.gz", "");
+  const std::string nothing = read_text(folder / "nothing.gz");
+  ASSERT_EQ(error(nothing + one + nothing + one + std::string(700000, '\0')), "no error");
+  EXPECT_EQ(size(), 2 * text.size());
+
+  const std::string end = fmt::format("its first {} bytes", one.size());
+  for (const size_t at : {0, 1}) {  // in both halves of the mark, with little and with much behind it
+    std::string damaged = one;
+    damaged[at] ^= 1;
+    EXPECT_NE(error(one + damaged + one).find(end), std::string::npos);
+    EXPECT_NE(error(one + damaged).find(end), std::string::npos);
+  }
+  for (const std::string& rest : {std::string("\n"), std::string("\0x", 2), std::string(600000, 'x'), one.substr(1)})
+    EXPECT_NE(error(one + rest).find("no archive"), std::string::npos);
+  for (const size_t kept : {size_t{5}, one.size() / 2, one.size() - 1})
+    EXPECT_NE(error(one + one.substr(0, kept)).find("truncated"), std::string::npos);
+  for (const size_t at : {size_t{2}, one.size() / 2, one.size() - 2}) {
+    std::string damaged = one;
+    damaged[at] ^= 1;
+    EXPECT_NE(error(one + damaged + one).find("damaged at byte"), std::string::npos);
+  }
+  // A seam on either side of where a piece of the file ends: a file name makes a member as long as one likes.
+  for (size_t length = (1 << 18) - 2; length <= (1 << 18) + 2; ++length) {
+    std::string named = one;
+    constexpr size_t kFlags = 3;
+    constexpr char kHasName = 8;
+    named[kFlags] = kHasName;
+    named.insert(10, std::string(length - one.size() - 1, 'n') + '\0');
+    ASSERT_EQ(error(named + one), "no error") << length;
+    EXPECT_EQ(size(), 2 * text.size());
+  }
 }
 
 TEST(Tokenize, WritesThroughLinksButNotIntoTheCurrentFolder) {
@@ -386,6 +426,13 @@ TEST(Tokenize, WritesThroughLinksButNotIntoTheCurrentFolder) {
   EXPECT_EQ(error_of(options_for(folder, "text", "link")), "no error");
   EXPECT_TRUE(fs::is_symlink(folder / "link"));
   EXPECT_TRUE(fs::exists(folder / "real/corpus.json"));
+  fs::create_symlink(folder / "nowhere", folder / "dangling");
+  for (const char* out : {"dangling", "dangling/out"}) {
+    auto options = options_for(folder, "text", out);
+    options.progress = [](const TokenizeProgress&) { ADD_FAILURE() << "work that would be lost"; };
+    EXPECT_NE(error_of(options).find("dangling: is a link to what is not there"), std::string::npos) << out;
+  }
+  EXPECT_TRUE(fs::is_symlink(folder / "dangling"));
 
   fs::create_directory(folder / "here");
   const fs::path before = fs::current_path();

@@ -225,7 +225,7 @@ config::Config tiny_config(const std::vector<std::string>& overrides = {}) {
 
 TEST(Bench, OpsMeasuresEveryPhase) {
   SelfCommunicator world;
-  BenchReport report(nullptr);
+  BenchReport report(/*prints=*/false);
   bench_ops(world, tiny_config(), tiny_options(), report);
   std::set<std::string> names;
   for (const auto& phase : report.figures.at("phases")) {
@@ -246,7 +246,7 @@ TEST(Bench, OpsMeasuresEveryPhase) {
 
 TEST(Bench, OpsTakesOtherKindsOfMemory) {
   SelfCommunicator world;
-  BenchReport report(nullptr);
+  BenchReport report(/*prints=*/false);
   bench_ops(world,
             tiny_config({"model.memory.0.row_type=BF16", "model.memory.0.output=SWILU", "model.memory.0.value_width=20",
                          "model.memory.0.query_norm=LAYER_NORM", "values.second_moment=ROW_WISE"}),
@@ -254,21 +254,10 @@ TEST(Bench, OpsTakesOtherKindsOfMemory) {
   EXPECT_FALSE(report.figures.at("phases").empty());
 }
 
-TEST(Bench, OpsIsForOneRankWithAMemory) {
-  BenchReport report(nullptr);
-  EXPECT_THROW(run_ranks(2, [&](Communicator& world) { bench_ops(world, tiny_config(), tiny_options(), report); }),
-               UserError);
-  SelfCommunicator world;
-  EXPECT_THROW(bench_ops(world, tiny_config({"model.memory=[]"}), tiny_options(), report), UserError);
-  EXPECT_THROW(bench_exchange(world, tiny_config({"model.memory=[]"}), tiny_options(), report), UserError);
-  EXPECT_THROW(bench_kernels(world, tiny_config({"model.memory=[]"}), tiny_options(), report), UserError);
-  EXPECT_THROW(bench_step(world, tiny_config({"model.memory=[]"}), tiny_options(), report), UserError);
-}
-
 TEST(Bench, KernelsTakesEveryKindOfRow) {
   SelfCommunicator world;
   for (const char* const type : {"FP32", "BF16", "FP16"}) {
-    BenchReport report(nullptr);
+    BenchReport report(/*prints=*/false);
     bench_kernels(world, tiny_config({fmt::format("model.memory.0.row_type={}", type)}), tiny_options(), report);
     const auto& kernels = report.figures.at("kernels");
     ASSERT_EQ(kernels.size(), 1 + 2 * 5) << "select; five kernels for each of two laws";
@@ -287,7 +276,7 @@ TEST(Bench, KernelsTakesEveryKindOfRow) {
 TEST(Bench, ExchangeCountsWhatTravels) {
   std::array<nlohmann::json, 2> figures;
   run_ranks(2, [&](Communicator& world) {
-    BenchReport report(nullptr);
+    BenchReport report(/*prints=*/false);
     bench_exchange(world, tiny_config(), tiny_options(), report);
     figures[static_cast<size_t>(world.rank())] = report.figures;
   });
@@ -307,7 +296,7 @@ TEST(Bench, ExchangeCountsWhatTravels) {
 
 TEST(Bench, ExchangeAloneSaysSo) {
   SelfCommunicator world;
-  BenchReport report(nullptr);
+  BenchReport report(/*prints=*/false);
   bench_exchange(world, tiny_config(), tiny_options(), report);
   EXPECT_NE(report.text().find("nothing travels"), std::string::npos);
   EXPECT_FALSE(report.figures.contains("collectives"));
@@ -316,7 +305,7 @@ TEST(Bench, ExchangeAloneSaysSo) {
 
 TEST(Bench, StepComparesWithAndWithoutMemory) {
   run_ranks(2, [&](Communicator& world) {
-    BenchReport report(nullptr);
+    BenchReport report(/*prints=*/false);
     bench_step(world, tiny_config(), tiny_options(), report);
     const auto& models = report.figures.at("models");
     ASSERT_EQ(models.size(), 2);
@@ -328,11 +317,11 @@ TEST(Bench, StepComparesWithAndWithoutMemory) {
 
 TEST(Bench, ModelAndLayerAlone) {
   run_ranks(2, [&](Communicator& world) {
-    BenchReport model(nullptr);
+    BenchReport model(/*prints=*/false);
     bench_model(world, tiny_config(), tiny_options(), model);
     ASSERT_EQ(model.figures.at("models").size(), 1);
     EXPECT_GT(model.figures.at("models")[0].at("ms").at("min"), 0);
-    BenchReport layer(nullptr);
+    BenchReport layer(/*prints=*/false);
     bench_layer(world, tiny_config(), tiny_options(), layer);
     EXPECT_GE(layer.figures.at("ms").at("median"), layer.figures.at("update_ms").at("min"));
     EXPECT_GT(layer.figures.at("distinct_rows"), 0);
@@ -342,7 +331,7 @@ TEST(Bench, ModelAndLayerAlone) {
 
 TEST(Bench, FlatGoesOverTablesAndRowsRead) {
   const auto flat = [](Communicator& world) {
-    BenchReport report(nullptr);
+    BenchReport report(/*prints=*/false);
     bench_flat(world, {}, tiny_options(), report);
     return report.figures;
   };
@@ -366,7 +355,7 @@ TEST(Bench, FlatGoesOverTablesAndRowsRead) {
 
 TEST(Bench, MemoryIsHeldAgainstThePlan) {
   run_ranks(2, [&](Communicator& world) {
-    BenchReport report(nullptr);
+    BenchReport report(/*prints=*/false);
     bench_memory(world, tiny_config({"data.train=", "data.source=BUILT_IN", "tokenizer.kind=BYTE"}), tiny_options(),
                  report);
     const auto& lines = report.figures.at("memory");
@@ -415,6 +404,17 @@ TEST_F(BenchCommand, RefusesBeforeItMeasures) {
   BenchArguments wrong = arguments();
   wrong.source.overrides = {"model.widht=16"};
   EXPECT_THROW(bench_command(world, wrong), UserError);
+  for (const char* name : {"ops", "kernels", "exchange", "layer", "step"}) {
+    BenchArguments dense = arguments();
+    dense.name = name;
+    dense.source.overrides = {"model.memory=[]"};
+    EXPECT_THROW(bench_command(world, dense), UserError) << name;
+  }
+  for (const char* name : {"ops", "kernels"}) {
+    BenchArguments alone = arguments();
+    alone.name = name;
+    EXPECT_THROW(run_ranks(2, [&](Communicator& two) { bench_command(two, alone); }), UserError) << name;
+  }
   EXPECT_FALSE(std::filesystem::exists(arguments().json));
 }
 

@@ -20,9 +20,13 @@ MARK = "PKMESH_TEST_JOB"  # in the environment of every process of a job, so tha
 
 
 class Job:
-    """A job under way: PROGRAM on `ranks` ranks, 0 for no mpirun; or, with `contexts`, one rank per argument list."""
+    """A job under way: PROGRAM on `ranks` ranks, 0 for no mpirun; or, with `contexts`, one rank per argument list.
 
-    def __init__(self, arguments, ranks=0, contexts=None, cwd=None, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE):
+    `shell` is a command line that comes before the program in the same process: a limit, a redirection.
+    """
+
+    def __init__(self, arguments, ranks=0, contexts=None, shell=None, cwd=None, stdin=subprocess.DEVNULL,
+                 stdout=subprocess.PIPE, env=None):
         self.mark = uuid.uuid4().hex
         self.begin = time.monotonic()
         if contexts:
@@ -31,7 +35,9 @@ class Job:
                 command += [":"] * (len(command) > 1) + ["-n", "1"] + context
         else:
             command = ([MPIEXEC, "-n", str(ranks)] if ranks else []) + [PROGRAM] + list(arguments)
-        environment = dict(os.environ, **{MARK: self.mark})
+        if shell:
+            command = ["sh", "-c", f'{shell} "$0" "$@"'] + command
+        environment = dict(os.environ, **(env or {}), **{MARK: self.mark})
         self.process = subprocess.Popen(command, cwd=cwd, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
                                         env=environment)
 
@@ -84,13 +90,16 @@ def losses(folder):
 
 
 def snapshot(folder):
-    """What is in a folder: {path: bytes' hash}, folders with None."""
+    """What is in a folder: {path: bytes' hash}, folders with None, links with where they point."""
     found = {}
     for path, folders, files in os.walk(folder):
         found.update({os.path.join(path, name): None for name in folders})
-        for name in files:
-            with open(os.path.join(path, name), "rb") as file:
-                found[os.path.join(path, name)] = hashlib.sha256(file.read()).hexdigest()
+        for name in map(lambda file: os.path.join(path, file), files):
+            if os.path.islink(name):
+                found[name] = os.readlink(name)
+                continue
+            with open(name, "rb") as file:
+                found[name] = hashlib.sha256(file.read()).hexdigest()
     return found
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input: each is one clear line on standard error and exit code 2; nothing is written, no rank stays behind."""
 import gzip
+import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 import unittest
@@ -36,6 +38,7 @@ class CommandLine(program.Test):
     def test_missing_options(self):
         self.assert_refused(["train", "--out", "run"], "--config", "quickstart")
         self.assert_refused(DEBUG, "--out FOLDER")
+        self.assert_refused(["train", "--resume", "auto"], "--out FOLDER", ranks=(0,))
         self.assert_refused(["eval"], "--checkpoint is required", ranks=(0,))
         self.assert_refused(["generate", "--checkpoint", "x"], "--prompt is required", ranks=(0,))
         self.assert_refused(["tokenize", "--out", "tokens"], "--input is required", ranks=(0,))
@@ -47,15 +50,56 @@ class CommandLine(program.Test):
         self.assert_refused(["inspect", "no\nsuch"], "no?such", ranks=(0,))
         out = b"run \xff"
         self.run_well(*DEBUG, "--set", "train.steps=1", "--out", out)
-        self.run_well("inspect", out)
+        self.assertIn("  1 rank on ", self.run_well("inspect", out).out)
         self.assertIn("eval", self.run_well("--help").out)
         self.run_well("eval", "--checkpoint", out)
 
     def test_bad_numbers(self):
         generate = ["generate", "--checkpoint", "run", "--prompt", "a"]
-        for option, value in [("--tokens", "ten"), ("--tokens", "0"), ("--temperature", "-1"), ("--top-p", "2"),
-                              ("--seed", "-3")]:
-            self.assert_refused(generate + [option, value], option, value, "see pkmesh generate --help", ranks=(0,))
+        for option, value in [("--tokens", "ten"), ("--tokens", "0"), ("--tokens", "0100"), ("--tokens", "0x10"),
+                              ("--temperature", "-1"), ("--temperature", "nan"), ("--temperature", "1x"),
+                              ("--top-p", "2"), ("--top-p", "nan"), ("--seed", "-3"), ("--seed", str(2**63))]:
+            self.assert_refused(generate + [option, value], option, f"{value} is not a", "see pkmesh generate --help",
+                                ranks=(0,))
+        self.assert_refused(generate + ["--tokens", "1e3"], "not a whole number from 1 to 1000000", ranks=(0,))
+        self.assert_refused(["eval", "--checkpoint", "run", "--sequences", "-1"], "--sequences",
+                            "-1 is not a whole number of at least 0;", ranks=(0,))
+
+    def test_empty_values(self):
+        write("text", TEXT)
+        eval_, generate = (["eval", "--checkpoint", "run"], ["generate", "--checkpoint", "run", "--prompt", "a"])
+        tokenize = ["tokenize", "--input", "text", "--out", "tokens"]
+        for command, option in [(DEBUG + ["--out", "new"], "--resume"), (["train"], "--config"), (DEBUG, "--out"),
+                                (DEBUG + ["--out", "new"], "--set"), (tokenize, "--tokenizer"), (tokenize, "--input"),
+                                (["bench", "ops"], "--json"), (eval_, "--data"), (["eval"], "--checkpoint"),
+                                (generate, "--tokens")]:
+            line = (f"error: {option}: the value is empty", f"see pkmesh {command[0]} --help")
+            self.assert_refused(command + [option, ""], *line, ranks=(0,))
+            self.assert_refused(command + [option + "=", "--help"], *line, ranks=(0,))
+        for command in ("config", "inspect", "bench"):
+            self.assert_refused([command, ""], "the value is empty", ranks=(0,))
+
+    def test_one_value_at_a_time(self):
+        self.assert_refused(["generate", "--checkpoint", "run", "--prompt", "a", "b"], "b is not understood", ranks=(0,))
+        self.assert_refused(setting("train.steps=1") + ["--set", "train.steps=2", "train.seed=2"],
+                            "train.seed=2 is not understood", ranks=(0,))
+        self.assert_refused(setting("[train.steps=1,train.seed=2]"), "[train: no such option", ranks=(0,))
+
+    def test_values_in_brackets(self):
+        for name in ("[a]", "[b,c]", "d"):
+            write(name, TEXT)
+        byte = ("--set", "tokenizer.kind=BYTE")
+        self.run_well("tokenize", "--input", "[a]", "[b,c]", "--input", "d", *byte, "--out", "[o,p]")
+        with open("[o,p]/corpus.json", encoding="utf-8") as file:
+            self.assertEqual(json.load(file)["inputs"], ["[a]", "[b,c]", "d"])
+        self.train("[run]", "train.steps=1")
+        prompts = ["[1913 Webster]", "[a,b]", "{}", ""]
+        said = self.run_well("generate", "--checkpoint", "[run]", "--tokens", "1", "--top-p", "1e-6",
+                             *[word for prompt in prompts for word in ("--prompt", prompt)]).out
+        found = [said.find(prompt) for prompt in prompts[:3]]
+        self.assertEqual(found, sorted(found))
+        self.assertEqual(found[0], 0)
+        self.assertEqual(said.count("\n\n"), 4)
 
     def test_nonsense_paths(self):
         for command in (["eval"], ["generate", "--prompt", "a"]):
@@ -70,14 +114,50 @@ class CommandLine(program.Test):
             self.check_refusal(Job([], contexts=[command] * 2), [f"PKMESH_CPU={name}", "avx2 or avx512"])
         contexts = [["env", f"PKMESH_CPU={name}", program.PROGRAM, "config"] for name in ("", "avx2")]
         job = Job([], contexts=contexts)
-        if "avx512vl" in open("/proc/cpuinfo", encoding="utf-8").read():
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            cpu = file.read()
+        if "avx512vl" in cpu:
             self.check_refusal(job, ["has another PKMESH_CPU than rank 0", '"avx2" instead of "avx512"'])
         else:
             self.assertEqual(job.finish().code, 0)
 
     def test_standard_output_that_is_full(self):
-        with open("/dev/full", "wb") as full:
-            self.check_refusal(Job(["config", "model.memory.heads"], stdout=full), ["standard output"])
+        self.train("run", "train.steps=1")
+        for command in (["config", "model.memory.heads"], ["config"], ["--help"], ["train", "--help"], ["--version"],
+                        DEBUG + ["--print-config"], ["inspect", "run"], ["inspect", "debug"],
+                        ["eval", "--checkpoint", "run"], ["bench", "layer", "--config", "debug"],
+                        ["generate", "--checkpoint", "run", "--prompt", "a" * 99, "--tokens", "1"]):
+            with open("/dev/full", "wb") as full:
+                self.check_refusal(Job(command, stdout=full), ["standard output cannot be written: No space left"])
+        self.check_refusal(Job(["config"], shell="exec 1>&-;"), ["standard output cannot be written"])
+
+    def test_a_reader_that_has_gone(self):
+        read, write_ = os.pipe()
+        os.close(read)
+        with open(write_, "wb") as pipe:
+            job = Job(["config"], stdout=pipe).finish()
+        self.assertEqual((job.code, job.err), (-signal.SIGPIPE, ""))
+
+    def test_benchmarks(self):
+        step = ["bench", "step", "--config", "debug"]
+        self.assert_refused(step + ["--set", "model.memory=[]"], "no memory to measure")
+        self.assert_refused(step + ["--set", "train.precision=FP16"], "train.precision")
+        self.assert_refused(["bench", "ops"], "without mpirun", ranks=(2,))
+        nowhere = ["env", f"TMPDIR={self.folder}/nosuch", program.PROGRAM]  # of a rank: mpirun would make it
+        self.check_refusal(Job([], contexts=[nowhere + step] * 2), ["temporary files", "TMPDIR"])
+        os.mkdir("folder")
+        for path in ("folder", "/dev/null", "nosuch/figures.json", "/proc/figures.json"):
+            self.assert_refused(step + ["--json", path], path, ranks=(0,))
+
+
+    def test_threads_that_nobody_starts(self):
+        bench = ["bench", "layer", "--config", "debug", "--repeats", "1"]
+        known = {"OMP_NUM_THREADS": "1"}
+        self.assertIn("\n1 thread per rank (OMP_NUM_THREADS)", self.run_well(*bench, env=known).out)
+        said = self.run_well(*bench, env=dict(known, PKMESH_THREADS="7")).out
+        self.assertIn("\n1 thread per rank (OMP_NUM_THREADS)", said)
+        said = self.run_well(*bench, env={"OMP_NUM_THREADS": "0"}).out
+        self.assertRegex(said, r"\n[1-9]\d* threads? per rank \(chosen\)")
 
 
 class Configuration(program.Test):
@@ -92,6 +172,8 @@ class Configuration(program.Test):
         self.assert_refused(setting("model.heads=5"), "model.width is 64", "model.heads (5)", ranks=(0,))
         self.assert_refused(setting("model.dropout=nan"), "model.dropout", ranks=(0,))
         self.assert_refused(setting("train.batch"), "KEY=VALUE", ranks=(0,))
+        self.assert_refused(setting("model.dropout=0.99999999"), "model.dropout", "less than 1", "32 bits", ranks=(0,))
+        self.assert_refused(setting("train.steps=0100"), "train.steps is 0100", "base 8", ranks=(0,))
 
     def test_more_neighbours_than_sub_keys(self):
         self.assert_refused(setting("model.memory.0.neighbours=33"), "neighbours is 33", "sub_keys (32)")
@@ -124,6 +206,12 @@ class Configuration(program.Test):
 
     def test_a_model_that_no_machine_holds(self):
         self.assert_refused(setting("model.memory.0.sub_keys=46340"), "this run needs", "TiB", "--dry-run")
+        huge = DEBUG + ["--set", "model.memory=[]"]  # 2^66 bytes
+        for override in ("model.width=65536", "model.heads=1", "model.context=900", "train.batch=16777216",
+                         "model.layers=1024"):
+            huge += ["--set", override]
+        self.assertRegex(self.run_well(*huge, "--dry-run").out, "activations +over 1 PiB(.*\n)+ +total +over 1 PiB")
+        self.assert_refused(huge + ["--out", "run"], "this run needs", "TiB", "--dry-run")
 
     def test_ranks_that_disagree(self):
         before = program.snapshot(self.folder)
@@ -162,7 +250,8 @@ class Corpus(program.Test):
             file.write(gzip.compress(os.urandom(9000))[:5000])
         for path, words in [("empty", "the corpus is empty"), ("nosuch", "nosuch"), ("/proc", "/proc"),
                             ("cut.gz", "truncated")]:
-            self.assert_refused(["tokenize", "--input", path, "--out", "tokens"], words, ranks=(0,))
+            for out in ("tokens", "a/b/tokens"):
+                self.assert_refused(["tokenize", "--input", path, "--out", out], words, ranks=(0,))
         command = ["tokenize", "--input", "text", "--out"]
         self.assert_refused(command + ["text/tokens"], "text/tokens", "cannot be written", ranks=(0,))
         self.assert_refused(command + ["/proc/tokens"], "/proc/tokens", "cannot be written", ranks=(0,))
@@ -209,8 +298,15 @@ class Corpus(program.Test):
         with open("latin1", "w", encoding="latin-1") as file:
             file.write(TEXT + "caf\u00e9")
         said = self.run_well("tokenize", "--input", "latin1", "--out", "tokens", "--set", "tokenizer.vocabulary=512").err
-        self.assertIn("1 bytes", said)
-        self.assertIn("is it text?", said)
+        self.assertRegex(said, "1 byte .*is not UTF-8 .*is it text?")
+        # What the tokenizer is counts, not what would have been learnt.
+        self.tokenize("bytes", "BYTE")
+        said = self.run_well("tokenize", "--input", "latin1", "--out", "more", "--tokenizer", "bytes").err
+        self.assertNotIn("is it text?", said)
+        self.assertIn("257 pieces, that of bytes", said)
+        for override in ("tokenizer.kind=BPE", "tokenizer.vocabulary=600"):
+            self.assert_refused(["tokenize", "--input", "text", "--out", "new", "--tokenizer", "bytes", "--set", override],
+                                override, "--tokenizer bytes", ranks=(0,))
 
     def test_evaluation_data(self):
         self.train("run", "train.steps=1")
@@ -291,10 +387,29 @@ class Checkpoints(program.Test):
 
 
 class Folders(program.Test):
+    def test_closed_standard_streams(self):
+        job = Job(DEBUG + ["--set", "train.steps=2", "--out", "run"], shell="exec 0<&- 1>&- 2>&-;").finish()
+        self.assertEqual(job.code, 0)
+        self.assertEqual([line["step"] for line in program.metrics("run")], [1, 2])
+        with open("run/metrics.jsonl", encoding="utf-8") as lines:
+            self.assertEqual([line for line in lines if not line.startswith("{")], [])
+        self.check_refusal(Job(["tokenize", "--input", "-", "--out", "tokens"], shell="exec 0<&-;"), ["standard input"])
+        self.assertEqual(os.listdir(), ["run"])
+
+    def test_a_limit_on_the_size_of_files(self):
+        self.check_refusal(Job(DEBUG + ["--out", "a/run"], shell="ulimit -f 1;"),
+                           ["a/run/", "cannot be written: File too large", "ulimit -f"])
+        self.assertEqual(os.listdir(), [])
+
     def test_unwritable(self):
         write("file", "x")
         for out in ("file/run", "/proc/run", "/dev/null/run"):
             self.assert_refused(DEBUG + ["--out", out], out, "cannot be written")
+        os.symlink("nowhere", "link")
+        for command in (DEBUG, ["tokenize", "--input", "file"]):
+            for out in ("link", "link/run"):
+                self.assert_refused(command + ["--out", out], "link: is a link to what is not there", ranks=(0,))
+        self.assertTrue(os.path.islink("link"))
 
     def test_taken(self):
         os.mkdir("mine")
