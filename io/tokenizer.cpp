@@ -104,6 +104,7 @@ std::string description_of(const Tokenizer& tokenizer, std::string_view kind) {
 
 class ByteTokenizer final : public Tokenizer {
  public:
+  TokenizerKind kind() const override { return TokenizerKind::kByte; }
   int32_t vocabulary_size() const override { return 257; }
   int32_t separator() const override { return 256; }
   uint64_t hash() const override {
@@ -158,6 +159,7 @@ class SentencePieceTokenizer final : public Tokenizer {
                  origin);
   }
 
+  TokenizerKind kind() const override { return TokenizerKind::kSentencePiece; }
   int32_t vocabulary_size() const override { return static_cast<int32_t>(pieces_.size()); }
   int32_t separator() const override { return processor_.eos_id(); }
   uint64_t hash() const override { return hash_; }

@@ -20,6 +20,7 @@ class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
 
+  virtual TokenizerKind kind() const = 0;
   virtual int32_t vocabulary_size() const = 0;
   // Stands between documents, so it both begins and ends one (bos and eos). encode() never returns it.
   virtual int32_t separator() const = 0;

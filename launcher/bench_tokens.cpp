@@ -19,6 +19,7 @@ namespace {
 class NoTokenizer final : public Tokenizer {
  public:
   explicit NoTokenizer(int64_t size) : size_(static_cast<int32_t>(size)) {}
+  TokenizerKind kind() const override { return TokenizerKind::kByte; }
   int32_t vocabulary_size() const override { return size_; }
   int32_t separator() const override { return 0; }
   uint64_t hash() const override { return 1; }

@@ -10,6 +10,7 @@ namespace pkmesh {
 class SizedTokenizer final : public Tokenizer {
  public:
   SizedTokenizer(int32_t size, uint64_t hash) : size_(size), hash_(hash) {}
+  TokenizerKind kind() const override { return TokenizerKind::kByte; }
   int32_t vocabulary_size() const override { return size_; }
   int32_t separator() const override { return 0; }
   uint64_t hash() const override { return hash_; }
