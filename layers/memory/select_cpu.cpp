@@ -21,7 +21,7 @@ namespace {
 // 2048) stay in the second-level cache. No result depends on it.
 int64_t token_block(int64_t n) {
   constexpr int64_t kTiles = 12;
-  static_assert(kTiles % kTileRows == 0);
+  static_assert(kTiles % ScoreProduct::kTile == 0);
   return kTiles * (n <= 256 ? 21 : n <= 1024 ? 8 : 4);
 }
 

@@ -257,7 +257,7 @@ TEST(ScoreProduct, EqualsSumsInDouble) {
         cpu::ScoreProduct product;
         product.take_keys(Matrix<const float>(keys.data(), n, width));
         const int64_t stride = cpu::ScoreProduct::stride(n);
-        constexpr int64_t kTile = cpu::kTileRows;
+        constexpr int64_t kTile = cpu::ScoreProduct::kTile;
         std::vector<float> scores(static_cast<size_t>((tokens + kTile - 1) / kTile * kTile * stride + Case::kGuard),
                                   Case::kSentinel);
         product.multiply(queries.data(), query_stride, tokens, scores.data());
