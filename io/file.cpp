@@ -12,7 +12,6 @@
 #include <cerrno>
 #include <filesystem>
 #include <memory>
-#include <ranges>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -186,8 +185,8 @@ std::vector<std::string> make_folder(const std::string& path) {
     missing.push_back(at.string());
   refuse_dangling_link(at.string());
   std::vector<std::string> made;
-  for (const std::string& folder : missing | std::views::reverse) {
-    if (fs::create_directory(folder, error)) made.insert(made.begin(), folder);
+  for (auto folder = missing.rbegin(); folder != missing.rend(); ++folder) {
+    if (fs::create_directory(*folder, error)) made.insert(made.begin(), *folder);
     if (!error) continue;
     remove_empty_folders(made);
     fail_to_write(path, error.value());
