@@ -66,11 +66,15 @@ std::vector<std::string> list_checkpoints(const std::string& folder) {
   return paths;
 }
 
-std::optional<std::string> latest_checkpoint(const std::string& folder) {
+std::optional<std::string> newest_folder(const std::string& folder) {
   const auto all = list_named(folder);
-  if (all.empty()) return std::nullopt;
-  read_manifest(all.back());
-  return all.back();
+  return all.empty() ? std::nullopt : std::optional(all.back());
+}
+
+std::optional<std::string> latest_checkpoint(const std::string& folder) {
+  auto newest = newest_folder(folder);
+  if (newest) read_manifest(*newest);
+  return newest;
 }
 
 std::string find_checkpoint(const std::string& path) {

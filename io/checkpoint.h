@@ -138,6 +138,7 @@ std::optional<std::string> file_fault(const std::string& path, const CheckpointM
 // --- folders of checkpoints; not collective ---
 std::string checkpoint_name(int64_t step);                             // "step_00012000"
 std::vector<std::string> list_checkpoints(const std::string& folder);  // whole ones, oldest first
+std::optional<std::string> newest_folder(const std::string& folder);   // whole or not; nothing if there is none
 // Nothing if there is none; UserError if the newest is damaged: to fall back on an older one is the user's decision.
 std::optional<std::string> latest_checkpoint(const std::string& folder);
 // The checkpoint that a user means: itself, the latest of a folder of them, or the latest of a run. UserError if there

@@ -47,7 +47,7 @@ void tokenize_built_in_text(const RunFolder& folder, const std::string& tokens) 
 // discarded, and what a run has saved is not for us to remove.
 std::string checkpoint_to_resume(const std::string& given, const std::string& folder) {
   std::string checkpoint = find_checkpoint(given);
-  const std::optional<std::string> newest = latest_checkpoint(folder);
+  const std::optional<std::string> newest = newest_folder(folder);
   if (newest && !std::filesystem::equivalent(*newest, checkpoint))
     user_error("{}: is in the way of going on from {}: resume it (auto), remove it, or give another --out", *newest,
                checkpoint);

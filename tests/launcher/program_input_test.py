@@ -341,8 +341,11 @@ class Checkpoints(program.Test):
             self.assert_refused(command + ["--checkpoint", "run"], *words, ranks=(0,))
         job = Job(["inspect", self.newest])
         self.check_refusal(job, [self.newest])
-        # The user's way out: the checkpoint before.
-        self.run_well(*DEBUG, "--resume", "run/checkpoints/step_00000002", "--out", "run", "--set", "train.steps=4")
+        # The user's way out: the checkpoint before, once the newest is gone.
+        before = "run/checkpoints/step_00000002"
+        self.assert_refused(DEBUG + ["--resume", before, "--out", "run"], f"{self.newest}: is in the way", ranks=(0,))
+        shutil.rmtree(self.newest)
+        self.run_well(*DEBUG, "--resume", before, "--out", "run", "--set", "train.steps=4")
         self.assertEqual(program.losses("run"), program.losses("whole"))
 
     def test_a_flipped_bit_in_dense_parameters(self):
