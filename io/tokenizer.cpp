@@ -321,7 +321,7 @@ std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, 
 }
 
 void Tokenizer::save(const std::string& folder) const {
-  for (const auto& [name, text] : files()) replace_text(folder + "/" + name, text);
+  for (const auto& [name, text] : files()) replace_text(fmt::format("{}/{}", folder, name), text);
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& folder) {
