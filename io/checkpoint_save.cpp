@@ -273,11 +273,12 @@ std::string save_checkpoint(Communicator& world, const std::string& folder, cons
     if (world.rank() == 0) remove_quietly(temporary);
     throw;
   }
-  if (world.rank() == 0) try {
-      prune_checkpoints(folder, options.keep);
-    } catch (const UserError& error) {  // one too many is no reason to end a run
-      log_warning("old checkpoints are kept: {}", error.what());
-    }
+  if (world.rank() != 0) return path;
+  try {
+    prune_checkpoints(folder, options.keep);
+  } catch (const UserError& error) {  // one too many is no reason to end a run
+    log_warning("old checkpoints are kept: {}", error.what());
+  }
   return path;
 }
 

@@ -95,9 +95,8 @@ void check(const Benchmark& benchmark, const config::Config& config, const Commu
   if (benchmark.alone && world.size() > 1)
     user_error("bench {} measures what one rank computes; start it without mpirun", benchmark.name);
   if (benchmark.memory) first_memory(config);          // an error if there is none
-  if (benchmark.trains) choose_device(config, world);  // an error if it is not there
-  const DeviceKind device = planned_device(config);
-  check_fits(plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), device), world, {device, 0});
+  const Device device = benchmark.trains ? choose_device(config, world) : Device{};  // an error if it is not there
+  check_fits(plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), device.kind), world, device);
 }
 
 void write_figures(const std::string& path, const std::string& name, const config::Config& config,

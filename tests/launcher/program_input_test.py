@@ -372,6 +372,15 @@ class Checkpoints(program.Test):
         os.remove(f"{self.newest}/manifest.textproto")
         self.assert_damage_is_seen("not a whole checkpoint", "manifest.textproto")
 
+    def test_another_tokenizer(self):
+        """Whole by itself, and yet not the one whose tokens the model knows."""
+        write("text", "a few words of text, and a few more words\n" * 400)
+        self.run_well("tokenize", "--input", "text", "--out", "other", "--set", "tokenizer.vocabulary=512")
+        for name in ("tokenizer.json", "tokenizer.model"):
+            shutil.copy(f"other/{name}", self.newest)
+        for command in (["eval"], ["generate", "--prompt", "a"]):
+            self.assert_refused(command + ["--checkpoint", "run"], "its tokenizer is not the one", ranks=(0,))
+
     def test_another_model(self):
         for override, words in [("model.width=32", "tokens.weight"), ("model.memory.0.sub_keys=16", "memory"),
                                 ("model.layers=3", "no tensor"), ("model.memory=[]", "tensor"),
