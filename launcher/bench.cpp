@@ -94,7 +94,7 @@ void check_writable(const std::string& path) {
 void check(const Benchmark& benchmark, const config::Config& config, const Communicator& world) {
   if (benchmark.alone && world.size() > 1)
     user_error("bench {} measures what one rank computes; start it without mpirun", benchmark.name);
-  if (benchmark.memory) first_memory(config);          // an error if there is none
+  if (benchmark.memory) first_memory(config);                                        // an error if there is none
   const Device device = benchmark.trains ? choose_device(config, world) : Device{};  // an error if it is not there
   check_fits(plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), device.kind), world, device);
 }
