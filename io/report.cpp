@@ -15,6 +15,7 @@
 #include "io/metrics.h"
 #include "io/step_line.h"
 #include "runtime/check.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -216,7 +217,8 @@ std::string describe_run(const std::string& path) {
   if (lines.empty()) {
     text += "  no step done yet\n";
   } else {
-    text += fmt::format("\n  {} steps, the last is {}\n", lines.size(), lines.back()["step"].get<int64_t>());
+    text += fmt::format("\n  {}, the last is {}\n", counted(std::ssize(lines), "step"),
+                        lines.back()["step"].get<int64_t>());
     text += describe_losses(lines) + describe_speed(lines) + describe_memories(lines);
   }
   std::vector<std::string> names;

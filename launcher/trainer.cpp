@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "launcher/trainer.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "layers/elementwise.h"
 #include "runtime/range.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -19,6 +22,18 @@ std::vector<Adam::Range> decaying_ranges(const Parameters& parameters, Share sha
     if (entry.decays) ranges.push_back({part.begin - share.begin, part.end - share.begin});
   }
   return ranges;
+}
+
+// "not finite: the loss on 1 rank, row gradients on 3 ranks"
+std::string why_closed(const Gate& gate) {
+  std::vector<std::string> where;
+  const auto add = [&](std::string_view what, int64_t ranks) {
+    if (ranks > 0) where.push_back(fmt::format("{} on {}", what, counted(ranks, "rank")));
+  };
+  add("the loss", gate.bad_loss);
+  add("dense gradients", gate.bad_dense);
+  add("row gradients", gate.bad_values);
+  return where.empty() ? "no token of it counts" : fmt::format("not finite: {}", fmt::join(where, ", "));
 }
 
 // What a rank's share of the gate is made of.
@@ -178,9 +193,7 @@ StepFigures Trainer::describe(const Gate& gate) const {
   figures.learning_rate = learning_rate(dense_schedule(config_), step_ + 1);
   figures.tokens = static_cast<int64_t>(gate.tokens);
   figures.skipped = !gate.open();
-  if (figures.skipped)
-    figures.why_skipped = fmt::format("not finite: the loss on {} ranks, dense gradients on {}, row gradients on {}",
-                                      gate.bad_loss, gate.bad_dense, gate.bad_values);
+  if (figures.skipped) figures.why_skipped = why_closed(gate);
   if (figures.skipped && std::ranges::any_of(moved_, [](const auto& moved) { return moved.has_value(); }))
     figures.why_skipped += "; table rows had moved in the backward pass";
   if (figures.skipped && scaler_.on()) figures.why_skipped += fmt::format("; the loss scale was {}", scaler_.scale());

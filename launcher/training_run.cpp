@@ -187,8 +187,8 @@ void TrainingRun::describe() {
              site.layer, site.table.slots, site.table.width, site.table.name, site.shape.heads, site.shape.neighbours);
   log_info("data    {}: {} tokens to train on, {} to validate on", tokens_folder_, count_text(train_tokens_->count()),
            count_text(valid_tokens_ ? valid_tokens_->count() : 0));
-  log_info("plan    {} steps of {} sequences of {} tokens; {} done", plan.steps(), plan.batch(), shape.context,
-           steps_done());
+  log_info("plan    {} of {} of {} tokens; {} done", counted(plan.steps(), "step"), counted(plan.batch(), "sequence"),
+           shape.context, steps_done());
   log_info("{}", to_text(plan_memory(config_, shape.vocabulary, world_.hosts(), planned_device(config_))));
   log_info("folder  {}", folder_->path());
 }
@@ -311,7 +311,7 @@ void TrainingRun::finish() {
   if (since_start_.steps == 0)
     log_info("nothing to do: all {} steps are done; for more, --set train.steps=...", steps_done());
   if (world_.rank() == 0 && since_start_.steps > 0)
-    log_info("done    {} steps{} in {}: {} tok/s", since_start_.steps,
+    log_info("done    {}{} in {}: {} tok/s", counted(since_start_.steps, "step"),
              skipped_ > 0 ? fmt::format(" ({} of them skipped)", skipped_) : "", time_left_text(since_start_.seconds),
              count_text(static_cast<double>(since_start_.tokens) / since_start_.seconds));
   if (options_.profile && since_start_.steps > 0) report_profile();
