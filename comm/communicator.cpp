@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "comm/communicator.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <numeric>
@@ -66,6 +67,14 @@ int64_t size_of(ElementType type) {
 
 Hosts Hosts::one(int ranks) {
   return {{this_host()}, std::vector<int>(static_cast<size_t>(ranks), 0)};
+}
+
+Hosts Hosts::even(int ranks, int hosts) {
+  PKM_CHECK(hosts >= 1 && hosts <= ranks, "{} ranks on {} hosts", ranks, hosts);
+  Hosts even;
+  for (int64_t rank = 0; rank < ranks; ++rank) even.of_rank.push_back(static_cast<int>(rank * hosts / ranks));
+  for (int host = 0; host < hosts; ++host) even.names.push_back(fmt::format("host {}", host));
+  return even;
 }
 
 std::string this_host() {

@@ -6,7 +6,6 @@
 #include "comm/mpi.h"
 
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -16,6 +15,7 @@
 #include "comm/mpi_group.h"
 #include "comm/self.h"
 #include "runtime/check.h"
+#include "runtime/log.h"
 
 namespace pkmesh {
 namespace {
@@ -138,7 +138,7 @@ class MpiCommunicator final : public Communicator {
   }
 
   void on_hang(const std::string& report) override {
-    std::fprintf(stderr, "pkmesh: %s\n", report.c_str());
+    log_error("pkmesh: " + report);
     std::this_thread::sleep_for(std::chrono::seconds(1));  // ranks of other hosts see other neighbours: let them speak
     abort(1);
   }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "runtime/check.h"
+#include "runtime/log.h"
 
 namespace pkmesh {
 
@@ -32,7 +33,7 @@ void SelfCommunicator::abort(int exit_code) {
 }
 
 void SelfCommunicator::on_hang(const std::string& report) {
-  std::fprintf(stderr, "pkmesh: %s\n", report.c_str());
+  log_error("pkmesh: " + report);
   abort(1);
 }
 

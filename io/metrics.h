@@ -5,8 +5,10 @@
 //   loss            mean over the step's tokens, natural logarithm;  lr, grad_norm, step_ms, tokens_per_s
 //   values_grad_norm   where rows are clipped;  loss_scale  with FP16 only;  skipped  true, of steps that were
 //   validation      {loss, perplexity, ...}: only on steps that validate
-//   memory          {"layer6": {used, kl, gini, top1, hottest_shard, mib_per_step}, ...}: only on steps that measure it
-//   communication   {exposed, ...}: shares of the step, 0..1
+//   memory          {"layer6": {used, kl, gini, top1, hottest_shard}, ...}: only on steps that measure it; of a single
+//                   table mib_per_step as well
+//   communication   {exposed}, share of the step, 0..1; with a step line also {per_step}: {"partials": {mib, ms}, ...},
+//                   this rank's means since the line before
 // A number that is not finite is written as null, for JSON has no other word.
 #pragma once
 

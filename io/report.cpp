@@ -61,9 +61,23 @@ std::string cell(const std::optional<double>& value, const char* format) {
   return value ? fmt::format(fmt::runtime(format), *value) : "-";
 }
 
-std::string describe_origin(const std::string& path) {
-  const json run = json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
-  if (!run.is_object()) user_error("{}: not JSON; restore the file or inspect another run", path);
+struct RunFiles {
+  json origin;              // run.json
+  std::vector<json> lines;  // metrics.jsonl
+};
+
+RunFiles read_run(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path + "/run.json", error))
+    user_error("{}: no run there (it has no run.json); give the folder that train --out made", path);
+  RunFiles run;
+  run.origin = json::parse(read_text(path + "/run.json"), nullptr, /*allow_exceptions=*/false);
+  if (!run.origin.is_object()) user_error("{}/run.json: not JSON; restore the file or inspect another run", path);
+  if (std::filesystem::exists(path + "/metrics.jsonl", error)) run.lines = read_metrics(path + "/metrics.jsonl");
+  return run;
+}
+
+std::string describe_origin(const json& run) {
   std::vector<std::string> hosts;
   for (const json& host : run.value("hosts", json::array()))
     if (host.is_object())
@@ -107,22 +121,34 @@ std::string describe_losses(const std::vector<json>& lines) {
   return courses.empty() ? "" : table.text() + "\n";
 }
 
-// The median of the last hundred: start-up and the odd checkpoint do not count.
-std::string describe_speed(const std::vector<json>& lines) {
+struct Speed {
+  double step_ms;
+  double tokens_per_s;
+  size_t steps;  // of which these are the medians
+};
+
+// Of the last hundred steps: start-up and the odd checkpoint do not count.
+std::optional<Speed> speed_of(const std::vector<json>& lines) {
   std::vector<double> milliseconds;
   std::vector<double> tokens;
   for (size_t i = lines.size() > 100 ? lines.size() - 100 : 0; i < lines.size(); ++i) {
     if (const auto value = number(lines[i], "step_ms")) milliseconds.push_back(*value);
     if (const auto value = number(lines[i], "tokens_per_s")) tokens.push_back(*value);
   }
-  if (milliseconds.empty() || tokens.empty()) return "";
+  if (milliseconds.empty() || tokens.empty()) return std::nullopt;
   const auto median = [](std::vector<double>& values) {
     const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
     std::nth_element(values.begin(), middle, values.end());
     return *middle;
   };
-  return fmt::format("  speed: {} per step, {} tok/s (median of the last {})\n", duration_text(median(milliseconds)),
-                     count_text(median(tokens)), milliseconds.size());
+  return Speed{median(milliseconds), median(tokens), milliseconds.size()};
+}
+
+std::string describe_speed(const std::vector<json>& lines) {
+  const std::optional<Speed> speed = speed_of(lines);
+  if (!speed) return "";
+  return fmt::format("  speed: {} per step, {} tok/s (median of the last {})\n", duration_text(speed->step_ms),
+                     count_text(speed->tokens_per_s), speed->steps);
 }
 
 // The last measurement of each memory layer.
@@ -207,13 +233,28 @@ CheckpointReport describe_files(const std::string& path, const CheckpointManifes
 
 }  // namespace
 
+std::string compare_runs(const std::vector<std::string>& paths) {
+  Table table;
+  table.add({"run", "ranks", "step", "loss", "validation loss", "perplexity", "ms per step", "tok/s"});
+  for (const std::string& path : paths) {
+    const RunFiles run = read_run(path);
+    const auto last_validation = std::find_if(run.lines.rbegin(), run.lines.rend(), [](const json& line) {
+      return line.contains("validation") && line["validation"].is_object();
+    });
+    const json last = run.lines.empty() ? json::object() : run.lines.back();
+    const json validation = last_validation == run.lines.rend() ? json::object() : (*last_validation)["validation"];
+    const std::optional<Speed> speed = speed_of(run.lines);
+    table.add({path, cell(number(run.origin, "ranks"), "{:.0f}"), cell(number(last, "step"), "{:.0f}"),
+               cell(number(last, "loss"), "{:.4f}"), cell(number(validation, "loss"), "{:.4f}"),
+               cell(number(validation, "perplexity"), "{:.2f}"), speed ? fmt::format("{:.1f}", speed->step_ms) : "-",
+               speed ? count_text(speed->tokens_per_s) : "-"});
+  }
+  return table.text();
+}
+
 std::string describe_run(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::exists(path + "/run.json", error))
-    user_error("{}: no run there (it has no run.json); give the folder that train --out made", path);
-  std::string text = fmt::format("run {}\n{}", path, describe_origin(path + "/run.json"));
-  std::vector<json> lines;
-  if (std::filesystem::exists(path + "/metrics.jsonl", error)) lines = read_metrics(path + "/metrics.jsonl");
+  const auto [origin, lines] = read_run(path);
+  std::string text = fmt::format("run {}\n{}", path, describe_origin(origin));
   if (lines.empty()) {
     text += "  no step done yet\n";
   } else {

@@ -4,11 +4,14 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace pkmesh {
 
 // A run folder: who and where, loss, validation, speed, health of the memories, checkpoints. UserError if it is none.
 std::string describe_run(const std::string& path);
+// A line for each: how far it came, how well, how fast. UserError if one of them is no run.
+std::string compare_runs(const std::vector<std::string>& paths);
 struct CheckpointReport {
   std::string text;
   int64_t damaged_files = 0;

@@ -53,11 +53,11 @@ constexpr const char* kManyTokens = R"(
 
 struct Benchmark {
   const char* name;
-  const char* config;
+  const char* config;  // null: it has shapes of its own
   int repeats;
   bool alone;   // measures what one rank does
   bool memory;  // measures the configuration's first memory
-  bool trains;  // on the configuration's device
+  bool trains;  // on the configuration's device; others measure the CPU
   void (*run)(Communicator&, const config::Config&, const BenchOptions&, BenchReport&);
 };
 
@@ -67,8 +67,8 @@ constexpr std::array<Benchmark, 8> kBenchmarks = {{{"ops", kLayer, 9, true, true
                                                    {"layer", kLayer, 9, false, true, false, bench_layer},
                                                    {"model", kModel, 7, false, false, true, bench_model},
                                                    {"step", kModel, 7, false, true, true, bench_step},
-                                                   {"flat", kLayer, 9, false, false, false, bench_flat},
-                                                   {"memory", kBigTable, 3, false, false, true, bench_memory}}};
+                                                   {"flat", nullptr, 9, false, false, false, bench_flat},
+                                                   {"memory", kBigTable, 3, false, false, false, bench_memory}}};
 
 const Benchmark& find(const std::string& name) {
   const auto found = std::ranges::find(kBenchmarks, name, &Benchmark::name);
@@ -77,6 +77,11 @@ const Benchmark& find(const std::string& name) {
 }
 
 config::Config load(const Benchmark& benchmark, const BenchArguments& options) {
+  if (benchmark.config == nullptr) {
+    if (!options.source.config.empty() || !options.source.overrides.empty())
+      user_error("bench {} has shapes of its own; leave --config and --set out", benchmark.name);
+    return {};
+  }
   if (!options.source.config.empty()) return load_config(options.source.config, options.source.overrides);
   return parse_config(benchmark.config, "bench " + options.name, options.source.overrides);
 }
@@ -94,6 +99,9 @@ void check_writable(const std::string& path) {
 void check(const Benchmark& benchmark, const config::Config& config, const Communicator& world) {
   if (benchmark.alone && world.size() > 1)
     user_error("bench {} measures what one rank computes; start it without mpirun", benchmark.name);
+  if (benchmark.config == nullptr) return;
+  if (!benchmark.trains && config.train().device() == config::Train::CUDA)
+    user_error("bench {} measures the CPU and its memory; leave train.device out", benchmark.name);
   if (benchmark.memory) first_memory(config);                                        // an error if there is none
   const Device device = benchmark.trains ? choose_device(config, world) : Device{};  // an error if it is not there
   check_fits(plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), device.kind), world, device);
@@ -108,7 +116,7 @@ void write_figures(const std::string& path, const std::string& name, const confi
   figures["ranks"] = world.size();
   figures["threads"] = threads();
   figures["cpu"] = to_string(cpu_level());
-  figures["config"] = to_text(config);
+  if (find(name).config != nullptr) figures["config"] = to_text(config);
   replace_text(path, figures.dump(2) + "\n");
 }
 

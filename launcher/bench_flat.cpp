@@ -37,7 +37,7 @@ std::string table_name(int64_t sub_keys, int64_t width) {
 // Whether every host can take what the plan says, with a fifth of its free memory to spare.
 bool fits(Communicator& world, const config::Config& config) {
   const int64_t ranks_per_host = (world.size() + world.hosts().count() - 1) / world.hosts().count();
-  const int64_t bytes = ranks_per_host * plan_memory(config, 1, world.hosts()).bytes_per_rank();
+  const int64_t bytes = ranks_per_host * plan_memory(config, 1, world.hosts(), DeviceKind::kCpu).bytes_per_rank();
   const bool here = static_cast<double>(bytes) < 0.8 * static_cast<double>(process_memory().machine_available);
   return slowest(world, here ? 0 : 1) == 0;
 }

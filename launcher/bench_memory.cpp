@@ -57,12 +57,12 @@ class MemoryTable {
 void bench_memory(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
   std::optional<TrainingTokens> data;
   agree(world, [&] { data = training_tokens(config); });
-  const MemoryPlan plan = plan_memory(config, data->vocabulary, world.hosts());
+  const MemoryPlan plan = plan_memory(config, data->vocabulary, world.hosts(), DeviceKind::kCpu);
   report.line(to_text(plan));
 
   const ProcessMemory before = process_memory();
-  Trainer trainer(config, world, choose_device(config, world),
-                  BatchSampler(data->tokens, config.model().context(), config.data().seed()), data->vocabulary);
+  Trainer trainer(config, world, Device{}, BatchSampler(data->tokens, config.model().context(), config.data().seed()),
+                  data->vocabulary);
   MemoryTable table(world, plan.bytes_per_rank(), report);
   const auto grown = [&] { return process_memory().resident - before.resident; };
   table.line("the program before the model", before.resident);

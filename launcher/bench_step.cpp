@@ -38,8 +38,8 @@ void report_memory(Communicator& world, const config::Config& config, const Proc
                    BenchReport& report) {
   const auto peak = slowest(world, static_cast<double>(process_memory().peak));
   const auto grown = slowest(world, static_cast<double>(process_memory().peak - before.resident));
-  const auto planned =
-      static_cast<double>(plan_memory(config, config.tokenizer().vocabulary(), world.hosts()).bytes_per_rank());
+  const auto planned = static_cast<double>(
+      plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), DeviceKind::kCpu).bytes_per_rank());
   report.line(
       fmt::format("peak memory of a rank  {} with the memory, {} of it before the model; planned {}: "
                   "measured / planned {:.3f}",
@@ -77,13 +77,13 @@ void describe(const config::Config& config, const Communicator& world, BenchRepo
                           counted(threads(), "thread")));
 }
 
-// The trainer after its warm-up; its memory against the plan goes into the report.
+// The trainer after its warm-up; the host's memory that it takes, against the plan, goes into the report.
 std::unique_ptr<Trainer> warm_trainer(const config::Config& config, Communicator& world, const Tokens& tokens,
                                       BenchReport& report) {
   const ProcessMemory before = process_memory();
   auto trainer = make_trainer(config, world, tokens);
   for (int i = 0; i < kWarmUp; ++i) timed_step(*trainer, world);
-  report_memory(world, config, before, report);
+  if (trainer->model().stream().device().kind == DeviceKind::kCpu) report_memory(world, config, before, report);
   return trainer;
 }
 

@@ -29,6 +29,8 @@ struct TrainArguments {
   std::string resume;  // empty, "auto", or a checkpoint
   bool profile = false;
   bool dry_run = false;
+  int ranks = 0;  // of the dry run; 0: those of this job
+  int hosts = 1;  // of the dry run, if it has ranks
   bool print_config = false;
   std::vector<std::string> command;  // the command line, for run.json
   std::string threads;               // how many threads compute, and why, for people
@@ -61,7 +63,7 @@ int tokenize_command(Communicator& world, const TokenizeArguments& options);
 int train_command(Communicator& world, const TrainArguments& options);
 int eval_command(Communicator& world, const EvalArguments& options);
 int generate_command(Communicator& world, const GenerateArguments& options);
-int inspect_command(Communicator& world, const std::string& path);
+int inspect_command(Communicator& world, const std::vector<std::string>& paths);
 std::vector<std::string> benchmark_names();
 int bench_command(Communicator& world, const BenchArguments& options);
 

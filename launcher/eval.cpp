@@ -81,7 +81,7 @@ int eval_command(Communicator& world, const EvalArguments& options) {
       user_error("{}: {} validation tokens are too few; tokenize a longer corpus, or set aside a larger share of it",
                  folder, tokens->count());
   });
-  const Evaluation evaluation = evaluate(*loaded.model, *tokens, options.sequences);
+  const Evaluation evaluation = *evaluate(*loaded.model, *tokens, options.sequences);
   agree(world, [&] {
     if (world.rank() != 0) return;
     print_out(describe(loaded, folder, *tokens, evaluation, baseline_of(folder, *tokens)));

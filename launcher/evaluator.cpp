@@ -10,13 +10,6 @@
 #include "runtime/readback.h"
 
 namespace pkmesh {
-namespace {
-
-// Sequences per rank that pass through at once: enough for efficient matrix products.
-constexpr int64_t kSequences = 16;
-
-}  // namespace
-
 double Evaluation::perplexity() const {
   return std::exp(loss);
 }
@@ -29,7 +22,8 @@ double Evaluation::bits_per_byte(TextSize text, int64_t all_tokens) const {
   return loss * static_cast<double>(all_tokens) / static_cast<double>(text.bytes) / std::numbers::ln2;
 }
 
-Evaluation evaluate(Model& model, const Tokens& tokens, int64_t sequences) {
+std::optional<Evaluation> evaluate(Model& model, const Tokens& tokens, int64_t sequences, int64_t at_once,
+                                   const std::function<bool()>& stop) {
   Range range("evaluate");
   const EvaluationWindows windows(tokens, model.transformer().shape().context);
   const int64_t all = sequences > 0 ? std::min(sequences, windows.count()) : windows.count();
@@ -40,12 +34,13 @@ Evaluation evaluate(Model& model, const Tokens& tokens, int64_t sequences) {
   std::array<double, 2> sums = {0, 0};  // losses, tokens
   Stream& stream = model.stream();
   const Device device = stream.device();
-  Buffer<int32_t> staged(device, 2 * kSequences * windows.context(), MemoryKind::kHost);
+  Buffer<int32_t> staged(device, 2 * at_once * windows.context(), MemoryKind::kHost);
   Event sent(device);  // what is staged has been copied
   const Buffer<double> loss(device, 1);
-  for (int64_t begin = 0; begin < all; begin += kSequences * world.size()) {
-    const int64_t mine = std::min(all, begin + kSequences * world.rank());
-    const SequenceRange share = {mine, std::min(all, mine + kSequences)};
+  for (int64_t begin = 0; begin < all; begin += at_once * world.size()) {
+    if (stop && stop()) return std::nullopt;
+    const int64_t mine = std::min(all, begin + at_once * world.rank());
+    const SequenceRange share = {mine, std::min(all, mine + at_once)};
     StepContext context = model.begin(/*training=*/false);
     const auto ids = context.arena.take<int32_t>(2, share.count(), windows.context());
     const View<int32_t, 3> host(staged.data(), ids.shape());

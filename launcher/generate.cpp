@@ -33,7 +33,7 @@ class Generator {
   std::span<const float> feed(int32_t id) {
     const int64_t context_size = model_.transformer().shape().context;
     if (static_cast<int64_t>(window_.size()) == context_size) {
-      const std::vector<int32_t> kept(window_.begin() + context_size / 2, window_.end());
+      const std::vector<int32_t> kept(window_.begin() + (context_size + 1) / 2, window_.end());
       window_.clear();
       for (const int32_t former : kept) feed(former);
     }

@@ -38,9 +38,11 @@ bool is_preset(const std::string& name) {
 
 }  // namespace
 
-int inspect_command(Communicator& world, const std::string& path) {
+int inspect_command(Communicator& world, const std::vector<std::string>& paths) {
   agree(world, [&] {
     if (world.rank() != 0) return;
+    if (paths.size() > 1) return print_out(compare_runs(paths));
+    const std::string& path = paths[0];
     std::error_code error;
     if (std::filesystem::exists(path + "/run.json", error))
       print_out(describe_run(path));

@@ -75,7 +75,7 @@ struct Options {
   TrainArguments train;
   EvalArguments eval;
   GenerateArguments generate;
-  std::string inspect;
+  std::vector<std::string> inspect;
   std::string option;
   bool markdown = false;
   BenchArguments bench;
@@ -102,6 +102,11 @@ void add_train(CLI::App& app, TrainArguments& options, Action& action) {
       "Go on from the newest checkpoint of --out (auto), or from this one; --config may then be left out");
   command->add_flag("--profile", options.profile, "End with a table of what communication cost, and write a trace");
   auto* dry_run = command->add_flag("--dry-run", options.dry_run, "Print the memory plan per rank and stop");
+  auto* ranks = command->add_option("--ranks", options.ranks, "Ranks to plan for (default: those that were started)");
+  ranks->check(whole_number(1, 1 << 20))->needs(dry_run);
+  command->add_option("--hosts", options.hosts, "Hosts that they are on (default: one)")
+      ->check(whole_number(1, 1 << 20))
+      ->needs(ranks);
   command->add_flag("--print-config", options.print_config, "Print the complete configuration and stop")
       ->excludes(dry_run);
   command->callback([&] { action = [&](Communicator& world) { return train_command(world, options); }; });
@@ -133,8 +138,9 @@ void add_generate(CLI::App& app, GenerateArguments& options, Action& action) {
 }
 
 void add_others(CLI::App& app, Options& options, Action& action) {
-  auto* inspect = app.add_subcommand("inspect", "Describe a run folder, a checkpoint or a configuration");
-  inspect->add_option("path", options.inspect, "Run folder, checkpoint, configuration file or preset")->required();
+  auto* inspect = app.add_subcommand("inspect", "Describe a run folder, a checkpoint or a configuration; compare runs");
+  inspect->add_option("path", options.inspect, "Run folders, or a checkpoint, configuration file or preset")
+      ->required();
   inspect->callback([&] { action = [&](Communicator& world) { return inspect_command(world, options.inspect); }; });
 
   auto* bench = app.add_subcommand("bench", "Measure this machine and the program on it");
@@ -249,17 +255,17 @@ int guarded_run(Communicator& world, int argc, char** argv, const std::string& t
   try {
     return run(world, argc, argv, threads);
   } catch (const AgreedError& error) {
-    if (world.rank() == 0) fmt::print(stderr, "error: {}\n", one_line(error.what()));
+    if (world.rank() == 0) log_error("error: " + one_line(error.what()));
     return 2;
   } catch (const UserError& error) {
     if (world.size() == 1) {
-      fmt::print(stderr, "error: {}\n", one_line(error.what()));
+      log_error("error: " + one_line(error.what()));
       return 2;
     }
-    fmt::print(stderr, "error: rank {}: {}\n", world.rank(), one_line(error.what()));
+    log_error(fmt::format("error: rank {}: {}", world.rank(), one_line(error.what())));
     world.abort(2);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "internal error on rank {} of {}: {}\n", world.rank(), world.size(), error.what());
+    log_error(fmt::format("internal error on rank {} of {}: {}", world.rank(), world.size(), error.what()));
     world.abort(1);
   }
   return 1;  // not reached: abort() does not return

@@ -202,6 +202,25 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   return plan;
 }
 
+MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const Hosts& hosts, DeviceKind device) {
+  const auto ranks = static_cast<int64_t>(hosts.of_rank.size());
+  const TransformerShape shape = model_shape(config, vocabulary);
+  MemoryPlan plan;
+  plan.ranks = static_cast<int>(ranks);
+  plan.dense_parameters = count_dense_parameters(shape);
+  plan.lines.push_back({"dense parameters", "value, and room for a gradient", plan.dense_parameters * 2 * kFloat});
+  std::map<std::string, TableShape> tables;
+  for (const MemorySite& site : shape.memories) tables.emplace(site.table.name, site.table);
+  for (const auto& [name, table] : tables) {
+    plan.value_parameters += table.slots * table.width;
+    const int64_t row_bytes = table.width * bytes_of(table.type) + ValueTable::kUsageBytes;
+    plan.lines.push_back(
+        {"table " + name, "value, counters", std::min((table.slots + ranks - 1) / ranks * row_bytes, kMost)});
+  }
+  for (MemoryPlan::Line& line : plan.lines) line.where = device;
+  return plan;
+}
+
 void check_fits(const MemoryPlan& plan, const Communicator& world, Device device) {
   const auto& of_rank = world.hosts().of_rank;
   const int host = of_rank[static_cast<size_t>(world.rank())];

@@ -34,8 +34,9 @@ int64_t count_dense_parameters(const TransformerShape& shape);
 int64_t planned_vocabulary(const config::Config& config);
 
 // `config` is resolved; vocabulary as the tokenizer says; `hosts` of all ranks.
-MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const Hosts& hosts,
-                       DeviceKind device = DeviceKind::kCpu);
+MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const Hosts& hosts, DeviceKind device);
+// What `eval` and `generate` hold of a checkpoint: its parameters and rows, without what training adds.
+MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const Hosts& hosts, DeviceKind device);
 std::string to_text(const MemoryPlan& plan);
 
 // UserError if the memory of this rank's host, or of its device, is less than what the ranks that share it plan to

@@ -8,6 +8,8 @@
 #include "comm/agree.h"
 #include "io/config.h"
 #include "io/file.h"
+#include "launcher/memory_plan.h"
+#include "runtime/log.h"
 #include "runtime/readback.h"
 
 namespace pkmesh {
@@ -17,6 +19,23 @@ std::unique_ptr<Communicator> connect(Communicator& world, Device device, Device
   if (device.kind == DeviceKind::kCpu) return nullptr;
   // Of one rank nothing travels, but MPI, where mpirun started it, would still refuse the device's memory.
   return make_device_communicator(world, device, world.size() == 1 ? DeviceLink::kHostStaged : link);
+}
+
+// A checkpoint is read wherever there is memory for it: what its run computed with, and this machine has not, is left
+// out, and said.
+void suit_this_machine(config::Config& config) {
+  config::Train& train = *config.mutable_train();
+  if (train.communication() == config::NCCL) train.set_communication(config::AUTO);  // takes NCCL if it is there
+  if (train.device() == config::Train::CUDA && device_count(DeviceKind::kCuda) == 0) {
+    train.set_device(config::Train::CPU);
+    log_info("computes on the CPU: there is no CUDA device here, which the model was trained on");
+  }
+  const bool cpu = planned_device(config) == DeviceKind::kCpu;
+  if ((cpu && train.precision() == config::Train::FP16) ||
+      (!cpu && train.precision() == config::Train::BF16 && !has_bf16({DeviceKind::kCuda, 0}))) {
+    train.set_precision(config::Train::FP32);
+    log_info("computes in FP32: there are no products here of the precision that the model was trained in");
+  }
 }
 
 }  // namespace
@@ -98,7 +117,10 @@ LoadedModel load_model(Communicator& world, const std::string& path) {
           "{}: its tokenizer is not the one that the model was trained with; restore tokenizer.json and "
           "tokenizer.model, or use another checkpoint",
           loaded.path);
+    suit_this_machine(loaded.config);
     device = choose_device(loaded.config, world);
+    check_fits(plan_reading(loaded.config, loaded.tokenizer->vocabulary_size(), world.hosts(), device.kind), world,
+               device);
   });
   loaded.model = std::make_unique<Model>(loaded.config, world, device, loaded.tokenizer->vocabulary_size());
   load_checkpoint(world, loaded.path, loaded.model->contents(), {.verify = true, .exact = false});

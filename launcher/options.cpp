@@ -167,6 +167,7 @@ namespace {
 
 // What kernels hold in a block's shared memory or in registers.
 void check_gpu_limits(const config::Config& config) {
+  constexpr int kContext = 65535 * 16;  // attention's least tile, as many as a grid is long
   constexpr int kHeadWidth = 256;
   constexpr int kNeighbours = 512;
   constexpr int kValueWidth = 12000;
@@ -175,6 +176,7 @@ void check_gpu_limits(const config::Config& config) {
     if (value > most)
       user_error("{} is {}; a CUDA device takes {} at most: {}, or set train.device to CPU", what, value, most, remedy);
   };
+  check("model.context", model.context(), kContext, "lower it");
   check("model.width / model.heads", model.width() / model.heads(), kHeadWidth, "set more heads");
   for (int i = 0; i < model.memory_size(); ++i) {
     const config::Memory& memory = model.memory(i);
@@ -211,7 +213,10 @@ Device choose_device(const config::Config& config, const Communicator& world) {
         "train.device: {} has {} GPUs and more ranks; start fewer ranks per host, let them share GPUs "
         "(train.communication=HOST_STAGED), or set it to CPU",
         hosts.names[hosts.of_rank[world.rank()]], gpus);
-  return {DeviceKind::kCuda, before % gpus};
+  const Device device = {DeviceKind::kCuda, before % gpus};
+  if (config.train().precision() == config::Train::BF16 && !has_bf16(device))
+    user_error("train.precision: {} has no BF16, which GPUs from Ampere on have; set it to FP16", to_string(device));
+  return device;
 }
 
 }  // namespace pkmesh

@@ -79,8 +79,9 @@ int tokenize_command(Communicator& world, const TokenizeArguments& arguments) {
         user_error("--set {}: is for learning a tokenizer, and --tokenizer {} has one; drop either", assignment,
                    arguments.tokenizer);
   });
-  const config::Config config =
-      load_config(arguments.source.config.empty() ? "quickstart" : arguments.source.config, arguments.source.overrides);
+  const ConfigSource& source = arguments.source;
+  const config::Config config = source.config.empty() ? parse_config("", "the defaults", source.overrides)
+                                                      : load_config(source.config, source.overrides);
   TokenizeOptions options;
   options.inputs = arguments.inputs;
   options.folder = arguments.out;

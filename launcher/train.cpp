@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // `pkmesh train`: checks everything before it writes anything, describes the run, then steps, reports, validates,
 // saves.
+#include <fmt/format.h>
+
+#include <chrono>
 #include <csignal>
 
 #include "comm/agree.h"
@@ -34,6 +37,22 @@ std::string config_name(const TrainArguments& options) {
   return (options.resume == "auto" ? options.out : find_checkpoint(options.resume)) + "/config.textproto";
 }
 
+// For this job, and whether it could start; or what ranks would hold elsewhere.
+std::string describe_plan(const config::Config& config, const Communicator& world, const TrainArguments& options) {
+  const bool elsewhere = options.ranks > 0;
+  if (elsewhere && options.hosts > options.ranks)
+    user_error("--hosts {}: {} ranks are on as many hosts at most", options.hosts, options.ranks);
+  const Hosts hosts = elsewhere ? Hosts::even(options.ranks, options.hosts) : world.hosts();
+  const MemoryPlan plan = plan_memory(config, planned_vocabulary(config), hosts, planned_device(config));
+  if (elsewhere) return to_text(plan);
+  try {
+    check_fits(plan, world, choose_device(config, world));
+    return to_text(plan);
+  } catch (const UserError& error) {
+    return fmt::format("{}would not start here: {}\n", to_text(plan), error.what());
+  }
+}
+
 bool due(int64_t step, int64_t every) {
   return every > 0 && step % every == 0;
 }
@@ -47,9 +66,10 @@ void train(TrainingRun& run, Communicator& world) {
     stopped = stop_agreed(world);
     const bool last = step == plan.steps();
     if (due(step, plan.memory_every()) || last) run.report_memory();
-    if (due(step, plan.eval_every()) || last) run.validate();
+    // A scheduler leaves seconds between its signal and the end: they are for saving.
+    if ((due(step, plan.eval_every()) || last) && !stopped) stopped = !run.validate([&] { return stop_agreed(world); });
     run.end_step();
-    if (due(step, plan.checkpoint_every()) || last || stopped) run.save();
+    if (due(step, plan.checkpoint_every()) || last || stopped) run.save(/*at_the_end=*/last || stopped);
   }
   if (stopped) log_info("stopped by a signal after step {}; go on with --resume auto", run.steps_done());
 }
@@ -63,12 +83,13 @@ int train_command(Communicator& world, const TrainArguments& options) {
   if (options.print_config || options.dry_run) {
     agree(world, [&] {
       if (world.rank() != 0) return;
-      print_out(options.print_config
-                    ? to_text(config)
-                    : to_text(plan_memory(config, planned_vocabulary(config), world.hosts(), planned_device(config))));
+      print_out(options.print_config ? to_text(config) : describe_plan(config, world, options));
     });
     return 0;
   }
+  if (world.size() > 1)
+    world.watch(std::chrono::duration_cast<Clock::duration>(
+        std::chrono::duration<double, std::ratio<60>>(config.train().hang_minutes())));
   std::signal(SIGTERM, [](int) { g_stop_requested = 1; });
   std::signal(SIGUSR1, [](int) { g_stop_requested = 1; });
   TrainingRun run(world, config, options);

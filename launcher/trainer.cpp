@@ -224,7 +224,7 @@ void Trainer::update_rows(size_t table, const RowGradients& gradients, const Gat
   const double scale = update_scale(gate.values_squares, config_.values().clip_norm());
   const double rate = learning_rate(values_schedule(config_), step_ + 1);
   row_optimizers_[table].step(model_.stream(), model_.transformer().tables()[table]->rows(), gradients, scale, rate,
-                              step_ + 1, dweights);
+                              updates() + 1, dweights);
 }
 
 void Trainer::update(const Gate& gate, double rate) {
@@ -234,7 +234,7 @@ void Trainer::update(const Gate& gate, double rate) {
     return all.subspan(static_cast<size_t>(mine.begin), static_cast<size_t>(mine.count()));
   };
   adam_.step(model_.stream(), of_mine(model_.parameters().values()), of_mine(model_.parameters().gradients()),
-             update_scale(gate.dense_squares, config_.optimizer().clip_norm()), rate, step_ + 1);
+             update_scale(gate.dense_squares, config_.optimizer().clip_norm()), rate, updates() + 1);
   for (size_t i = 0; i < row_optimizers_.size(); ++i)
     if (!moved_[i]) update_rows(i, model_.transformer().tables()[i]->row_gradients(model_.stream()), gate);
   buckets_.share_out(model_.parameters().values());

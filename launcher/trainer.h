@@ -59,6 +59,8 @@ class Trainer {
   // Scales losses as FP16 does, whatever the precision. Before the first step, and before a checkpoint is loaded.
   void scale_losses(const LossScaler::Options& options) { scaler_ = LossScaler(options); }
   bool scales_losses() const { return scaler_.on(); }
+  // Whether steps that were not finite may end by themselves: the loss is scaled, and the scale can still fall.
+  bool may_lower_scale() const { return scaler_.may_fall(); }
 
  private:
   bool rows_may_move_in_backward();
@@ -72,6 +74,8 @@ class Trainer {
   StepFigures describe(const Gate& gate) const;
   void update(const Gate& gate, double rate);
   BatchShape batch() const;
+  // Behind all moments: for the bias correction.
+  int64_t updates() const { return step_ - scaler_.skipped(); }
   bool clips_values() const { return config_.values().clip_norm() > 0; }
 
   const config::Config config_;
@@ -87,7 +91,7 @@ class Trainer {
   Readback<double> read_figures_;
   LossScaler scaler_;
   Buffer<float> statistics_;  // the model's states as they were before the step: a skipped one restores them
-  int64_t step_ = 0;          // updates done
+  int64_t step_ = 0;          // steps done
 };
 
 }  // namespace pkmesh

@@ -27,6 +27,8 @@ constexpr int64_t kVerifiedAtStart = int64_t{1} << 30;
 
 // Steps in turn that were not finite: the parameters are at fault, which no further step changes, and not its tokens.
 constexpr int64_t kDiverged = 20;
+// One or two may pass, and what was learnt until then is better kept than not when the run ends.
+constexpr int64_t kDoubtful = 3;
 
 // The program's own text as a corpus: written where a new run keeps its files, then tokenized as any other.
 void tokenize_built_in_text(const RunFolder& folder, const std::string& tokens) {
@@ -60,6 +62,19 @@ double exchange_bytes(const Ledger& ledger) {
        {Purpose::kSelections, Purpose::kPartials, Purpose::kOutputGradients, Purpose::kWeightGradients})
     bytes += ledger[purpose].bytes;
   return static_cast<double>(bytes);
+}
+
+// By purpose, means over the steps: {"partials": {"mib": 2.5, "ms": 2.4}, ...}
+nlohmann::json per_step(const Ledger& ledger, int64_t steps) {
+  nlohmann::json figures;
+  for (int i = 0; i < kPurposes; ++i) {
+    const auto purpose = static_cast<Purpose>(i);
+    const LedgerEntry& entry = ledger[purpose];
+    if (entry.calls == 0) continue;
+    figures[to_string(purpose)] = {{"mib", static_cast<double>(entry.bytes) / (1 << 20) / static_cast<double>(steps)},
+                                   {"ms", 1e3 * entry.seconds / static_cast<double>(steps)}};
+  }
+  return figures;
 }
 
 nlohmann::json to_json(const MemoryHealth& health) {
@@ -180,8 +195,12 @@ void TrainingRun::describe() {
            counted(world_.hosts().count(), "host"), fmt::join(world_.hosts().names, ", "), counted(threads(), "thread"),
            computes_on(), to_string(cpu_level()));
   log_info("threads {}", options_.threads);
-  log_info("model   {} blocks, width {}, {} heads, context {}, vocabulary {}", shape.layers, shape.block.width,
-           shape.block.heads, shape.context, shape.vocabulary);
+  const int64_t asked = config_.tokenizer().vocabulary();
+  const bool learnt =
+      config_.data().source() == config::Data::FOLDER && config_.tokenizer().kind() == config::Tokenizer::BPE;
+  log_info("model   {} blocks, width {}, {} heads, context {}, vocabulary {}{}", shape.layers, shape.block.width,
+           shape.block.heads, shape.context, shape.vocabulary,
+           learnt && asked != shape.vocabulary ? fmt::format(", not tokenizer.vocabulary ({})", asked) : "");
   for (const MemorySite& site : shape.memories)
     log_info("memory  {} block {}: {} slots x {} in table {}, {} heads x {} neighbours", site.after ? "after" : "in",
              site.layer, site.table.slots, site.table.width, site.table.name, site.shape.heads, site.shape.neighbours);
@@ -194,7 +213,7 @@ void TrainingRun::describe() {
 }
 
 void TrainingRun::step() {
-  if (skipped_in_turn_ >= kDiverged && !trainer_->scales_losses())
+  if (skipped_in_turn_ >= kDiverged && !trainer_->may_lower_scale())
     user_error(
         "{} steps in turn were not finite: the run has diverged; go on from a checkpoint before it with a lower "
         "learning rate, in another --out",
@@ -225,7 +244,7 @@ void TrainingRun::step() {
 }
 
 void TrainingRun::report_step(const StepFigures& figures) {
-  const ProcessMemory memory = process_memory();
+  const Device device = trainer_->model().stream().device();
   StepLine line;
   line.step = figures.step;
   line.steps = config_.train().steps();
@@ -235,11 +254,14 @@ void TrainingRun::report_step(const StepFigures& figures) {
   if (trainer_->scales_losses()) line.loss_scale = figures.loss_scale;
   line.step_ms = since_line_.seconds * 1e3 / static_cast<double>(since_line_.steps);
   line.tokens_per_s = static_cast<double>(since_line_.tokens) / since_line_.seconds;
-  line.memory_used = static_cast<double>(memory.resident);
-  line.memory_total = static_cast<double>(memory.machine_total);
+  const ProcessMemory memory = process_memory();
+  const bool on_gpu = device.kind != DeviceKind::kCpu;
+  line.memory_used = static_cast<double>(on_gpu ? used_memory(device) : memory.resident);
+  line.memory_total = static_cast<double>(on_gpu ? total_memory(device) : memory.machine_total);
   if (world_.size() > 1) line.exposed = since_line_.communication.total().seconds / since_line_.seconds;
   line.seconds_left = static_cast<double>(line.steps - line.step) * line.step_ms / 1e3;
   log_info("{}", to_string(line));
+  if (world_.size() > 1) line_["communication"]["per_step"] = per_step(since_line_.communication, since_line_.steps);
   since_line_ = {};
 }
 
@@ -250,7 +272,7 @@ void TrainingRun::report_memory() {
   for (size_t i = 0; i < tables.size(); ++i) {
     const std::string& name = tables[i]->shape().name;
     line_["memory"][name] = to_json(health[i]);
-    line_["memory"][name]["mib_per_step"] = bytes / (1 << 20);
+    if (tables.size() == 1) line_["memory"][name]["mib_per_step"] = bytes / (1 << 20);
     MemoryLine line;
     line.layer = name;
     line.used = health[i].usage;
@@ -263,11 +285,16 @@ void TrainingRun::report_memory() {
   since_memory_ = {};
 }
 
-void TrainingRun::validate() {
-  if (!valid_tokens_) return;
+bool TrainingRun::validate(const std::function<bool()>& stop) {
+  if (!valid_tokens_) return true;
   const auto begin = Clock::now();
-  const Evaluation evaluation = evaluate(trainer_->model(), *valid_tokens_, config_.train().eval_sequences());
+  const BatchShape batch = {config_.train().batch(), config_.train().accumulate(), world_.rank(), world_.size()};
+  const std::optional<Evaluation> measured =
+      evaluate(trainer_->model(), *valid_tokens_, config_.train().eval_sequences(),
+               std::min<int64_t>(16, batch.largest_share()), stop);
   trainer_->model().reset_usage();
+  if (!measured) return false;
+  const Evaluation& evaluation = *measured;
   line_["validation"] = {
       {"loss", evaluation.loss},
       {"perplexity", evaluation.perplexity()},
@@ -279,6 +306,7 @@ void TrainingRun::validate() {
   log_info("validation after step {} | loss {:.4f} | perplexity {:.2f} | {} tokens | {}", steps_done(), evaluation.loss,
            evaluation.perplexity(), count_text(static_cast<double>(evaluation.tokens)),
            duration_text(std::chrono::duration<double, std::milli>(Clock::now() - begin).count()));
+  return true;
 }
 
 void TrainingRun::end_step() {
@@ -289,8 +317,13 @@ void TrainingRun::end_step() {
   });
 }
 
-void TrainingRun::save() {
-  if (skipped_in_turn_ > 0 && !trainer_->scales_losses()) {
+void TrainingRun::save(bool at_the_end) {
+  if (skipped_in_turn_ >= (at_the_end ? kDoubtful : 1) && !trainer_->may_lower_scale()) {
+    if (at_the_end)
+      user_error(
+          "no checkpoint after step {}: the last {} steps were not finite; go on from an older one with a lower "
+          "learning rate, in another --out",
+          steps_done(), skipped_in_turn_);
     log_warning("no checkpoint after step {}: it was not finite, and older ones may be better", steps_done());
     return;
   }
@@ -324,12 +357,13 @@ void TrainingRun::report_profile() {
   const std::string trace = write_traces(world_, *trace_, options_.out + "/trace");
   agree(world_, [&] {
     if (world_.rank() != 0) return;
-    fmt::print(
-        stderr, "\n{}\n{}\n",
+    log_info(
+        "\n{}\n{}",
         to_table(trace_->totals(), since_start_.steps, since_start_.seconds / static_cast<double>(since_start_.steps)),
         to_table(report));
     replace_text(options_.out + "/profile.json", to_json(report).dump(2) + "\n");
-    log_info("trace   {} (open it in ui.perfetto.dev); figures in {}/profile.json", trace, options_.out);
+    log_info("trace   {}{} (open it in ui.perfetto.dev); figures in {}/profile.json", trace,
+             trace_->dropped() > 0 ? " of the first steps, for there is no room for more" : "", options_.out);
   });
 }
 

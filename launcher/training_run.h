@@ -32,10 +32,11 @@ class TrainingRun {
   void describe();       // what will run: hosts, model, data, memory; before the first step
   void step();           // one step, and its line. UserError if the run has diverged
   void report_memory();  // how the memories were used since the last report
-  void validate();       // perplexity on the validation tokens, if there are any
-  void end_step();       // writes what was measured since step() to metrics.jsonl and for TensorBoard
-  void save();           // a checkpoint, unless the run may have diverged
-  void finish();         // totals; with --profile what communication cost, and the trace
+  bool validate(
+      const std::function<bool()>& stop);  // perplexity on the validation tokens, if there are any; false: stopped
+  void end_step();                         // writes what was measured since step() to metrics.jsonl and for TensorBoard
+  void save(bool at_the_end);  // a checkpoint, unless the run may have diverged; at its end that is a UserError
+  void finish();               // totals; with --profile what communication cost, and the trace
 
  private:
   void open_tokens(const std::string& folder);

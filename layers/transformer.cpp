@@ -77,7 +77,12 @@ Matrix<float> Transformer::features(StepContext& context, Matrix<const int32_t> 
   Matrix<float> x = embed(context, inputs, positions);
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     Range range(forward_names_[layer]);
-    x = blocks_[layer]->forward(context, x);
+    if (context.training) {
+      x = blocks_[layer]->forward(context, x);
+      continue;
+    }
+    ArenaScope scope(context.arena);  // nothing is kept: a block's memory is the next one's
+    copy(context.stream, blocks_[layer]->forward(context, x).flat(), x.flat());
   }
   return final_norm_ != nullptr ? final_norm_->forward(context, x) : x;
 }

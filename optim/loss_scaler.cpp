@@ -8,7 +8,7 @@
 
 namespace pkmesh {
 
-LossScaler::LossScaler(const Options& options) : options_(options), state_({options.initial, 0}) {
+LossScaler::LossScaler(const Options& options) : options_(options), state_({options.initial, 0, 0}) {
   int exponent = 0;
   PKM_CHECK(std::frexp(options.initial, &exponent) == 0.5, "loss scale {} is not a power of two", options.initial);
   PKM_CHECK(options.growth_interval >= 1, "loss scale: growth interval {}", options.growth_interval);
@@ -20,6 +20,7 @@ void LossScaler::update(bool finite) {
   double& good = state_[1];
   good = finite ? good + 1 : 0;
   if (!finite) {
+    ++state_[2];
     scale = std::max(scale / 2, kLeast);
   } else if (good >= static_cast<double>(options_.growth_interval)) {
     scale = std::min(scale * 2, kMost);

@@ -28,7 +28,12 @@ class LossScaler {
   // After each step: whether its gradients were finite on all ranks. Doubles or halves the scale, within the limits.
   void update(bool finite);
 
-  // (scale, good steps since it last changed), for checkpoints; empty when off.
+  // Whether steps that overflow may end by themselves: with a lower scale.
+  bool may_fall() const { return scale() > kLeast && on(); }
+  // Steps that were not finite: no updates, which Adam's bias correction must not count.
+  int64_t skipped() const { return on() ? static_cast<int64_t>(state_[2]) : 0; }
+
+  // (scale, good steps since it last changed, skipped), for checkpoints; empty when off.
   std::span<double> state() { return state_; }
 
  private:

@@ -16,9 +16,7 @@ void require_math(Stream& stream) {
   int& capability = state(stream).capability;
   if (capability == 0)
     PKM_CUDA(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, stream.device().index));
-  if (capability < 8)
-    user_error("train.precision: {} has no BF16 (compute capability {}.x, 8 or more is needed); set it to FP16",
-               to_string(stream.device()), capability);
+  PKM_CHECK(capability >= 8, "{} has no BF16 (compute capability {}.x)", to_string(stream.device()), capability);
 }
 
 std::byte* scratch_bytes(Stream& stream, int64_t bytes) {

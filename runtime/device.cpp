@@ -15,6 +15,8 @@ namespace pkmesh {
 namespace cuda {
 [[gnu::weak]] int device_count();
 [[gnu::weak]] int64_t total_memory(int index);
+[[gnu::weak]] int64_t used_memory(int index);
+[[gnu::weak]] bool has_bf16(int index);
 [[gnu::weak]] std::shared_ptr<void> make_stream(int index);
 [[gnu::weak]] void synchronize(void* stream);
 [[gnu::weak]] std::shared_ptr<void> make_event(int index);
@@ -74,6 +76,16 @@ int device_count(DeviceKind kind) {
 int64_t total_memory(Device gpu) {
   PKM_CHECK(gpu.kind == DeviceKind::kCuda && cuda::total_memory != nullptr, "the memory of {}", to_string(gpu));
   return cuda::total_memory(gpu.index);
+}
+
+int64_t used_memory(Device gpu) {
+  PKM_CHECK(gpu.kind == DeviceKind::kCuda && cuda::used_memory != nullptr, "the memory of {}", to_string(gpu));
+  return cuda::used_memory(gpu.index);
+}
+
+bool has_bf16(Device gpu) {
+  PKM_CHECK(gpu.kind == DeviceKind::kCuda && cuda::has_bf16 != nullptr, "{} is no GPU", to_string(gpu));
+  return cuda::has_bf16(gpu.index);
 }
 
 Stream::Stream(Device device) : device_(device) {

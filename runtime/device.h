@@ -28,8 +28,11 @@ std::string to_string(Device device);  // "cpu", "cuda:1"
 // True if this program was built with kernels for the kind. (Whether one is plugged in is device_count's answer.)
 bool compiled_with(DeviceKind kind);
 int device_count(DeviceKind kind);
-// Bytes of memory that a GPU has; the host's memory is the system's to tell (process_memory() in io/step_line.h).
+// Bytes of memory that a GPU has, and that programs hold of it; the host's memory is the system's to tell
+// (process_memory() in io/step_line.h).
 int64_t total_memory(Device gpu);
+int64_t used_memory(Device gpu);
+bool has_bf16(Device gpu);  // whether it multiplies bf16
 
 // How matrix products treat their fp32 operands: as they are, or rounded to 16 bits. They add up in fp32.
 enum class Math { kFp32, kBf16, kFp16 };

@@ -60,6 +60,20 @@ int64_t total_memory(int index) {
   return static_cast<int64_t>(properties.totalGlobalMem);
 }
 
+int64_t used_memory(int index) {
+  make_current(index);
+  size_t free = 0;
+  size_t total = 0;
+  PKM_CUDA(cudaMemGetInfo(&free, &total));
+  return static_cast<int64_t>(total - free);
+}
+
+bool has_bf16(int index) {
+  int capability = 0;
+  PKM_CUDA(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index));
+  return capability >= 8;
+}
+
 std::shared_ptr<void> make_stream(int index) {
   make_current(index);
   cudaStream_t stream = nullptr;

@@ -58,5 +58,14 @@ void log_info(std::string_view line) {
 void log_warning(std::string_view line) {
   spdlog::warn("warning: {}", line);
 }
+void log_error(std::string_view line) {
+  fmt::print(stderr, "{}\n", line);
+  const auto& sinks = spdlog::default_logger()->sinks();  // the first is standard error
+  for (size_t i = 1; i < sinks.size(); ++i) try {
+      sinks[i]->log(spdlog::details::log_msg("", spdlog::level::err, {line.data(), line.size()}));
+      sinks[i]->flush();
+    } catch (const spdlog::spdlog_ex&) {  // a full disk, perhaps the very error
+    }
+}
 
 }  // namespace pkmesh

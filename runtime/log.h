@@ -21,6 +21,8 @@ bool stderr_is_terminal();  // colour and progress bars only then
 
 void log_info(std::string_view line);
 void log_warning(std::string_view line);
+// As it is, whichever rank says so, and in train.log where this rank keeps one: why a run ended is to be read there.
+void log_error(std::string_view line);
 
 template <class... Args>
 requires(sizeof...(Args) > 0) void log_info(fmt::format_string<Args...> format, Args&&... args) {

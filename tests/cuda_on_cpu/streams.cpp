@@ -174,6 +174,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : static_cast<int>(emulation::shared_most);
   return cudaSuccess;
 }
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  need_device();
+  *total = size_t{16} << 30;
+  *free = *total / 2;
+  return cudaSuccess;
+}
 cudaError_t emulation::ask_for_shared(int bytes) {
   need_device();
   if (static_cast<size_t>(bytes) > shared_most) return fail(cudaErrorInvalidValue);

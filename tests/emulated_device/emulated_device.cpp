@@ -224,6 +224,14 @@ int64_t total_memory(int) {
   return static_cast<int64_t>(kReserved);
 }
 
+int64_t used_memory(int index) {
+  return static_cast<int64_t>(device_at(index).used);
+}
+
+bool has_bf16(int) {
+  return true;
+}
+
 std::shared_ptr<void> make_stream(int index) {
   return std::make_shared<FakeStream>(device_at(index));
 }

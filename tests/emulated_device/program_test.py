@@ -50,6 +50,15 @@ class OnADevice(program.Test):
                     self.assertGreater(len(said[0]), 60)
                     self.assertEqual(said[1].replace(of_gpu, of_cpu), said[0])
 
+    def test_a_checkpoint_is_read_without_a_device(self):
+        self.train("run", *SHORT, *GPU)
+        with_device = self.run_well("eval", "--checkpoint", "run").out
+        devices(0)
+        without = self.run_well("eval", "--checkpoint", "run")
+        self.assertIn("computes on the CPU: there is no CUDA device here", without.err)
+        self.assertEqual(without.out, with_device)
+        self.run_well("generate", "--checkpoint", "run", "--prompt", "a", "--tokens", "3")
+
     def test_resumed_on_the_other_side(self):
         self.train("whole", *SHORT, *CPU)
         self.train("turns", *SHORT[1:], "train.steps=3", *CPU)

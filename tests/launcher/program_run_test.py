@@ -78,6 +78,19 @@ class Figures(program.Test):
         for line in metrics("often"):
             self.assertLess(0, line["communication"]["exposed"])
             self.assertLessEqual(line["communication"]["exposed"], 1)
+        last = metrics("often")[-1]
+        sent = last["communication"]["per_step"]
+        lookups = ("selections", "partials", "output gradients", "weight gradients")
+        (table,) = last["memory"].values()  # of the same steps
+        self.assertAlmostEqual(sum(sent[purpose]["mib"] for purpose in lookups), table["mib_per_step"])
+        self.assertGreater(sent["dense gradients"]["ms"], 0)
+
+    def test_of_several_tables_nothing_is_said_that_is_not_known(self):
+        job = self.train("run", "train.steps=2", "train.memory_every=2", "model.memory.0.layers=[0,1]", ranks=2)
+        self.assertEqual(len(re.findall(r"memory layer[01] \|.*hottest shard", job.err)), 2)
+        self.assertNotIn("/step\n", job.err)
+        for table in metrics("run")[-1]["memory"].values():
+            self.assertNotIn("mib_per_step", table)
 
     def test_checkpoints_hold_the_tokenizer_that_the_run_began_with(self):
         job = Job(["train", "--config", "debug", "--out", "run", "--set", "train.steps=40"], 0)
@@ -170,6 +183,8 @@ class Diverged(program.Test):
         self.assertEqual(job.code, 2, job.err)
         self.assertIn("20 steps in turn were not finite: the run has diverged", job.err)
         self.assertIn("no checkpoint after step", job.err)
+        with open("run/train.log", encoding="utf-8") as file:
+            self.assertIn("error: 20 steps in turn were not finite", file.read().splitlines()[-1])
         last = metrics("run")[-1]
         self.assertIsNone(last["loss"])
         self.assertTrue(last["skipped"])
@@ -269,6 +284,24 @@ class Commands(program.Test):
         self.assertIn("steps: 7", text)
         self.assertEqual(os.listdir("."), ["my.textproto"])
 
+    def test_plans_for_ranks_that_are_elsewhere(self):
+        plan = ["train", "--config", "debug", "--dry-run"]
+        one_host = self.run_well(*plan, "--ranks", "4").out
+        self.assertEqual(one_host, self.run_well(*plan, ranks=4).out)
+        two_hosts = self.run_well(*plan, "--ranks", "4", "--hosts", "2").out
+        self.assertIn("moments of 1/4", one_host)
+        self.assertNotIn("moments of", two_hosts)
+        self.assertIn("reductions", two_hosts)
+        self.assert_refused(plan + ["--ranks", "2", "--hosts", "3"], "--hosts 3: 2 ranks are on as many hosts at most")
+        self.assert_refused(plan[:3] + ["--ranks", "2", "--out", "run"], "--ranks requires --dry-run")
+
+    def test_plans_say_what_would_not_start(self):
+        plan = ["train", "--config", "debug", "--dry-run", "--set"]
+        self.assertNotIn("would not start", self.run_well(*plan, "train.steps=7").out)
+        large = self.run_well(*plan, "model.memory.0.sub_keys=40000").out
+        self.assertIn("\nwould not start here: this run needs", large)
+        self.assertIn("\nwould not start here: train.precision", self.run_well(*plan, "train.precision=FP16").out)
+
     def test_holds_what_was_planned(self):
         table = ["--set", "model.memory.0.sub_keys=1024", "--set", "model.width=64", "--set", "model.memory.0.layers=[1]"]
         for ranks in (0, 3):
@@ -343,6 +376,11 @@ class Commands(program.Test):
         self.run_well("generate", "--checkpoint", "run", "--prompt", "", "--prompt", "entry " * 200, "--tokens", "5")
 
     def check_inspect(self):
+        self.train("other", "train.steps=3")
+        compared = self.run_well("inspect", "run", "other").out.splitlines()
+        self.assertEqual([line.split()[:3] for line in compared],
+                         [["run", "ranks", "step"], ["run", "2", "10"], ["other", "1", "3"]])
+        self.assert_refused(["inspect", "run", "debug"], "debug: no run there")
         self.assertIn("step_00000010", self.run_well("inspect", "run").out)
         self.assertIn("dense.safetensors", self.run_well("inspect", "run/checkpoints/step_00000010").out)
         for configuration in ("debug", "run/config.textproto"):

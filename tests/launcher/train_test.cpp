@@ -12,6 +12,7 @@
 
 #include "comm/self.h"
 #include "comm/thread.h"
+#include "launcher/evaluator.h"
 #include "tests/io/temporary_folder.h"
 #include "tests/launcher/tiny_run.h"
 
@@ -238,6 +239,40 @@ TEST_F(Train, AnOverflowSkipsTheStepEverywhereAndHalvesTheLossScale) {
     EXPECT_FALSE(std::ranges::equal(values, before));
     EXPECT_TRUE(std::isfinite(figures.dense_norm));
   });
+}
+
+// As many sequences at a time as in training take no more memory than training took, whatever the number of passes.
+TEST_F(Train, AnEvaluationFitsWhereTrainingDidAndEndsWhenItIsToldTo) {
+  SelfCommunicator world;
+  const config::Config config = tiny::config({"train.batch=4"});
+  Trainer trainer = tiny::trainer(config, world, tokens_);
+  trainer.step();
+  trainer.model().begin(/*training=*/false);  // the arena in one piece
+  const int64_t held = trainer.model().arena().capacity();
+  const auto all = evaluate(trainer.model(), tokens_, 14, 4);
+  EXPECT_EQ(trainer.model().arena().capacity(), held);
+  const auto one_by_one = evaluate(trainer.model(), tokens_, 14, 1);
+  ASSERT_TRUE(all && one_by_one);
+  EXPECT_NEAR(all->loss, one_by_one->loss, 1e-5 * all->loss);
+  int asked = 0;
+  EXPECT_FALSE(evaluate(trainer.model(), tokens_, 14, 4, [&] { return ++asked == 3; }));
+  EXPECT_EQ(asked, 3);
+}
+
+// Adam's first update is as large as its rate, however many steps were skipped before it.
+TEST_F(Train, AnOverflowIsNoUpdate) {
+  const config::Config config = tiny::config();
+  SelfCommunicator world;
+  Trainer trainer = tiny::trainer(config, world, tokens_);
+  trainer.scale_losses({.initial = 0x1p130});  // no float
+  const auto values = trainer.model().parameters().values();
+  const std::vector<float> before(values.begin(), values.end());
+  StepFigures figures = trainer.step();
+  ASSERT_TRUE(figures.skipped);
+  while (figures.skipped) figures = trainer.step();
+  double largest = 0;
+  for (size_t i = 0; i < before.size(); ++i) largest = std::max(largest, std::abs(double{values[i]} - before[i]));
+  EXPECT_GT(largest, 0.9 * figures.learning_rate);
 }
 
 TEST_F(Train, TheLossScaleIsPartOfTheCheckpoint) {
