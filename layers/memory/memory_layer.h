@@ -15,6 +15,7 @@
 #include <string>
 
 #include "layers/context.h"
+#include "layers/dense.h"
 #include "layers/memory/batch_norm.h"
 #include "layers/memory/exchange.h"
 #include "layers/memory/value_table.h"
@@ -57,18 +58,12 @@ class MemoryLayer {
  private:
   // From forward to backward, in the arena.
   struct Kept {
-    Matrix<const float> x;
-    Matrix<float> raw_queries;  // before a layer norm
-    Vector<float> mean, rstd;   // of the layer norm
-    Matrix<float> queries;      // (T, H*c)
+    Matrix<float> queries;  // (T, H*c), normalised
     Matrix<int32_t> slots;
     Matrix<float> weights;
-    Matrix<float> sum;    // y
-    Matrix<float> gate;   // W1 x
-    Matrix<float> gated;  // y * silu(W1 x)
+    Matrix<float> sum;   // y
+    Matrix<float> gate;  // W1 x
   };
-  void normalise_queries(StepContext& context);
-  void query_norm_backward(StepContext& context, Matrix<float> dqueries);
   View<float, 3> by_head(Matrix<float> queries) const;
   Matrix<float> by_half(Matrix<float> queries) const;
 
@@ -76,13 +71,12 @@ class MemoryLayer {
   MemoryShape shape_;
   ValueTable& table_;
   std::unique_ptr<Exchange> exchange_;
-  Parameter<2> query_weight_;
-  Parameter<1> query_bias_;
+  Linear query_;
   std::optional<SyncBatchNorm> batch_norm_;
-  Parameter<1> norm_weight_, norm_bias_;  // of the layer norm
+  std::optional<LayerNorm> layer_norm_;
   Parameter<4> keys_;
-  Parameter<2> gate_weight_;
-  Parameter<2> output_weight_;
+  std::optional<Linear> gate_;
+  std::optional<Linear> output_;
   Kept kept_;
 };
 
