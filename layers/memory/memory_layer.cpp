@@ -40,7 +40,6 @@ MemoryLayer::MemoryLayer(Parameters& parameters, const std::string& name, const 
     : name_(name),
       shape_(checked(name, shape, table.shape())),
       table_(table),
-      exchange_(make_exchange(shape.exchange)),
       query_(parameters, name + ".query", shape.width, shape.heads * shape.key_width, uniform_for(shape.width),
              uniform_for(shape.width)) {
   const int64_t half = shape.key_width / 2;
@@ -81,7 +80,7 @@ Matrix<float> MemoryLayer::forward(StepContext& context, Matrix<const float> x) 
   table_.mark_best(context.stream, kept_.slots, shape_.neighbours);
   kept_.sum = arena.take<float>(tokens, table_.shape().width);
   const RouteTag tag(name_, context.draw, table_.shape().slots);
-  exchange_->forward(context, table_, tag, kept_.slots, kept_.weights, kept_.sum);
+  exchange_.forward(context, table_, tag, kept_.slots, kept_.weights, kept_.sum);
   if (shape_.output == MemoryOutput::kPlain) return kept_.sum;
 
   kept_.gate = gate_->forward(context, x);
@@ -108,7 +107,7 @@ void MemoryLayer::backward(StepContext& context, Matrix<const float> dy, Matrix<
     dsum = dgated;
   }
   const auto dweights = arena.take<float>(tokens, shape_.heads * shape_.neighbours);
-  exchange_->backward(context, table_, dsum, dweights);
+  exchange_.backward(context, table_, dsum, dweights);
   const auto dqueries = arena.take<float>(tokens, shape_.heads * shape_.key_width);
   const auto scratch = arena.take<SubKeyGradient>(tokens, shape_.heads, 2, shape_.neighbours);
   select_backward(context.stream, by_head(kept_.queries), keys_.value(), kept_.slots, kept_.weights, dweights, scratch,

@@ -10,7 +10,6 @@
 // NAME.keys, and for SWILU NAME.gate.weight (W1) and NAME.out.weight (W2).
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <string>
 
@@ -34,7 +33,6 @@ struct MemoryShape {
   int64_t key_width = 512;  // c, both halves; even
   QueryNorm query_norm = QueryNorm::kBatchNorm;
   MemoryOutput output = MemoryOutput::kPlain;
-  ExchangeKind exchange = ExchangeKind::kAuto;
 };
 
 class MemoryLayer {
@@ -50,7 +48,7 @@ class MemoryLayer {
 
   const MemoryShape& shape() const { return shape_; }
   const ValueTable& table() const { return table_; }
-  const Route& route() const { return exchange_->route(); }  // of the last forward
+  const Route& route() const { return exchange_.route(); }  // of the last forward
   // Of the last forward: (T, H*k) slots, per head by score, and their weights.
   Matrix<const int32_t> slots() const { return kept_.slots; }
   Matrix<const float> weights() const { return kept_.weights; }
@@ -70,7 +68,7 @@ class MemoryLayer {
   std::string name_;
   MemoryShape shape_;
   ValueTable& table_;
-  std::unique_ptr<Exchange> exchange_;
+  Exchange exchange_;
   Linear query_;
   std::optional<SyncBatchNorm> batch_norm_;
   std::optional<LayerNorm> layer_norm_;
