@@ -70,7 +70,6 @@ class Lookup {
         site_(site),
         tokens_(tokens),
         table_(site.table, world, {}, 1),
-        exchange_(make_exchange(site.shape.exchange)),
         slots_({}, tokens * reads()),
         weights_({}, tokens * reads()),
         vectors_({}, 2 * tokens * site.table.width) {
@@ -86,9 +85,9 @@ class Lookup {
     table_.forget_pending();
     StepContext context{stream_, arena_, world_};
     const auto dweights = arena_.take<float>(tokens_, reads());
-    exchange_->forward(context, table_, RouteTag("bench", 0, site_.table.slots), by_token(slots_), by_token(weights_),
-                       vectors(0));
-    exchange_->backward(context, table_, vectors(1), dweights);
+    exchange_.forward(context, table_, RouteTag("bench", 0, site_.table.slots), by_token(slots_), by_token(weights_),
+                      vectors(0));
+    exchange_.backward(context, table_, vectors(1), dweights);
   }
 
  private:
@@ -107,7 +106,7 @@ class Lookup {
   Stream stream_;
   Arena arena_;
   ValueTable table_;
-  std::unique_ptr<Exchange> exchange_;
+  Exchange exchange_;
   Buffer<int32_t> slots_;
   Buffer<float> weights_;
   Buffer<float> vectors_;  // (2, T, dv): outputs, their gradients

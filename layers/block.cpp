@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/block.h"
 
+#include <cmath>
+
 #include "layers/attention_decode.h"
 #include "layers/elementwise.h"
 #include "layers/gelu.h"
-#include "layers/layer_norm.h"
-#include "layers/linear.h"
 
 namespace pkmesh {
 namespace {
 
-constexpr float kNormEpsilon = 1e-5F;
+// Starts as N(0, 1/inputs) with no bias, as the paper's code does for its transformers' linear layers.
+Linear linear(Parameters& parameters, const std::string& name, int64_t in, int64_t out) {
+  return {parameters, name, in, out, Init::normal(1.0F / std::sqrt(static_cast<float>(in))), Init::constant(0)};
+}
 
 Matrix<float> take_like(StepContext& context, Matrix<const float> x) {
   return context.arena.take<float>(x.size(0), x.size(1));
@@ -24,57 +27,11 @@ void accumulate(StepContext& context, Matrix<const float> x, Matrix<float> y) {
 
 }  // namespace
 
-LayerNorm::LayerNorm(Parameters& parameters, const std::string& name, int64_t width)
-    : weight_(parameters.add<1>(name + ".weight", {width}, Init::constant(1))),
-      bias_(parameters.add<1>(name + ".bias", {width}, Init::constant(0))) {}
-
-Matrix<float> LayerNorm::forward(StepContext& context, Matrix<const float> x) {
-  x_ = x;
-  mean_ = context.arena.take<float>(x.size(0));
-  inverse_deviation_ = context.arena.take<float>(x.size(0));
-  Matrix<float> y = take_like(context, x);
-  layer_norm_forward(context.stream, x, weight_.value(), bias_.value(), kNormEpsilon, y, mean_, inverse_deviation_);
-  return y;
-}
-
-Matrix<float> LayerNorm::forward_sum(StepContext& context, Matrix<const float> x, Matrix<float> branch) {
-  x_ = branch;
-  mean_ = context.arena.take<float>(x.size(0));
-  inverse_deviation_ = context.arena.take<float>(x.size(0));
-  Matrix<float> y = take_like(context, x);
-  residual_layer_norm_forward(context.stream, x, branch, weight_.value(), bias_.value(), kNormEpsilon, branch, y, mean_,
-                              inverse_deviation_);
-  return y;
-}
-
-void LayerNorm::backward(StepContext& context, Matrix<const float> dy, Matrix<const float> skip,
-                         Matrix<float> gradient) {
-  layer_norm_backward(context.stream, x_, weight_.value(), mean_, inverse_deviation_, dy, skip, gradient,
-                      weight_.gradient(), bias_.gradient());
-}
-
-// Starts as N(0, 1/inputs) with no bias, as the paper's code does for its transformers' linear layers.
-Linear::Linear(Parameters& parameters, const std::string& name, int64_t in, int64_t out)
-    : outputs_(out),
-      weight_(parameters.add<2>(name + ".weight", {out, in}, Init::normal(1.0F / std::sqrt(static_cast<float>(in))))),
-      bias_(parameters.add<1>(name + ".bias", {out}, Init::constant(0))) {}
-
-Matrix<float> Linear::forward(StepContext& context, Matrix<const float> x) {
-  x_ = x;
-  auto y = context.arena.take<float>(x.size(0), outputs_);
-  linear_forward(context.stream, x, weight_.value(), bias_.value(), y);
-  return y;
-}
-
-void Linear::backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx) {
-  linear_backward(context.stream, x_, weight_.value(), dy, dx, weight_.gradient(), bias_.gradient());
-}
-
 SelfAttention::SelfAttention(Parameters& parameters, const std::string& name, const BlockShape& shape)
     : shape_(shape),
       name_(name),
-      qkv_(parameters, name + ".qkv", shape.width, 3 * shape.width),
-      out_(parameters, name + ".out", shape.width, shape.width) {}
+      qkv_(linear(parameters, name + ".qkv", shape.width, 3 * shape.width)),
+      out_(linear(parameters, name + ".out", shape.width, shape.width)) {}
 
 Dropout SelfAttention::mask(const StepContext& context) const {
   if (!context.training || shape_.attention_dropout == 0) return {};
@@ -110,7 +67,7 @@ Matrix<float> SelfAttention::decode(StepContext& context, Matrix<const float> x,
 }
 
 FeedForward::FeedForward(Parameters& parameters, const std::string& name, int64_t width, int64_t inner)
-    : in_(parameters, name + ".in", width, inner), out_(parameters, name + ".out", inner, width) {}
+    : in_(linear(parameters, name + ".in", width, inner)), out_(linear(parameters, name + ".out", inner, width)) {}
 
 Matrix<float> FeedForward::forward(StepContext& context, Matrix<const float> x) {
   inner_ = in_.forward(context, x);

@@ -12,6 +12,7 @@
 
 #include "layers/attention.h"
 #include "layers/context.h"
+#include "layers/dense.h"
 #include "layers/dropout.h"
 #include "layers/memory/memory_layer.h"
 #include "layers/parameters.h"
@@ -31,39 +32,6 @@ struct BlockShape {
 struct KeyValueCache {
   View<float, 3> keys;    // (sequences, capacity, d)
   View<float, 3> values;  // (sequences, capacity, d)
-};
-
-// Layer norm with learned scale and shift (d).
-class LayerNorm {
- public:
-  LayerNorm(Parameters& parameters, const std::string& name, int64_t width);
-  Matrix<float> forward(StepContext& context, Matrix<const float> x);  // (T, d) -> (T, d)
-  // norm(x + branch). The sum is kept in branch's place.
-  Matrix<float> forward_sum(StepContext& context, Matrix<const float> x, Matrix<float> branch);
-  // From dy to the gradient of what was normalised, plus `skip` (T, d) where given: what reaches it by another way.
-  // gradient may be dy or skip.
-  void backward(StepContext& context, Matrix<const float> dy, Matrix<const float> skip, Matrix<float> gradient);
-
- private:
-  Parameter<1> weight_;
-  Parameter<1> bias_;
-  Matrix<const float> x_;
-  Vector<float> mean_;               // (T)
-  Vector<float> inverse_deviation_;  // (T)
-};
-
-// y = x W^T + b; W (out, in), b (out).
-class Linear {
- public:
-  Linear(Parameters& parameters, const std::string& name, int64_t in, int64_t out);
-  Matrix<float> forward(StepContext& context, Matrix<const float> x);
-  void backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx);
-
- private:
-  int64_t outputs_;
-  Parameter<2> weight_;
-  Parameter<1> bias_;
-  Matrix<const float> x_;
 };
 
 // Multi-head causal self-attention between two projections: qkv (3d, d) and out (d, d).

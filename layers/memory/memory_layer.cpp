@@ -4,8 +4,6 @@
 #include <cmath>
 
 #include "layers/elementwise.h"
-#include "layers/layer_norm.h"
-#include "layers/linear.h"
 #include "layers/memory/select.h"
 #include "layers/silu_gate.h"
 #include "runtime/range.h"
@@ -13,14 +11,13 @@
 namespace pkmesh {
 namespace {
 
-constexpr float kLayerNormEpsilon = 1e-5F;
-
 // As torch.nn.Linear starts: uniform within +- 1 / sqrt(inputs).
 Init uniform_for(int64_t inputs) {
   return Init::uniform(1.0F / std::sqrt(static_cast<float>(inputs)));
 }
 
-void check_fit(const std::string& name, const MemoryShape& shape, const TableShape& table) {
+// The shape, if it and the table fit.
+const MemoryShape& checked(const std::string& name, const MemoryShape& shape, const TableShape& table) {
   if (shape.sub_keys < 1 || shape.sub_keys > kMaxSubKeys)
     user_error("{}: {} sub-keys; sub_keys must be from 1 to {}", name, shape.sub_keys, kMaxSubKeys);
   if (shape.neighbours < 1 || shape.neighbours > shape.sub_keys)
@@ -34,27 +31,26 @@ void check_fit(const std::string& name, const MemoryShape& shape, const TableSha
   if (shape.output == MemoryOutput::kPlain && table.width != shape.width)
     user_error("{}: rows of width {} in a model of width {}; set value_width: 0, or output: SWILU", name, table.width,
                shape.width);
+  return shape;
 }
 
 }  // namespace
 
 MemoryLayer::MemoryLayer(Parameters& parameters, const std::string& name, const MemoryShape& shape, ValueTable& table)
-    : name_(name), shape_(shape), table_(table), exchange_(make_exchange(shape.exchange)) {
-  check_fit(name, shape, table.shape());
-  const int64_t queries = shape.heads * shape.key_width;
+    : name_(name),
+      shape_(checked(name, shape, table.shape())),
+      table_(table),
+      query_(parameters, name + ".query", shape.width, shape.heads * shape.key_width, uniform_for(shape.width),
+             uniform_for(shape.width)) {
   const int64_t half = shape.key_width / 2;
-  query_weight_ = parameters.add<2>(name + ".query.weight", {queries, shape.width}, uniform_for(shape.width));
-  query_bias_ = parameters.add<1>(name + ".query.bias", {queries}, uniform_for(shape.width));
-  if (shape.query_norm == QueryNorm::kBatchNorm) batch_norm_.emplace(parameters, name + ".query_norm", queries);
-  if (shape.query_norm == QueryNorm::kLayerNorm) {
-    norm_weight_ = parameters.add<1>(name + ".query_norm.weight", {half}, Init::constant(1.0F));
-    norm_bias_ = parameters.add<1>(name + ".query_norm.bias", {half}, Init::constant(0.0F));
-  }
+  if (shape.query_norm == QueryNorm::kBatchNorm)
+    batch_norm_.emplace(parameters, name + ".query_norm", shape.heads * shape.key_width);
+  if (shape.query_norm == QueryNorm::kLayerNorm) layer_norm_.emplace(parameters, name + ".query_norm", half);
   keys_ = parameters.add<4>(name + ".keys", {shape.heads, 2, shape.sub_keys, half}, uniform_for(half));
   if (shape.output == MemoryOutput::kSwilu) {
     const int64_t width = table.shape().width;
-    gate_weight_ = parameters.add<2>(name + ".gate.weight", {width, shape.width}, uniform_for(shape.width));
-    output_weight_ = parameters.add<2>(name + ".out.weight", {shape.width, width}, uniform_for(width));
+    gate_.emplace(parameters, name + ".gate", shape.width, width, uniform_for(shape.width), std::nullopt);
+    output_.emplace(parameters, name + ".out", width, shape.width, uniform_for(width), std::nullopt);
   }
 }
 
@@ -66,18 +62,6 @@ Matrix<float> MemoryLayer::by_half(Matrix<float> queries) const {
   return queries.reshape(queries.size(0) * shape_.heads * 2, shape_.key_width / 2);
 }
 
-void MemoryLayer::normalise_queries(StepContext& context) {
-  if (batch_norm_) batch_norm_->forward(context, kept_.queries, kept_.queries);
-  if (shape_.query_norm != QueryNorm::kLayerNorm) return;
-  kept_.raw_queries = kept_.queries;
-  kept_.queries = context.arena.take<float>(kept_.queries.size(0), kept_.queries.size(1));
-  const int64_t halves = by_half(kept_.queries).size(0);
-  kept_.mean = context.arena.take<float>(halves);
-  kept_.rstd = context.arena.take<float>(halves);
-  layer_norm_forward(context.stream, by_half(kept_.raw_queries), norm_weight_.value(), norm_bias_.value(),
-                     kLayerNormEpsilon, by_half(kept_.queries), kept_.mean, kept_.rstd);
-}
-
 Matrix<float> MemoryLayer::forward(StepContext& context, Matrix<const float> x) {
   const Range range("memory forward");
   const Communicator::Label label(context.world, name_);
@@ -85,10 +69,10 @@ Matrix<float> MemoryLayer::forward(StepContext& context, Matrix<const float> x) 
   check_shape(name_, x, {{"tokens", tokens}, {"width", shape_.width}});
   Arena& arena = context.arena;
   kept_ = {};
-  kept_.x = x;
-  kept_.queries = arena.take<float>(tokens, shape_.heads * shape_.key_width);
-  linear_forward(context.stream, x, query_weight_.value(), query_bias_.value(), kept_.queries);
-  normalise_queries(context);
+  kept_.queries = query_.forward(context, x);
+  if (batch_norm_) batch_norm_->forward(context, kept_.queries, kept_.queries);
+  if (layer_norm_)
+    kept_.queries = layer_norm_->forward(context, by_half(kept_.queries)).reshape(tokens, kept_.queries.size(1));
 
   kept_.slots = arena.take<int32_t>(tokens, shape_.heads * shape_.neighbours);
   kept_.weights = arena.take<float>(tokens, shape_.heads * shape_.neighbours);
@@ -96,29 +80,19 @@ Matrix<float> MemoryLayer::forward(StepContext& context, Matrix<const float> x) 
   table_.mark_best(context.stream, kept_.slots, shape_.neighbours);
   kept_.sum = arena.take<float>(tokens, table_.shape().width);
   const RouteTag tag(name_, context.draw, table_.shape().slots);
-  exchange_->forward(context, table_, tag, kept_.slots, kept_.weights, kept_.sum);
+  exchange_.forward(context, table_, tag, kept_.slots, kept_.weights, kept_.sum);
   if (shape_.output == MemoryOutput::kPlain) return kept_.sum;
 
-  kept_.gate = arena.take<float>(tokens, table_.shape().width);
-  linear_forward(context.stream, x, gate_weight_.value(), {}, kept_.gate);
-  kept_.gated = arena.take<float>(tokens, table_.shape().width);
-  silu_gate_forward(context.stream, kept_.sum, kept_.gate, kept_.gated);
-  const auto out = arena.take<float>(tokens, shape_.width);
-  linear_forward(context.stream, kept_.gated, output_weight_.value(), {}, out);
-  return out;
-}
-
-void MemoryLayer::query_norm_backward(StepContext& context, Matrix<float> dqueries) {
-  if (batch_norm_) batch_norm_->backward(context, dqueries, dqueries);
-  if (shape_.query_norm != QueryNorm::kLayerNorm) return;
-  layer_norm_backward(context.stream, by_half(kept_.raw_queries), norm_weight_.value(), kept_.mean, kept_.rstd,
-                      by_half(dqueries), {}, by_half(dqueries), norm_weight_.gradient(), norm_bias_.gradient());
+  kept_.gate = gate_->forward(context, x);
+  const auto gated = arena.take<float>(tokens, table_.shape().width);
+  silu_gate_forward(context.stream, kept_.sum, kept_.gate, gated);
+  return output_->forward(context, gated);
 }
 
 void MemoryLayer::backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx) {
   const Range range("memory backward");
   const Communicator::Label label(context.world, name_);
-  const int64_t tokens = kept_.x.size(0);
+  const int64_t tokens = kept_.queries.size(0);
   const int64_t width = table_.shape().width;
   Arena& arena = context.arena;
   const ArenaScope scope(arena);
@@ -128,22 +102,22 @@ void MemoryLayer::backward(StepContext& context, Matrix<const float> dy, Matrix<
   if (shape_.output == MemoryOutput::kSwilu) {
     dgate = arena.take<float>(tokens, width);
     const auto dgated = arena.take<float>(tokens, width);
-    linear_backward(context.stream, kept_.gated, output_weight_.value(), dy, dgated, output_weight_.gradient(), {});
+    output_->backward(context, dy, dgated);
     silu_gate_backward(context.stream, kept_.sum, kept_.gate, dgated, dgated, dgate);
     dsum = dgated;
   }
   const auto dweights = arena.take<float>(tokens, shape_.heads * shape_.neighbours);
-  exchange_->backward(context, table_, dsum, dweights);
+  exchange_.backward(context, table_, dsum, dweights);
   const auto dqueries = arena.take<float>(tokens, shape_.heads * shape_.key_width);
   const auto scratch = arena.take<SubKeyGradient>(tokens, shape_.heads, 2, shape_.neighbours);
   select_backward(context.stream, by_head(kept_.queries), keys_.value(), kept_.slots, kept_.weights, dweights, scratch,
                   by_head(dqueries), keys_.gradient());
-  query_norm_backward(context, dqueries);
-  linear_backward(context.stream, kept_.x, query_weight_.value(), dqueries, dx, query_weight_.gradient(),
-                  query_bias_.gradient());
+  if (batch_norm_) batch_norm_->backward(context, dqueries, dqueries);
+  if (layer_norm_) layer_norm_->backward(context, by_half(dqueries), {}, by_half(dqueries));
+  query_.backward(context, dqueries, dx);
   if (shape_.output != MemoryOutput::kSwilu) return;
   const auto dx_gate = arena.take<float>(tokens, shape_.width);
-  linear_backward(context.stream, kept_.x, gate_weight_.value(), dgate, dx_gate, gate_weight_.gradient(), {});
+  gate_->backward(context, dgate, dx_gate);
   add(context.stream, dx.reshape(dx.count()), dx_gate.reshape(dx_gate.count()), dx.reshape(dx.count()));
 }
 

@@ -10,11 +10,11 @@
 // NAME.keys, and for SWILU NAME.gate.weight (W1) and NAME.out.weight (W2).
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <string>
 
 #include "layers/context.h"
+#include "layers/dense.h"
 #include "layers/memory/batch_norm.h"
 #include "layers/memory/exchange.h"
 #include "layers/memory/value_table.h"
@@ -33,7 +33,6 @@ struct MemoryShape {
   int64_t key_width = 512;  // c, both halves; even
   QueryNorm query_norm = QueryNorm::kBatchNorm;
   MemoryOutput output = MemoryOutput::kPlain;
-  ExchangeKind exchange = ExchangeKind::kAuto;
 };
 
 class MemoryLayer {
@@ -49,7 +48,7 @@ class MemoryLayer {
 
   const MemoryShape& shape() const { return shape_; }
   const ValueTable& table() const { return table_; }
-  const Route& route() const { return exchange_->route(); }  // of the last forward
+  const Route& route() const { return exchange_.route(); }  // of the last forward
   // Of the last forward: (T, H*k) slots, per head by score, and their weights.
   Matrix<const int32_t> slots() const { return kept_.slots; }
   Matrix<const float> weights() const { return kept_.weights; }
@@ -57,32 +56,25 @@ class MemoryLayer {
  private:
   // From forward to backward, in the arena.
   struct Kept {
-    Matrix<const float> x;
-    Matrix<float> raw_queries;  // before a layer norm
-    Vector<float> mean, rstd;   // of the layer norm
-    Matrix<float> queries;      // (T, H*c)
+    Matrix<float> queries;  // (T, H*c), normalised
     Matrix<int32_t> slots;
     Matrix<float> weights;
-    Matrix<float> sum;    // y
-    Matrix<float> gate;   // W1 x
-    Matrix<float> gated;  // y * silu(W1 x)
+    Matrix<float> sum;   // y
+    Matrix<float> gate;  // W1 x
   };
-  void normalise_queries(StepContext& context);
-  void query_norm_backward(StepContext& context, Matrix<float> dqueries);
   View<float, 3> by_head(Matrix<float> queries) const;
   Matrix<float> by_half(Matrix<float> queries) const;
 
   std::string name_;
   MemoryShape shape_;
   ValueTable& table_;
-  std::unique_ptr<Exchange> exchange_;
-  Parameter<2> query_weight_;
-  Parameter<1> query_bias_;
+  Exchange exchange_;
+  Linear query_;
   std::optional<SyncBatchNorm> batch_norm_;
-  Parameter<1> norm_weight_, norm_bias_;  // of the layer norm
+  std::optional<LayerNorm> layer_norm_;
   Parameter<4> keys_;
-  Parameter<2> gate_weight_;
-  Parameter<2> output_weight_;
+  std::optional<Linear> gate_;
+  std::optional<Linear> output_;
   Kept kept_;
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the POOLED exchange computes (docs/memory-layer.md, "Over R ranks"). A pair is what one token reads from one
+// What the exchange computes (docs/memory-layer.md, "Over R ranks"). A pair is what one token reads from one
 // owner: selections [pair_offsets[p], pair_offsets[p + 1]). The owner answers it with one vector and never with rows.
 //
 //   rows       (local rows, dv), float, bf16 or fp16

@@ -122,7 +122,7 @@ Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType typ
     StepContext context{stream, arena, world};
     ValueTable table({"table", lookup.slots_in_table, lookup.width, placement, type}, world, {}, 1);
     write_table(table, lookup);
-    const auto exchange = make_exchange(ExchangeKind::kAuto);
+    Exchange exchange;
     const auto [begin, end] = share(world.rank(), ranks);
     const int64_t tokens = end - begin;
     for (int64_t pass = 0; pass < lookup.passes; ++pass) {
@@ -130,13 +130,13 @@ Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType typ
       const int64_t first = pass * kTokens + begin;
       Tensor<float> out(tokens * lookup.width);
       Tensor<float> dweights(tokens * kSelections);
-      exchange->forward(context, table, RouteTag("test", pass, lookup.slots_in_table),
-                        Matrix<const int32_t>(lookup.slots.data() + first * kSelections, tokens, kSelections),
-                        Matrix<const float>(lookup.weights.data() + first * kSelections, tokens, kSelections),
-                        out.view(tokens, lookup.width));
-      exchange->backward(context, table,
-                         Matrix<const float>(lookup.dout.data() + first * lookup.width, tokens, lookup.width),
-                         dweights.view(tokens, kSelections));
+      exchange.forward(context, table, RouteTag("test", pass, lookup.slots_in_table),
+                       Matrix<const int32_t>(lookup.slots.data() + first * kSelections, tokens, kSelections),
+                       Matrix<const float>(lookup.weights.data() + first * kSelections, tokens, kSelections),
+                       out.view(tokens, lookup.width));
+      exchange.backward(context, table,
+                        Matrix<const float>(lookup.dout.data() + first * lookup.width, tokens, lookup.width),
+                        dweights.view(tokens, kSelections));
       std::ranges::copy(out.values(), all.out.begin() + first * lookup.width);
       std::ranges::copy(dweights.values(), all.dweights.begin() + first * kSelections);
     }
