@@ -67,7 +67,6 @@ std::string to_string(const StepLine& line) {
                                  line.loss, line.grad_norm, line.learning_rate);
   if (line.loss_scale) text += fmt::format(" | scale {}", *line.loss_scale);
   text += fmt::format(" | {} | {} tok/s", duration_text(line.step_ms), count_text(line.tokens_per_s));
-  if (line.flops_utilization) text += fmt::format(" | mfu {:.1f}%", *line.flops_utilization * 100);
   const bool large = line.memory_total >= kGi;
   text += fmt::format(" | mem {:.1f}/{:.1f} {}", line.memory_used / (large ? kGi : kMi),
                       line.memory_total / (large ? kGi : kMi), large ? "GiB" : "MiB");

@@ -17,10 +17,9 @@ struct StepLine {
   double learning_rate = 0;
   double step_ms = 0;
   double tokens_per_s = 0;
-  std::optional<double> flops_utilization;  // 0..1; absent where the machine's peak is not known
-  double memory_used = 0;                   // bytes
-  double memory_total = 0;                  // bytes
-  std::optional<double> exposed;            // share of the step spent waiting for communication, 0..1
+  double memory_used = 0;         // bytes
+  double memory_total = 0;        // bytes
+  std::optional<double> exposed;  // share of the step spent waiting for communication, 0..1
   double seconds_left = 0;
   std::optional<double> loss_scale;  // absent unless losses are scaled (FP16)
 };
@@ -33,7 +32,7 @@ struct MemoryLine {
   double bytes_per_step = 0;
 };
 
-// "step 120/20000 | loss 3.4127 | gnorm 0.82 | lr 5.98e-04 | 412 ms | 254k tok/s | mfu 41.8% | mem 38.1/79.1 GiB | ..."
+// "step 120/20000 | loss 3.4127 | gnorm 0.82 | lr 5.98e-04 | 412 ms | 254k tok/s | mem 38.1/79.1 GiB | ..."
 std::string to_string(const StepLine& line);
 // "memory L6 | used 63.2% | kl 0.91 | hottest shard 1.18x | 312 MiB/step"
 std::string to_string(const MemoryLine& line);

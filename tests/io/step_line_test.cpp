@@ -22,11 +22,10 @@ TEST(StepLine, NamesTheLossScaleWhereThereIsOne) {
 }
 
 TEST(StepLine, SaysEverythingOnce) {
-  StepLine line{120, 20000, 3.41273, 0.8249, 5.98e-4, 412.3, 254321, 0.418, 38.1 * kGi, 79.1 * kGi, 0.091, 6730, {}};
+  StepLine line{120, 20000, 3.41273, 0.8249, 5.98e-4, 412.3, 254321, 38.1 * kGi, 79.1 * kGi, 0.091, 6730, {}};
   EXPECT_EQ(to_string(line),
-            "step 120/20000 | loss 3.4127 | gnorm 0.82 | lr 5.98e-04 | 412 ms | 254k tok/s | mfu 41.8% | "
+            "step 120/20000 | loss 3.4127 | gnorm 0.82 | lr 5.98e-04 | 412 ms | 254k tok/s | "
             "mem 38.1/79.1 GiB | comm 9% exposed | eta 1h52m");
-  line.flops_utilization.reset();
   line.exposed.reset();
   line.memory_used = 100 * 1024 * 1024;
   line.memory_total = 512 * 1024 * 1024;
