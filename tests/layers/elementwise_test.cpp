@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/elementwise.h"
 
-#include "runtime/parallel.h"
 #include "tests/reference/tensor.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -29,14 +29,13 @@ TEST(Elementwise, FillAdd) {
 
 TEST(Elementwise, SumsAccumulateAndDoNotDependOnTheThreads) {
   Stream stream;
-  const int before = threads();
   for (const int64_t count : kCounts) {
     const Numbers x = normals("x", count);
     Tensor<float> x_float(x);
     std::vector<double> sums;
     std::vector<double> squares;
     for (const int n : {1, 2, 3, 1}) {
-      set_threads(n);
+      const ThreadScope scope(n);
       Tensor<double> total(Numbers{10, 20});
       add_sum(stream, x_float.view(), total.view().rows(0, 1));
       add_sum_of_squares(stream, x_float.view(), total.view().rows(1, 2));
@@ -50,7 +49,6 @@ TEST(Elementwise, SumsAccumulateAndDoNotDependOnTheThreads) {
     EXPECT_NEAR(sums[0], 10 + std::accumulate(x.begin(), x.end(), 0.0), 1e-9);
     EXPECT_NEAR(squares[0], 20 + dot(x, x), 1e-8);
   }
-  set_threads(before);
 }
 
 TEST(Elementwise, SquaresDoNotOverflow) {
