@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
 
 namespace pkmesh {
 
@@ -36,22 +35,5 @@ struct MemoryLine {
 std::string to_string(const StepLine& line);
 // "memory L6 | used 63.2% | kl 0.91 | hottest shard 1.18x | 312 MiB/step"
 std::string to_string(const MemoryLine& line);
-
-// Three digits or so, in the unit that suits: "412 ms", "1.53 s"; "254k", "1.25M"; "312 MiB"; "1h52m".
-std::string duration_text(double milliseconds);
-std::string count_text(double count);
-std::string bytes_text(double bytes);
-std::string time_left_text(double seconds);
-
-// This process and its machine, in bytes; zero where the system does not say.
-struct ProcessMemory {
-  int64_t resident = 0;
-  int64_t peak = 0;  // most that was resident so far
-  int64_t machine_total = 0;
-  int64_t machine_available = 0;  // without swapping
-};
-ProcessMemory process_memory();
-// The number of kibibytes behind "key:" in the style of /proc/self/status, in bytes; zero if it is not there.
-int64_t proc_bytes(std::string_view text, std::string_view key);
 
 }  // namespace pkmesh

@@ -16,6 +16,7 @@
 #include "runtime/cpu.h"
 #include "runtime/log.h"
 #include "runtime/parallel.h"
+#include "runtime/process_memory.h"
 #include "runtime/text.h"
 
 namespace pkmesh {

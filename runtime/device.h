@@ -28,7 +28,7 @@ std::string to_string(Device device);  // "cpu", "cuda:1"
 // True if this program was built with kernels for the kind. (Whether one is plugged in is device_count's answer.)
 bool compiled_with(DeviceKind kind);
 int device_count(DeviceKind kind);
-// Bytes of memory that a GPU has; the host's memory is the system's to tell (process_memory() in io/step_line.h).
+// Bytes of memory that a GPU has; the host's memory is the system's to tell (runtime/process_memory.h).
 int64_t total_memory(Device gpu);
 
 // How matrix products treat their fp32 operands: as they are, or rounded to 16 bits. They add up in fp32.

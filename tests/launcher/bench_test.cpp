@@ -173,9 +173,6 @@ TEST(Measure, Spread) {
   EXPECT_EQ(odd.max, 3);
   EXPECT_EQ(spread_of({4, 1, 2, 3}).median, 2.5);
   EXPECT_EQ(to_text(Spread{12.34, 0.5, 1234}), "12.3 (0.500-1234)");
-  EXPECT_EQ(size_text(512), "512 B");
-  EXPECT_EQ(size_text(1536), "1.5 KiB");
-  EXPECT_EQ(size_text(3 << 20), "3.0 MiB");
 }
 
 TEST(Measure, Line) {

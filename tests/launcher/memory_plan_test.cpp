@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "comm/thread.h"
-#include "io/step_line.h"
+#include "runtime/process_memory.h"
 
 namespace pkmesh {
 namespace {
