@@ -44,9 +44,10 @@ std::string planned_bytes(int64_t bytes) {
 int64_t memory_parameters(const MemorySite& site) {
   const MemoryShape& memory = site.shape;
   const int64_t features = memory.heads * memory.key_width;
-  int64_t count = (memory.width + 1) * features;                     // query
-  if (memory.query_norm != QueryNorm::kNone) count += 2 * features;  // scale, shift
-  count += memory.heads * memory.sub_keys * memory.key_width;        // keys: 2 halves of key_width / 2
+  int64_t count = (memory.width + 1) * features;                              // query
+  if (memory.query_norm == QueryNorm::kBatchNorm) count += 2 * features;      // scale, shift
+  if (memory.query_norm == QueryNorm::kLayerNorm) count += memory.key_width;  // of a half, which all have in common
+  count += memory.heads * memory.sub_keys * memory.key_width;                 // keys: 2 halves of key_width / 2
   if (memory.output == MemoryOutput::kSwilu) count += 2 * memory.width * site.table.width;
   return count;
 }
