@@ -22,7 +22,7 @@ std::string join_key(std::string_view prefix, std::string_view name);
 // The comment above a message, a field, an enum or an enum's value, as one line. Empty if there is none.
 std::string comment(std::string_view full_name);
 
-// "between 1 and 1024", "more than 0", "a multiple of 2"; empty without limits.
+// "1 to 1024", "at least 1", "more than 0, a multiple of 2"; empty without limits.
 std::string limits_text(const Field& field);
 // Empty if `value` is within the field's limits, else "must be ...". NaN is never within.
 std::string limits_error(const Field& field, double value);

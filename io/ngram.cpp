@@ -140,7 +140,7 @@ struct Model {
   }
 };
 
-Model count(const Tokens& train, int64_t most_tokens, int64_t& counted) {
+Model count(const Tokens& train, int64_t most_tokens) {
   Model model(train.vocabulary_size());
   const bool all = train.count() <= most_tokens;
   const int64_t pieces =
@@ -155,7 +155,6 @@ Model count(const Tokens& train, int64_t most_tokens, int64_t& counted) {
     train.read(begin, ids);
     model.add(ids);
     if (joined) --model.tokens[static_cast<size_t>(ids.back())];  // it is counted with its own piece
-    counted += own;
   }
   model.finish();
   return model;
@@ -171,9 +170,7 @@ NgramBaseline ngram_baseline(const Tokens& train, const Tokens& valid, int64_t m
   if (train.tokenizer_hash() != valid.tokenizer_hash())
     user_error("training tokens are of tokenizer {:016x}, validation tokens of {:016x}; tokenize both with one",
                train.tokenizer_hash(), valid.tokenizer_hash());
-  NgramBaseline baseline;
-  const Model model = count(train, most_tokens, baseline.counted_tokens);
-  baseline.distinct_pairs = model.pairs.size();
+  const Model model = count(train, most_tokens);
 
   double unigram = 0;  // sums of -log p
   double bigram = 0;
@@ -187,12 +184,7 @@ NgramBaseline ngram_baseline(const Tokens& train, const Tokens& valid, int64_t m
     }
   }
   const auto predicted = static_cast<double>(valid.count() - 1);
-  const double bits = 1 / (std::log(2.0) * static_cast<double>(std::max<int64_t>(valid.text().bytes, 1)));
-  baseline.unigram_perplexity = std::exp(unigram / predicted);
-  baseline.bigram_perplexity = std::exp(bigram / predicted);
-  baseline.unigram_bits_per_byte = unigram * bits;
-  baseline.bigram_bits_per_byte = bigram * bits;
-  return baseline;
+  return {std::exp(unigram / predicted), std::exp(bigram / predicted)};
 }
 
 }  // namespace pkmesh

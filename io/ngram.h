@@ -17,10 +17,6 @@ namespace pkmesh {
 struct NgramBaseline {
   double unigram_perplexity = 0;  // per token, over every validation token but the first, as EvaluationWindows predicts
   double bigram_perplexity = 0;
-  double unigram_bits_per_byte = 0;  // of the validation text
-  double bigram_bits_per_byte = 0;
-  int64_t counted_tokens = 0;  // of the training tokens
-  int64_t distinct_pairs = 0;
 };
 
 // Counts all training tokens, or `most_tokens` of them in evenly spread pieces. Memory: at most 64 bytes per distinct

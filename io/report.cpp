@@ -13,7 +13,6 @@
 #include "io/checkpoint.h"
 #include "io/file.h"
 #include "io/metrics.h"
-#include "io/step_line.h"
 #include "runtime/check.h"
 #include "runtime/text.h"
 

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
 
 namespace pkmesh {
 
@@ -17,10 +16,9 @@ struct StepLine {
   double learning_rate = 0;
   double step_ms = 0;
   double tokens_per_s = 0;
-  std::optional<double> flops_utilization;  // 0..1; absent where the machine's peak is not known
-  double memory_used = 0;                   // bytes
-  double memory_total = 0;                  // bytes
-  std::optional<double> exposed;            // share of the step spent waiting for communication, 0..1
+  double memory_used = 0;         // bytes
+  double memory_total = 0;        // bytes
+  std::optional<double> exposed;  // share of the step spent waiting for communication, 0..1
   double seconds_left = 0;
   std::optional<double> loss_scale;  // absent unless losses are scaled (FP16)
 };
@@ -29,30 +27,13 @@ struct MemoryLine {
   std::string layer;  // "L6"
   double used = 0;    // share of the slots with weight, 0..1
   double kl = 0;
-  double hottest_shard = 1;  // greatest over mean of the ranks' reads
-  double bytes_per_step = 0;
+  double hottest_shard = 1;              // greatest over mean of the ranks' reads
+  std::optional<double> bytes_per_step;  // absent where they are not known: the ledger does not tell tables apart
 };
 
-// "step 120/20000 | loss 3.4127 | gnorm 0.82 | lr 5.98e-04 | 412 ms | 254k tok/s | mfu 41.8% | mem 38.1/79.1 GiB | ..."
+// "step 120/20000 | loss 3.4127 | gnorm 0.82 | lr 5.98e-04 | 412 ms | 254k tok/s | mem 38.1/79.1 GiB | ..."
 std::string to_string(const StepLine& line);
 // "memory L6 | used 63.2% | kl 0.91 | hottest shard 1.18x | 312 MiB/step"
 std::string to_string(const MemoryLine& line);
-
-// Three digits or so, in the unit that suits: "412 ms", "1.53 s"; "254k", "1.25M"; "312 MiB"; "1h52m".
-std::string duration_text(double milliseconds);
-std::string count_text(double count);
-std::string bytes_text(double bytes);
-std::string time_left_text(double seconds);
-
-// This process and its machine, in bytes; zero where the system does not say.
-struct ProcessMemory {
-  int64_t resident = 0;
-  int64_t peak = 0;  // most that was resident so far
-  int64_t machine_total = 0;
-  int64_t machine_available = 0;  // without swapping
-};
-ProcessMemory process_memory();
-// The number of kibibytes behind "key:" in the style of /proc/self/status, in bytes; zero if it is not there.
-int64_t proc_bytes(std::string_view text, std::string_view key);
 
 }  // namespace pkmesh

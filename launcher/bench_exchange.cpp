@@ -54,7 +54,7 @@ void sweep(Communicator& world, const BenchOptions& options, BenchReport& report
     const auto size = static_cast<double>(bytes);
     const double scatter_rate = rate(size, scattered.median);
     const double reduce_rate = rate(size, reduced.median);
-    report.line(fmt::format("{:<24}{:>26}{:>8.2f}{:>8.2f}{:>26}{:>8.2f}{:>8.2f}", size_text(size), to_text(scattered),
+    report.line(fmt::format("{:<24}{:>26}{:>8.2f}{:>8.2f}{:>26}{:>8.2f}{:>8.2f}", bytes_text(size), to_text(scattered),
                             scatter_rate, scatter_rate * exchanged, to_text(reduced), reduce_rate,
                             reduce_rate * 2 * exchanged));
     report.figures["messages"].push_back(

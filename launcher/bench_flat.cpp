@@ -5,11 +5,12 @@
 #include <fmt/format.h>
 
 #include "io/config.h"
-#include "io/step_line.h"
 #include "launcher/bench.h"
 #include "launcher/bench_layer.h"
 #include "launcher/memory_plan.h"
 #include "runtime/parallel.h"
+#include "runtime/process_memory.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -71,7 +72,7 @@ TableFigures time_table(Communicator& world, int64_t sub_keys, const TableFigure
   const std::string name = table_name(sub_keys, options.flat_width);
   if (!fits(world, config)) {
     report.line(fmt::format("{:<14}{:>10}   left out: with its moments it does not fit in the memory that is free",
-                            name, size_text(bytes)));
+                            name, bytes_text(bytes)));
     return {};
   }
   const Ceilings ceilings = table_ceilings(world, sub_keys, options);
@@ -83,7 +84,7 @@ TableFigures time_table(Communicator& world, int64_t sub_keys, const TableFigure
   const TableFigures& base = first.ms == 0 ? figures : first;
   report.line(fmt::format(
       "{:<14}{:>10}{:>10}{:>22}{:>9.2f}{:>9.2f}{:>9.2f}{:>9.2f}{:>9.2f}{:>10.1f}{:>11.1f}{:>10.1f}{:>9.2f}", name,
-      size_text(bytes), rows, to_text(times.step), times.forward.median, times.backward.median, times.update.median,
+      bytes_text(bytes), rows, to_text(times.step), times.forward.median, times.backward.median, times.update.median,
       times.rows.median, figures.ms / base.ms, ceilings.rows_read / 1e9, ceilings.rows_updated / 1e9, figures.floor_ms,
       base.floor_ms == 0 ? 0 : figures.floor_ms / base.floor_ms));
   nlohmann::json line = to_json(times);

@@ -5,7 +5,6 @@
 
 #include <bit>
 
-#include "io/step_line.h"
 #include "launcher/bench.h"
 #include "layers/elementwise.h"
 #include "layers/memory/select.h"

@@ -7,11 +7,11 @@
 #include <array>
 #include <cmath>
 
-#include "io/step_line.h"
 #include "launcher/bench.h"
 #include "layers/elementwise.h"
 #include "optim/clipping.h"
 #include "runtime/parallel.h"
+#include "runtime/process_memory.h"
 #include "runtime/text.h"
 
 namespace pkmesh {
@@ -189,8 +189,8 @@ void bench_layer(Communicator& world, const config::Config& config, const BenchO
        {std::pair{"forward", times.forward}, std::pair{"backward", times.backward}, std::pair{"update", times.update},
         std::pair{"whole step", times.step}, std::pair{"  of it rows", times.rows}})
     report.line(fmt::format("{:<13}{:>23} ms", name, to_text(ms)));
-  report.line(fmt::format("peak memory of a rank  {}, {} of it before the layer", size_text(peak),
-                          size_text(static_cast<double>(before.resident))));
+  report.line(fmt::format("peak memory of a rank  {}, {} of it before the layer", bytes_text(peak),
+                          bytes_text(static_cast<double>(before.resident))));
   report.figures.update(to_json(times));
   report.figures["distinct_rows"] = rows;
   report.figures["memory"] = {{"peak_bytes", peak}, {"before_bytes", before.resident}};

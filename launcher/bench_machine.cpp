@@ -181,13 +181,13 @@ std::string to_text(const Ceilings& ceilings, const CeilingSizes& sizes) {
       fmt::format("ceilings of this machine, {}, {}\n", counted(threads(), "thread"), to_string(cpu_level()));
   text += "  copy, read + written       ";
   for (const auto& copy : ceilings.copies)
-    text += fmt::format("{}{}: {:.1f}", &copy == ceilings.copies.data() ? "" : ", ", size_text(copy.bytes),
+    text += fmt::format("{}{}: {:.1f}", &copy == ceilings.copies.data() ? "" : ", ", bytes_text(copy.bytes),
                         copy.bytes_per_s / 1e9);
   text += " GB/s\n";
   const auto table = static_cast<double>(std::min(sizes.table_bytes, sizes.table_rows * sizes.row_bytes));
   text += fmt::format("  random rows of {:<10}  read {:.1f} GB/s, rewritten {:.1f} GB/s (read + written), table {}\n",
-                      size_text(static_cast<double>(sizes.row_bytes)), ceilings.rows_read / 1e9,
-                      ceilings.rows_updated / 1e9, size_text(table));
+                      bytes_text(static_cast<double>(sizes.row_bytes)), ceilings.rows_read / 1e9,
+                      ceilings.rows_updated / 1e9, bytes_text(table));
   return text + fmt::format("  matrix product, {0} x {0}   {1:.0f} GFLOP/s", sizes.product, ceilings.flops / 1e9);
 }
 

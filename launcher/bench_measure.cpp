@@ -66,11 +66,4 @@ std::string to_text(const Spread& milliseconds) {
   return fmt::format("{} ({}-{})", digits(milliseconds.median), digits(milliseconds.min), digits(milliseconds.max));
 }
 
-std::string size_text(double bytes) {
-  if (bytes >= 1 << 30) return fmt::format("{:.1f} GiB", bytes / (1 << 30));
-  if (bytes >= 1 << 20) return fmt::format("{:.1f} MiB", bytes / (1 << 20));
-  if (bytes >= 1 << 10) return fmt::format("{:.1f} KiB", bytes / (1 << 10));
-  return fmt::format("{:.0f} B", bytes);
-}
-
 }  // namespace pkmesh

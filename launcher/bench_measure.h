@@ -116,7 +116,5 @@ class BenchReport {
 
 // "12.3 (11.9-14.0)" in milliseconds, with digits that suit.
 std::string to_text(const Spread& milliseconds);
-// "4 KiB", "1.5 MiB", "2.0 GiB".
-std::string size_text(double bytes);
 
 }  // namespace pkmesh

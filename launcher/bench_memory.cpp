@@ -5,12 +5,12 @@
 #include <fmt/format.h>
 
 #include "comm/agree.h"
-#include "io/step_line.h"
 #include "launcher/bench.h"
 #include "launcher/bench_tokens.h"
 #include "launcher/memory_plan.h"
 #include "launcher/trainer.h"
 #include "runtime/parallel.h"
+#include "runtime/process_memory.h"
 #include "runtime/text.h"
 
 namespace pkmesh {
@@ -42,7 +42,7 @@ class MemoryTable {
     auto sum = static_cast<double>(bytes);
     world_.all_reduce(std::span<double>(&sum, 1), Reduction::kSum, Purpose::kControl);
     const double share = sum / (static_cast<double>(planned_) * world_.size());
-    report_.line(fmt::format("{:<34}{:>14}{:>14}{:>11.1f}%", what, size_text(most), size_text(sum), share * 100));
+    report_.line(fmt::format("{:<34}{:>14}{:>14}{:>11.1f}%", what, bytes_text(most), bytes_text(sum), share * 100));
     report_.figures["memory"].push_back({{"what", what}, {"rank_bytes", most}, {"bytes", sum}, {"of_plan", share}});
   }
 

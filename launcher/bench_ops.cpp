@@ -2,7 +2,6 @@
 // `pkmesh bench ops`: what the machine could do, then each phase of a step against it.
 #include <fmt/format.h>
 
-#include "io/step_line.h"
 #include "launcher/bench.h"
 #include "launcher/bench_layer.h"
 #include "layers/attention.h"
@@ -12,6 +11,7 @@
 #include "layers/linear.h"
 #include "layers/memory/select.h"
 #include "runtime/parallel.h"
+#include "runtime/process_memory.h"
 
 namespace pkmesh {
 namespace {

@@ -6,13 +6,13 @@
 #include <optional>
 
 #include "comm/agree.h"
-#include "io/step_line.h"
 #include "launcher/bench.h"
 #include "launcher/bench_cost.h"
 #include "launcher/bench_tokens.h"
 #include "launcher/memory_plan.h"
 #include "launcher/trainer.h"
 #include "runtime/parallel.h"
+#include "runtime/process_memory.h"
 #include "runtime/text.h"
 
 namespace pkmesh {
@@ -43,7 +43,7 @@ void report_memory(Communicator& world, const config::Config& config, const Proc
   report.line(
       fmt::format("peak memory of a rank  {} with the memory, {} of it before the model; planned {}: "
                   "measured / planned {:.3f}",
-                  size_text(peak), size_text(peak - grown), size_text(planned), grown / planned));
+                  bytes_text(peak), bytes_text(peak - grown), bytes_text(planned), grown / planned));
   report.figures["memory"] = {{"peak_bytes", peak}, {"grown_bytes", grown}, {"planned_bytes", planned}};
 }
 

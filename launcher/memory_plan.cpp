@@ -9,10 +9,10 @@
 #include "comm/host_staged.h"
 #include "comm/shared_sums.h"
 #include "io/batches.h"
-#include "io/step_line.h"
 #include "io/tokenizer.h"
 #include "layers/cross_entropy.h"
 #include "layers/memory/sum_by_row.h"
+#include "runtime/process_memory.h"
 #include "runtime/text.h"
 
 namespace pkmesh {
@@ -27,14 +27,15 @@ int64_t capped(double count) {
   return count < static_cast<double>(kMost) ? static_cast<int64_t>(count) : kMost;
 }
 
-std::string count_text(int64_t count) {
+// The plan's columns: finer than count_text() and bytes_text(), for its lines are added up.
+std::string planned_count(int64_t count) {
   if (count >= 10'000'000'000) return fmt::format("{:.1f} G", static_cast<double>(count) / 1e9);
   if (count >= 10'000'000) return fmt::format("{:.1f} M", static_cast<double>(count) / 1e6);
   if (count >= 10'000) return fmt::format("{:.1f} k", static_cast<double>(count) / 1e3);
   return std::to_string(count);
 }
 
-std::string bytes_text(int64_t bytes) {
+std::string planned_bytes(int64_t bytes) {
   if (bytes >= kMost) return "over 1 PiB";
   const double mib = static_cast<double>(bytes) / (1 << 20);
   return mib >= 1024 ? fmt::format("{:.2f} GiB", mib / 1024) : fmt::format("{:.1f} MiB", mib);
@@ -43,9 +44,10 @@ std::string bytes_text(int64_t bytes) {
 int64_t memory_parameters(const MemorySite& site) {
   const MemoryShape& memory = site.shape;
   const int64_t features = memory.heads * memory.key_width;
-  int64_t count = (memory.width + 1) * features;                     // query
-  if (memory.query_norm != QueryNorm::kNone) count += 2 * features;  // scale, shift
-  count += memory.heads * memory.sub_keys * memory.key_width;        // keys: 2 halves of key_width / 2
+  int64_t count = (memory.width + 1) * features;                              // query
+  if (memory.query_norm == QueryNorm::kBatchNorm) count += 2 * features;      // scale, shift
+  if (memory.query_norm == QueryNorm::kLayerNorm) count += memory.key_width;  // of a half, which all have in common
+  count += memory.heads * memory.sub_keys * memory.key_width;                 // keys: 2 halves of key_width / 2
   if (memory.output == MemoryOutput::kSwilu) count += 2 * memory.width * site.table.width;
   return count;
 }
@@ -117,7 +119,7 @@ int64_t rounded_bytes(const TransformerShape& shape, int64_t tokens, DeviceKind 
 // Values and gradients on every rank, moments on `sharing` ranks together.
 MemoryPlan::Line dense_line(int64_t parameters, int sharing) {
   const std::string of = sharing == 1 ? "" : fmt::format(" of 1/{}", sharing);
-  return {"dense parameters", fmt::format("{} x (value, gradient, 2 moments{})", count_text(parameters), of),
+  return {"dense parameters", fmt::format("{} x (value, gradient, 2 moments{})", planned_count(parameters), of),
           parameters * 2 * kFloat + (parameters + sharing - 1) / sharing * 2 * kFloat};
 }
 
@@ -182,8 +184,8 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
     const int64_t row_bytes = table.width * bytes_of(table.type) +
                               RowOptimizer::bytes_per_row(row_options(config), table.width) + ValueTable::kUsageBytes;
     plan.lines.push_back({"table " + name,
-                          fmt::format("{} of {} rows x {} bytes (value, moments, counters)", count_text(rows),
-                                      count_text(table.slots), row_bytes),
+                          fmt::format("{} of {} rows x {} bytes (value, moments, counters)", planned_count(rows),
+                                      planned_count(table.slots), row_bytes),
                           std::min(rows * row_bytes, kMost)});
   }
   plan.lines.push_back({"activations", fmt::format("{} tokens at a time", tokens),
@@ -250,13 +252,13 @@ int64_t planned_vocabulary(const config::Config& config) {
 std::string to_text(const MemoryPlan& plan) {
   std::string text =
       fmt::format("memory per rank ({}), {} dense and {} value parameters\n", counted(plan.ranks, "rank"),
-                  count_text(plan.dense_parameters), count_text(plan.value_parameters));
+                  planned_count(plan.dense_parameters), planned_count(plan.value_parameters));
   for (const auto& line : plan.lines)
-    text += fmt::format("  {:<18}{:>12}   {}\n", line.what, bytes_text(line.bytes), line.how);
+    text += fmt::format("  {:<18}{:>12}   {}\n", line.what, planned_bytes(line.bytes), line.how);
   const int64_t on_gpu = plan.bytes_per_rank(DeviceKind::kCuda);
-  if (on_gpu > 0) text += fmt::format("  {:<18}{:>12}\n", "total on a GPU", bytes_text(on_gpu));
+  if (on_gpu > 0) text += fmt::format("  {:<18}{:>12}\n", "total on a GPU", planned_bytes(on_gpu));
   return text + fmt::format("  {:<18}{:>12}\n", on_gpu > 0 ? "total on the host" : "total",
-                            bytes_text(plan.bytes_per_rank(DeviceKind::kCpu)));
+                            planned_bytes(plan.bytes_per_rank(DeviceKind::kCpu)));
 }
 
 }  // namespace pkmesh

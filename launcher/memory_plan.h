@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run will hold in memory on each rank, from its configuration alone: `pkmesh train --dry-run`, and the plan
-// that the run prints before its first step beside what it then allocates.
+// What a run will hold in memory on each rank, from its configuration alone: `pkmesh train --dry-run` prints it, and
+// so does a run before its first step.
 #pragma once
 
 #include <cstdint>

@@ -8,7 +8,6 @@
 
 #include "comm/agree.h"
 #include "io/config.h"
-#include "io/step_line.h"
 #include "launcher/commands.h"
 #include "runtime/check.h"
 #include "runtime/log.h"

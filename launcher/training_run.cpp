@@ -16,6 +16,7 @@
 #include "runtime/cpu.h"
 #include "runtime/log.h"
 #include "runtime/parallel.h"
+#include "runtime/process_memory.h"
 #include "runtime/text.h"
 
 namespace pkmesh {
@@ -278,7 +279,7 @@ void TrainingRun::report_memory() {
     line.used = health[i].usage;
     line.kl = health[i].kl_weighted;
     line.hottest_shard = health[i].hottest_shard;
-    if (tables.size() == 1) line.bytes_per_step = bytes;  // the ledger does not tell tables apart
+    if (tables.size() == 1) line.bytes_per_step = bytes;
     log_info("{}", to_string(line));
   }
   trainer_->model().reset_usage();

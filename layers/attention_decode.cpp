@@ -15,17 +15,6 @@ void check_caches(const View<float, 3>& key_cache, const View<float, 3>& value_c
 
 }  // namespace
 
-void attention_fill_cache(Stream& stream, Matrix<const float> qkv, View<float, 3> key_cache,
-                          View<float, 3> value_cache) {
-  check_caches(key_cache, value_cache, qkv.size(1));
-  const int64_t sequences = key_cache.size(0);
-  PKM_CHECK(sequences > 0 && qkv.size(0) % sequences == 0 && qkv.size(0) / sequences <= key_cache.size(1),
-            "attention_fill_cache: {} tokens do not fit {} sequences of at most {}", qkv.size(0), sequences,
-            key_cache.size(1));
-  Range range("attention_fill_cache");
-  PKM_DISPATCH(stream, attention_fill_cache, qkv, key_cache, value_cache);
-}
-
 void attention_decode(Stream& stream, int64_t heads, Matrix<const float> qkv, Vector<const int32_t> positions,
                       View<float, 3> key_cache, View<float, 3> value_cache, Matrix<float> output) {
   check_caches(key_cache, value_cache, qkv.size(1));

@@ -8,14 +8,8 @@
 
 namespace pkmesh {
 
-PKM_OP(attention_fill_cache, Matrix<const float> qkv, View<float, 3> key_cache, View<float, 3> value_cache)
 PKM_OP(attention_decode, int64_t heads, Matrix<const float> qkv, Vector<const int32_t> positions,
        View<float, 3> key_cache, View<float, 3> value_cache, Matrix<float> output)
-
-// Copies keys and values of a prompt that attention_forward has processed into positions [0, context) of the caches.
-// qkv (sequences * context, 3 d), context <= capacity.
-void attention_fill_cache(Stream& stream, Matrix<const float> qkv, View<float, 3> key_cache,
-                          View<float, 3> value_cache);
 
 // qkv (sequences, 3 d) of the new tokens; positions (sequences), each < capacity: the new token's place in its
 // sequence. Writes its key and value to the caches, then output (sequences, d) = attention over positions [0,

@@ -49,14 +49,6 @@ void attend(const float* query, const float* keys, const float* values, int64_t 
 
 }  // namespace
 
-void attention_fill_cache(Stream&, Matrix<const float> qkv, View<float, 3> key_cache, View<float, 3> value_cache) {
-  const int64_t width = key_cache.size(2);
-  const int64_t context = qkv.size(0) / key_cache.size(0);
-  for (int64_t t = 0; t < qkv.size(0); ++t)
-    copy_key_and_value(qkv[t].data(), width, &key_cache(t / context, t % context, 0),
-                       &value_cache(t / context, t % context, 0));
-}
-
 void attention_decode(Stream&, int64_t heads, Matrix<const float> qkv, Vector<const int32_t> positions,
                       View<float, 3> key_cache, View<float, 3> value_cache, Matrix<float> output) {
   const int64_t width = output.size(1);

@@ -13,21 +13,6 @@ constexpr int kWarps = 4;
 constexpr int kMostWidth = 256;               // of a head
 constexpr int kColumns = kMostWidth / kWarp;  // that a lane holds
 
-// i runs over (T, width).
-struct FillCache {
-  int64_t context, capacity, width;
-  const float* qkv;
-  float* keys;
-  float* values;
-  __device__ void operator()(int64_t i) const {
-    const int64_t t = i / width;
-    const int64_t column = i % width;
-    const int64_t to = (t / context * capacity + t % context) * width + column;
-    keys[to] = qkv[(3 * t + 1) * width + column];
-    values[to] = qkv[(3 * t + 2) * width + column];
-  }
-};
-
 // i runs over (sequences, width).
 struct Append {
   int64_t capacity, width;
@@ -113,14 +98,6 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 }
 
 }  // namespace
-
-void attention_fill_cache(Stream& stream, Matrix<const float> qkv, View<float, 3> key_cache,
-                          View<float, 3> value_cache) {
-  const int64_t width = key_cache.size(2);
-  for_each(stream, qkv.size(0) * width,
-           FillCache{qkv.size(0) / key_cache.size(0), key_cache.size(1), width, qkv.data(), key_cache.data(),
-                     value_cache.data()});
-}
 
 void attention_decode(Stream& stream, int64_t heads, Matrix<const float> qkv, Vector<const int32_t> positions,
                       View<float, 3> key_cache, View<float, 3> value_cache, Matrix<float> output) {

@@ -17,11 +17,6 @@ void add(Stream& stream, Vector<const float> a, Vector<const float> b, Vector<fl
   PKM_DISPATCH(stream, add, a, b, y);
 }
 
-void scale(Stream& stream, Vector<float> x, float factor) {
-  Range range("scale");
-  PKM_DISPATCH(stream, scale, x, factor);
-}
-
 void add_sum(Stream& stream, Vector<const float> x, Vector<double> total) {
   check_shape("add_sum: total", total, {{"one", 1}});
   Range range("add_sum");

@@ -57,14 +57,6 @@ void add(Stream&, Vector<const float> a, Vector<const float> b, Vector<float> y)
   });
 }
 
-void scale(Stream&, Vector<float> x, float factor) {
-  float* out = x.data();
-  parallel_for(0, x.count(), kGrain, [=](int64_t from, int64_t to) {
-#pragma omp simd
-    for (int64_t i = from; i < to; ++i) out[i] *= factor;
-  });
-}
-
 void add_sum(Stream&, Vector<const float> x, Vector<double> total) {
   add_blocks(x, total[0], [](double value) { return value; });
 }

@@ -22,12 +22,6 @@ struct Add {
   __device__ void operator()(int64_t i) const { y[i] = a[i] + b[i]; }
 };
 
-struct Scale {
-  float factor;
-  float* x;
-  __device__ void operator()(int64_t i) const { x[i] *= factor; }
-};
-
 struct Identity {
   __device__ double operator()(double value) const { return value; }
 };
@@ -75,10 +69,6 @@ void fill(Stream& stream, Vector<float> x, float value) {
 
 void add(Stream& stream, Vector<const float> a, Vector<const float> b, Vector<float> y) {
   for_each(stream, y.count(), Add{a.data(), b.data(), y.data()});
-}
-
-void scale(Stream& stream, Vector<float> x, float factor) {
-  for_each(stream, x.count(), Scale{factor, x.data()});
 }
 
 void add_sum(Stream& stream, Vector<const float> x, Vector<double> total) {

@@ -64,7 +64,6 @@ class Adam {
 
   std::span<float> first_moments() const { return first_.span(); }
   std::span<float> second_moments() const { return second_.span(); }
-  static constexpr int64_t bytes_per_parameter() { return 2 * static_cast<int64_t>(sizeof(float)); }
 
  private:
   AdamOptions options_;

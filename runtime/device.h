@@ -29,7 +29,10 @@ std::string to_string(Device device);  // "cpu", "cuda:1"
 bool compiled_with(DeviceKind kind);
 int device_count(DeviceKind kind);
 // Bytes of memory that a GPU has, and that programs hold of it; the host's memory is the system's to tell
-// (process_memory() in io/step_line.h).
+// (runtime/process_memory.h).
+int64_t total_memory(Device gpu);
+int64_t used_memory(Device gpu);
+bool has_bf16(Device gpu);  // whether it multiplies bf16
 int64_t total_memory(Device gpu);
 int64_t used_memory(Device gpu);
 bool has_bf16(Device gpu);  // whether it multiplies bf16

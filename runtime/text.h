@@ -2,8 +2,6 @@
 // Words of lines for people.
 #pragma once
 
-#include <fmt/core.h>
-
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -11,8 +9,12 @@
 namespace pkmesh {
 
 // "1 rank", "3 ranks"
-inline std::string counted(int64_t count, std::string_view what) {
-  return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
-}
+std::string counted(int64_t count, std::string_view what);
+
+// Three digits or so, in the unit that suits: "412 ms", "1.53 s"; "254k", "1.25M"; "312 MiB"; "1h52m".
+std::string duration_text(double milliseconds);
+std::string count_text(double count);
+std::string bytes_text(double bytes);
+std::string time_left_text(double seconds);
 
 }  // namespace pkmesh

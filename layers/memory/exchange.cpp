@@ -40,6 +40,7 @@ void Exchange::backward(StepContext& context, ValueTable& table, Matrix<const fl
   check_shape("exchange: dweights", dweights, {{"tokens", route_.tokens}, {"selections", route_.selections_per_token}});
   const auto all = dweights.reshape(dweights.count());
   // Of what all ranks select together, so that they all go one way: rows that move in backward() do so collectively.
+  PKM_CHECK(context.all_tokens > 0 || !context.move_rows, "rows may move: how many tokens have all ranks?");
   const int64_t tokens = context.all_tokens > 0 ? context.all_tokens : route_.tokens * context.world.size();
   const bool by_row = table.sums(tokens * route_.selections_per_token);
   if (!route_.travels && by_row)

@@ -8,8 +8,8 @@
 
 #include "comm/self.h"
 #include "comm/thread.h"
-#include "runtime/parallel.h"
 #include "runtime/random.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -158,11 +158,10 @@ TEST(Route, DeliversEverySelectionInGlobalTokenOrder) {
 }
 
 TEST(Route, SortDoesNotDependOnTheThreads) {
-  const int before = threads();
   const int64_t per_token = 16;
   const Asked asked(4, 1000, per_token);  // 285 tokens
   const auto run = [&](int thread_count) {
-    set_threads(thread_count);
+    const reference::ThreadScope scope(thread_count);
     std::vector<int32_t> result;
     Arena arena;
     Stream stream;
@@ -179,7 +178,6 @@ TEST(Route, SortDoesNotDependOnTheThreads) {
   };
   const auto one = run(1);
   const auto three = run(3);
-  set_threads(before);
   EXPECT_EQ(one, three);
 }
 

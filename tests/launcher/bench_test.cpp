@@ -68,23 +68,17 @@ TEST(Cost, Selection) {
   EXPECT_EQ(backward.streamed, 4 * (2 * 2 * 12 + 3 * 60 + 3 * 16));
 }
 
+// A row is moved once, however many selections compute with it.
 TEST(Cost, Rows) {
   const LookupShape s = small_lookup();
   const Cost gather = cost::gather(s);
   EXPECT_EQ(gather.rows_read, 9 * 7 * 2);
-  EXPECT_EQ(gather.streamed, 8 * 16 + 4 * 2 * 7);
   EXPECT_EQ(gather.flops, 2 * 16 * 7);
   EXPECT_EQ(cost::weight_gradients(s).bytes(), gather.bytes() + 4 * 16);
-  EXPECT_EQ(cost::plan_alone(s).streamed, 16 * 16 + 4 * 3);
-  EXPECT_EQ(cost::count_usage(s).streamed, 8 * 16 + 16 * 9);
-  EXPECT_EQ(cost::sort_rows(s).streamed, 16 * 16 + 12 * 9);
   const Cost update = cost::row_update(s);
   EXPECT_EQ(update.rows_updated, 2 * 9 * (7 * 2 + 7 * 8));
-  EXPECT_EQ(update.streamed, 8 * 16 + 4 * 2 * 7 + 12 * 9);
-  EXPECT_EQ(update.flops, 2 * 16 * 7 + 13 * 9 * 7);
-  EXPECT_EQ(cost::row_norms(s).flops, 2 * 16 * 7 + 2 * 9 * 7);
   EXPECT_EQ(cost::row_norms(s).rows_updated, 0);
-  EXPECT_EQ(cost::row_bound(s).streamed, 4 * (2 * 7 + 16));
+  EXPECT_EQ(cost::row_norms(s).streamed, update.streamed) << "the same gradients, whatever is done with them";
   // dw takes its rows from the update: no more bytes than its own, and its operations.
   const Cost both = cost::row_update_in_backward(s);
   EXPECT_EQ(both.bytes(), update.bytes() + 4 * 16);
@@ -103,18 +97,6 @@ TEST(Cost, RowsWhoseGradientsAreSummedInTheBackwardPass) {
   EXPECT_EQ(update.flops, 13 * 9 * 7);
   EXPECT_EQ(cost::row_norms(s).flops, 2 * 9 * 7);
   EXPECT_EQ(cost::row_bound(s).streamed, 4 * (9 * 7 + 9));
-}
-
-TEST(Cost, ElementwiseAndLoss) {
-  EXPECT_EQ(cost::batch_norm_forward(2, 3).streamed, 4 * 4 * 6);
-  EXPECT_EQ(cost::batch_norm_backward(2, 3).streamed, 4 * 5 * 6);
-  EXPECT_EQ(cost::layer_norm_forward(2, 3).streamed, 4 * 4 * 6);
-  EXPECT_EQ(cost::layer_norm_backward(2, 3).streamed, 4 * 4 * 6);
-  EXPECT_EQ(cost::gelu_forward(2, 3).streamed, 4 * 2 * 6);
-  EXPECT_EQ(cost::gelu_backward(2, 3).streamed, 4 * 3 * 6);
-  EXPECT_EQ(cost::adam(10).streamed, 280);
-  EXPECT_EQ(cost::cross_entropy(2, 3, 5).streamed, 4 * (2 * 2 * 3 + 3 * 5 * 3));
-  EXPECT_EQ(cost::cross_entropy(2, 3, 5).flops, 3 * (2 * 2 * 3 * 5) + 4 * 2 * 5);
 }
 
 TEST(Cost, ShapeOfASite) {
@@ -173,9 +155,6 @@ TEST(Measure, Spread) {
   EXPECT_EQ(odd.max, 3);
   EXPECT_EQ(spread_of({4, 1, 2, 3}).median, 2.5);
   EXPECT_EQ(to_text(Spread{12.34, 0.5, 1234}), "12.3 (0.500-1234)");
-  EXPECT_EQ(size_text(512), "512 B");
-  EXPECT_EQ(size_text(1536), "1.5 KiB");
-  EXPECT_EQ(size_text(3 << 20), "3.0 MiB");
 }
 
 TEST(Measure, Line) {

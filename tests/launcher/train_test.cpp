@@ -389,14 +389,15 @@ TEST_F(Train, SaysWhatHadMovedWhenAGradientOverflowsBelowTheMemory) {
   EXPECT_NE(all_of_tables(trainer), rows);
 }
 
-TEST_F(Train, AllocatesNothingInASteadyStep) {
+// With what ranks send each other. steady_step_test counts what one rank asks of the heap; an arena asks the system.
+TEST_F(Train, AnArenaDoesNotGrowInASteadyStep) {
   const config::Config config = tiny::config();
   run_ranks(2, [&](Communicator& world) {
     Trainer trainer = tiny::trainer(config, world, tokens_);
     tiny::losses(trainer, 4);
     const int64_t growths = trainer.model().arena().growths();
     tiny::losses(trainer, 10);
-    EXPECT_LE(trainer.model().arena().growths(), growths + 1) << "what a rank receives varies a little";
+    EXPECT_EQ(trainer.model().arena().growths(), growths);
   });
 }
 

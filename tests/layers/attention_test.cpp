@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/attention.h"
 
-#include "runtime/parallel.h"
 #include "tests/reference/attention.h"
 #include "tests/reference/tensor.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -87,10 +87,9 @@ TEST(AttentionTest, RepeatsBitForBitOnAnyThreadCountAndAnySplitOfTheSequences) {
   const Numbers qkv = normals("qkv", c.sequences * c.context * 24);
   const Numbers doutput = normals("doutput", c.sequences * c.context * 8);
   const Dropout mask = {Random(3, "attention"), c.dropout, 0};
-  const int before = threads();
-  set_threads(1);
+  const ThreadScope single(1);
   Pass whole(c, qkv, doutput, mask);
-  set_threads(3);
+  const ThreadScope several(3);
   Pass again(c, qkv, doutput, mask);
   EXPECT_TRUE(same_bits(whole.output, again.output));
   EXPECT_TRUE(same_bits(whole.dqkv, again.dqkv));
@@ -100,7 +99,6 @@ TEST(AttentionTest, RepeatsBitForBitOnAnyThreadCountAndAnySplitOfTheSequences) {
   second.first_index = half.sequences * c.heads * c.context * c.context;
   const auto middle = [](const Numbers& numbers) { return numbers.begin() + static_cast<int64_t>(numbers.size()) / 2; };
   Pass tail(half, Numbers(middle(qkv), qkv.end()), Numbers(middle(doutput), doutput.end()), second);
-  set_threads(before);
   const auto values = whole.dqkv.values();
   EXPECT_EQ(tail.dqkv.values(),
             std::vector<float>(values.begin() + static_cast<int64_t>(values.size()) / 2, values.end()));

@@ -3,9 +3,9 @@
 
 #include "comm/self.h"
 #include "layers/block.h"
-#include "runtime/parallel.h"
 #include "tests/reference/attention.h"
 #include "tests/reference/tensor.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -54,17 +54,15 @@ TEST(Dropout, TheMaskDependsNeitherOnRanksNorOnThreads) {
   Stream stream;
   constexpr int64_t kTokens = 150;
   constexpr int64_t kWidth = 101;
-  const int before = threads();
   Tensor<float> x(normals("x", kTokens * kWidth));
-  set_threads(1);
+  const ThreadScope single(1);
   Tensor<float> whole(kTokens * kWidth);
   dropout(stream, x.view(kTokens, kWidth), make_mask(0.5F), whole.view(kTokens, kWidth));
-  set_threads(3);
+  const ThreadScope several(3);
   Tensor<float> parts(kTokens * kWidth);
   for (const auto& [first, last] : std::vector<std::array<int64_t, 2>>{{0, 47}, {47, kTokens}})
     dropout(stream, x.view(kTokens, kWidth).rows(first, last), make_mask(0.5F, first * kWidth),
             parts.view(kTokens, kWidth).rows(first, last));
-  set_threads(before);
   EXPECT_TRUE(same_bits(whole, parts));
 }
 

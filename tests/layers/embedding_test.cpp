@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/embedding.h"
 
-#include "runtime/parallel.h"
 #include "tests/reference/dense.h"
 #include "tests/reference/tensor.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -70,17 +70,15 @@ TEST(Embedding, BackwardDoesNotDependOnTheThreads) {
   Stream stream;
   const Batch batch = make_batch(kTokens);
   Tensor<float> dy(normals("dy", kTokens * kWidth));
-  const int before = threads();
   std::vector<std::vector<float>> seen;
   for (const int count : {1, 2, 3, 5, 1}) {
-    set_threads(count);
+    const ThreadScope scope(count);
     Tensor<float> dtoken(kVocabulary * kWidth, 0.0F);
     Tensor<float> dposition(kContext * kWidth, 0.0F);
     embedding_backward(stream, view(batch.tokens), view(batch.positions), dy.view(kTokens, kWidth),
                        dtoken.view(kVocabulary, kWidth), dposition.view(kContext, kWidth));
     seen.push_back(dtoken.values());
   }
-  set_threads(before);
   for (size_t i = 1; i < seen.size(); ++i) EXPECT_EQ(seen[i], seen[0]);
 }
 

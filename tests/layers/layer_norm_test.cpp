@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/layer_norm.h"
 
-#include "runtime/parallel.h"
 #include "tests/reference/dense.h"
 #include "tests/reference/tensor.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -101,14 +101,13 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LayerNormTest,
 TEST(LayerNormTest, DoesNotDependOnTheThreads) {
   constexpr int64_t kTokens = 200;
   constexpr int64_t kWidth = 203;
-  const int before = threads();
   Stream stream;
   Tensor<float> x(normals("x", kTokens * kWidth));
   Tensor<float> dy(normals("dy", kTokens * kWidth));
   Tensor<float> gamma(normals("gamma", kWidth));
   std::vector<std::vector<float>> seen;
   for (const int count : {1, 2, 3, 1}) {
-    set_threads(count);
+    const ThreadScope scope(count);
     Tensor<float> y(kTokens * kWidth);
     Tensor<float> mean(kTokens);
     Tensor<float> rstd(kTokens);
@@ -123,7 +122,6 @@ TEST(LayerNormTest, DoesNotDependOnTheThreads) {
       for (const float value : tensor->values()) all.push_back(value);
     seen.push_back(all);
   }
-  set_threads(before);
   for (size_t i = 1; i < seen.size(); ++i) EXPECT_EQ(seen[i], seen[0]);
 }
 

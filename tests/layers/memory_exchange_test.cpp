@@ -8,9 +8,9 @@
 #include "comm/self.h"
 #include "comm/thread.h"
 #include "layers/memory/exchange.h"
-#include "runtime/parallel.h"
 #include "runtime/random.h"
 #include "tests/reference/tensor.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -201,18 +201,16 @@ TEST(Exchange, RandomInputsAreCloseToDouble) {
 }
 
 TEST(Exchange, RunsRepeatBitForBitOnAnyThreads) {
-  const int before = threads();
   for (const int64_t rows : {301, 20}) {
     const Lookup lookup(rows, 67, /*exact=*/false);
     for (const int ranks : {1, 3}) {
-      set_threads(1);
+      const ThreadScope single(1);
       const Result one = run(lookup, ranks, PlacementKind::kHash, RowType::kFloat);
       EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat));
-      set_threads(3);
+      const ThreadScope several(3);
       EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat));
     }
   }
-  set_threads(before);
 }
 
 constexpr int64_t kPairs = 9000;
@@ -242,7 +240,6 @@ void expect_sorted(const RowGradients& sorted, const std::vector<Selection>& sel
 
 // Of 5,000,000 rows a bucket has few contributions or a great many, of 1,000 each row has many.
 TEST(RowGradients, LargeSortsAreStableOnAnyThreads) {
-  const int before = threads();
   const Random random(5, "sort test");
   for (const int64_t local_rows : {5'000'000, 70'000, 1000, 1}) {
     std::vector<Selection> selections;
@@ -257,14 +254,13 @@ TEST(RowGradients, LargeSortsAreStableOnAnyThreads) {
                                                 Vector<const int32_t>(offsets.data(), offsets.size()), 0});
     std::vector<float> d_output(kPairs * 2);
     for (const int thread_count : {1, 3}) {
-      set_threads(thread_count);
+      const ThreadScope scope(thread_count);
       Stream stream;
       Arena arena;
       expect_sorted(sort_by_row(stream, arena, pieces, Matrix<const float>(d_output.data(), kPairs * 2, 1), local_rows),
                     selections);
     }
   }
-  set_threads(before);
 }
 
 TEST(ValueTable, RowsDoNotDependOnTheWorld) {

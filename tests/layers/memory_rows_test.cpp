@@ -7,9 +7,9 @@
 #include "layers/memory/gather_in_blocks.h"
 #include "layers/memory/sum_by_row.h"
 #include "layers/memory/value_table.h"
-#include "runtime/parallel.h"
 #include "runtime/random.h"
 #include "tests/reference/tensor.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -36,8 +36,7 @@ void expect_exact_lookup(int64_t row_count, int64_t width, int thread_count) {
   for (int32_t pair = 0; pair <= pair_count; ++pair) offsets[pair] = pair * kPerPair;
 
   ASSERT_TRUE(cpu::gathers_in_blocks(std::ssize(selections), pair_count, row_count, width));
-  const int before = threads();
-  set_threads(thread_count);
+  const reference::ThreadScope scope(thread_count);
   Stream stream;
   const TableRows rows = Matrix<T>(table.data(), row_count, width);
   const Vector<const Selection> chosen(selections.data(), std::ssize(selections));
@@ -54,7 +53,6 @@ void expect_exact_lookup(int64_t row_count, int64_t width, int thread_count) {
       sum_by_row(stream, rows, chosen, pairs, Matrix<const float>(gradients.data(), pair_count, width),
                  Vector<float>(by_row.data(), std::ssize(by_row)),
                  {Vector<int32_t>(read.data(), row_count), Matrix<float>(row_sums.data(), row_count, width)});
-  set_threads(before);
   EXPECT_EQ(by_row, dweights);
   std::vector<float> row_gradients(row_count * width);
   for (int64_t pair = 0; pair < pair_count; ++pair)
@@ -115,11 +113,10 @@ TEST(SumByRow, IsCloseToDoubleAndTheSameOnAnyThreads) {
         sums[selections[i].row * kWidth + j] += selections[i].weight * gradient;
       }
 
-    const int before = threads();
     std::vector<float> first_dots;
     std::vector<float> first_sums;
     for (const int count : {1, 3}) {
-      set_threads(count);
+      const reference::ThreadScope scope(count);
       Stream stream;
       std::vector<float> dweights(selections.size(), NAN);
       std::vector<int32_t> read(kRows);
@@ -146,7 +143,6 @@ TEST(SumByRow, IsCloseToDoubleAndTheSameOnAnyThreads) {
       EXPECT_EQ(dweights, first_dots);
       EXPECT_EQ(row_sums, first_sums);
     }
-    set_threads(before);
   }
 }
 
@@ -190,17 +186,15 @@ TEST(Pooled, BlocksAreAddedOneAfterTheOther) {
       pooled_gather(stream, rows, Vector<const Selection>(own.data(), both[1]), Vector<const int32_t>(both, 2),
                     Matrix<float>(alone.data() + pair * kWidth, 1, kWidth));
     }
-    const int before = threads();
     for (const int count : {1, 3, 20}) {  // fewer than columns are cut into, and more
       SCOPED_TRACE(count);
-      set_threads(count);
+      const reference::ThreadScope scope(count);
       std::vector<float> together(alone.size(), NAN);
       pooled_gather(stream, rows, Vector<const Selection>(selections.data(), std::ssize(selections)),
                     Vector<const int32_t>(offsets.data(), std::ssize(offsets)),
                     Matrix<float>(together.data(), pairs, kWidth));
       EXPECT_EQ(together, alone);
     }
-    set_threads(before);
   }
 }
 
@@ -217,9 +211,8 @@ TEST(Usage, CountsEverySelectionOnceOnAnyThreads) {
     ++counts[selection.row];
     weights[selection.row] += selection.weight;
   }
-  const int before = threads();
   for (const int count : {1, 3}) {
-    set_threads(count);
+    const reference::ThreadScope scope(count);
     Stream stream;
     std::vector<uint32_t> got_counts(kRows);
     std::vector<float> got_weights(kRows);
@@ -228,7 +221,6 @@ TEST(Usage, CountsEverySelectionOnceOnAnyThreads) {
     EXPECT_EQ(got_counts, counts) << count << " threads";
     EXPECT_EQ(got_weights, weights) << count << " threads";
   }
-  set_threads(before);
 }
 
 }  // namespace

@@ -13,9 +13,9 @@
 #include "layers/memory/select.h"
 #include "layers/memory/top_k.h"
 #include "runtime/buffer.h"
-#include "runtime/parallel.h"
 #include "runtime/random.h"
 #include "tests/reference/select.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -194,15 +194,14 @@ TEST(Select, ReferenceBackwardEqualsFiniteDifferences) {
 
 // 20 threads are more than the columns of the last shape are cut into for few threads.
 TEST(Select, SameBitsOnAnyNumberOfThreads) {
-  const int before = threads();
   for (const Shape& shape : {Shape{300, 2, 32, 40, 8}, Shape{20, 2, 250, 20, 17}}) {
     Case one(shape);
-    set_threads(1);
+    const reference::ThreadScope single(1);
     one.forward();
     one.backward();
     for (const int count : {3, 20}) {
       Case several(shape);
-      set_threads(count);
+      const reference::ThreadScope scope(count);
       several.forward();
       several.backward();
       EXPECT_EQ(one.slots, several.slots) << count;
@@ -211,7 +210,6 @@ TEST(Select, SameBitsOnAnyNumberOfThreads) {
       EXPECT_EQ(one.dkeys, several.dkeys) << count;
     }
   }
-  set_threads(before);
 }
 
 TEST(Select, NotANumberReachesTheWeights) {

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "runtime/parallel.h"
 #include "runtime/random.h"
 #include "tests/golden/golden.h"
 #include "tests/reference/adam.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -75,10 +75,9 @@ TEST(Adam, AgreesWithTheReferenceOverOddSizesScalesAndDecayedRanges) {
 TEST(Adam, TouchesNothingOutsideItsSpanAndDoesNotDependOnThreads) {
   const int64_t count = 70001;
   const auto gradients = random_floats("gradients", count, 1.0F);
-  const int before = threads();
   std::vector<std::vector<float>> results;
   for (const int thread_count : {1, 3}) {
-    set_threads(thread_count);
+    const reference::ThreadScope scope(thread_count);
     auto values = random_floats("values", count + 2, 1.0F);
     const float first = values.front();
     const float last = values.back();
@@ -90,7 +89,6 @@ TEST(Adam, TouchesNothingOutsideItsSpanAndDoesNotDependOnThreads) {
     EXPECT_EQ(values.back(), last);
     results.push_back(values);
   }
-  set_threads(before);
   EXPECT_EQ(results[0], results[1]);
 }
 

@@ -11,8 +11,8 @@
 #include "comm/thread.h"
 #include "layers/elementwise.h"
 #include "runtime/check.h"
-#include "runtime/parallel.h"
 #include "runtime/random.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -41,13 +41,11 @@ TEST(SumOfSquares, AgreesWithAPlainSumInLongDoubleOverOddSizes) {
 
 TEST(SumOfSquares, DoesNotDependOnTheThreadCount) {
   const auto data = random_floats(300001, 1.0F);
-  const int before = threads();
-  set_threads(1);
-  const double one = sum_of_squares(data);
-  set_threads(3);
-  const double three = sum_of_squares(data);
-  set_threads(before);
-  EXPECT_EQ(one, three);
+  const auto with_threads = [&](int count) {
+    const reference::ThreadScope scope(count);
+    return sum_of_squares(data);
+  };
+  EXPECT_EQ(with_threads(1), with_threads(3));
 }
 
 TEST(SumOfSquares, DoesNotOverflowAndKeepsWhatIsNotFinite) {

@@ -13,9 +13,9 @@
 
 #include "optim/clipping.h"
 #include "runtime/check.h"
-#include "runtime/parallel.h"
 #include "tests/golden/golden.h"
 #include "tests/reference/adam.h"
+#include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
 namespace {
@@ -272,18 +272,16 @@ std::vector<Options> storages() {
 }
 
 TEST(RowAdam, DependsNeitherOnRanksNorOnPlacementNorOnThreads) {
-  const int before = threads();
   for (const Options& options : storages()) {
     for (const auto& bits : {bits_after<float>, bits_after<bf16>, bits_after<fp16>}) {
-      set_threads(1);
+      const reference::ThreadScope single(1);
       const auto expected = bits(PlacementKind::kBlock, 1, options);
-      set_threads(3);
+      const reference::ThreadScope several(3);
       EXPECT_EQ(bits(PlacementKind::kBlock, 1, options), expected);
       for (const auto kind : {PlacementKind::kBlock, PlacementKind::kCyclic, PlacementKind::kHash})
         EXPECT_EQ(bits(kind, 3, options), expected);
     }
   }
-  set_threads(before);
 }
 
 // Each update moves a value by 1/16 of the distance between neighbours: to nearest, it would never move.
@@ -383,26 +381,24 @@ TEST(RowAdam, Bf16StateFollowsTheFp32OneClosely) {
 }
 
 TEST(RowAdam, GradientSquaresAreThoseOfTheDenseGradient) {
-  const int before = threads();
   Stream stream;
   for (const auto& [rows, width] : {std::pair{1, 1}, {13, 7}, {300, 33}}) {
     const auto gradients = random_gradients(rows, 5 * rows, width, 1);
     double expected = 0;
     for (const double g : gradients.dense(rows)) expected += g * g;
     auto optimizer = whole_table(rows, width, {});
-    set_threads(1);
+    const reference::ThreadScope single(1);
     const auto squares = [&](const RowGradients& of) {
       double total = 0;
       optimizer.add_squares(stream, of, Vector<double>(&total, 1));
       return total;
     };
     const double one = squares(gradients.view());
-    set_threads(3);
+    const reference::ThreadScope several(3);
     EXPECT_EQ(squares(gradients.view()), one);
     EXPECT_NEAR(one, expected, 1e-5 * expected);
     EXPECT_EQ(squares(Gradients({}, {}, width).view()), 0.0);
   }
-  set_threads(before);
 }
 
 TEST(RowAdam, TheBoundOfSquaresIsFiniteIfAndOnlyIfTheGradientsAre) {
