@@ -33,9 +33,6 @@ int device_count(DeviceKind kind);
 int64_t total_memory(Device gpu);
 int64_t used_memory(Device gpu);
 bool has_bf16(Device gpu);  // whether it multiplies bf16
-int64_t total_memory(Device gpu);
-int64_t used_memory(Device gpu);
-bool has_bf16(Device gpu);  // whether it multiplies bf16
 
 // How matrix products treat their fp32 operands: as they are, or rounded to 16 bits. They add up in fp32.
 enum class Math { kFp32, kBf16, kFp16 };
