@@ -81,6 +81,14 @@ void verify_files(const Communicator& world, const std::string& path, const Chec
       user_error("{}/{}: {}; use another checkpoint", path, manifest.files[i].name, *fault);
 }
 
+// The same on all ranks, unless each has a disk of its own under that name.
+std::string describe_files(const CheckpointManifest& manifest) {
+  std::string text;
+  for (const auto& file : manifest.files)
+    text += fmt::format("{}, {} bytes, {:016x}\n", file.name, file.bytes, file.checksum);
+  return text;
+}
+
 // A tensor of a file, seen to be what the manifest says it is.
 std::span<const std::byte> stored_bytes(const Safetensors& file, const std::string& name, DType dtype,
                                         std::span<const int64_t> shape) {
@@ -182,6 +190,7 @@ CheckpointFacts load_checkpoint(Communicator& world, const std::string& path, co
     match(path, manifest, contents, options.exact);
     if (options.verify) verify_files(world, path, manifest);
   });
+  agree_on(world, "checkpoint", describe_files(manifest));
   agree(world, [&] {
     facts = read_facts(path, manifest);
     read_dense(path, contents.dense, contents.stream);

@@ -156,6 +156,15 @@ config::Config load_config(const std::string& name, std::span<const std::string>
 
 config::Config parse_config(std::string_view text, const std::string& file, std::span<const std::string> overrides) {
   config::Parsed parsed = config::parse(text, file, overrides);
+  // A run's configuration names the folder of its validation tokens, which is the training tokens' unless the user said
+  // otherwise: it follows them when they move.
+  const auto sets = [&](std::string_view option) {
+    return std::ranges::any_of(overrides, [&](const std::string& set) { return set.starts_with(option); });
+  };
+  if (sets("data.train=") && !sets("data.valid=")) {
+    const config::Data former = config::parse(text, file, {}).config.data();
+    if (former.valid() == former.train()) parsed.config.mutable_data()->clear_valid();
+  }
   config::check(parsed.config, parsed.origins);
   config::Config resolved = resolve(std::move(parsed.config));
   // A table that is not named has its layer's name, which another memory may have named as well.

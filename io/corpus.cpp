@@ -162,9 +162,9 @@ int64_t BlockReader::disk_bytes() const {
   return closed_bytes_ + (archive_ ? archive_->disk_bytes() : 0);
 }
 
-// Until two blocks are pending or the file is at its end. False at the end of the corpus.
+// Until more than two blocks are pending or the file is at its end. False at the end of the corpus.
 bool BlockReader::refill() {
-  while (pending_.size() - used_ < 2 * block_bytes_) {
+  while (pending_.size() - used_ <= 2 * block_bytes_) {
     if (archive_ == nullptr) {
       if (used_ < pending_.size()) return true;  // the rest of a file
       if (next_file_ == files_.size()) return false;

@@ -8,8 +8,11 @@
 #include <functional>
 #include <future>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "runtime/check.h"
 
 namespace pkmesh {
 
@@ -17,7 +20,11 @@ template <class Input, class Output>
 class OrderedWorkers {
  public:
   OrderedWorkers(int threads, std::function<Output(Input&&)> work) : work_(std::move(work)) {
-    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+    try {
+      for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { run(); });
+    } catch (const std::system_error& error) {  // as many as there may be
+      if (threads_.empty()) user_error("no thread can be started: {}; see ulimit -u and -v", error.what());
+    }
   }
   ~OrderedWorkers() {
     {

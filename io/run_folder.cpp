@@ -75,9 +75,12 @@ void RunFolder::open(bool resume) {
   resumed_ = fs::exists(description(), error);
   if (resumed_ && !resume)
     user_error("{}: holds a run already; add --resume auto to go on with it, or give another --out", path_);
+  // What a run that ended before it began has left is ours to remove.
+  if (!resumed_ && fs::exists(unfinished(), error)) remove_contents();
   if (!resumed_ && !list_folder(path_).empty()) user_error("{}: exists and is no run; give another --out", path_);
   if (resumed_) read_description(description());
   owns_contents_ = !resumed_;
+  if (!resumed_) File::create(unfinished());
   for (const std::string& folder : {tensorboard(), trace(), checkpoints()}) make_folder(folder);
 }
 
@@ -86,10 +89,16 @@ RunFolder::~RunFolder() {
 }
 
 void RunFolder::undo() {
-  std::error_code error;
-  if (owns_contents_)
-    for (const fs::directory_entry& entry : fs::directory_iterator(path_, error)) remove_quietly(entry.path().string());
+  if (owns_contents_) remove_contents();
   remove_empty_folders(made_);
+}
+
+// The mark that they are ours goes last.
+void RunFolder::remove_contents() {
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(path_, error))
+    if (entry.path() != fs::path(unfinished())) remove_quietly(entry.path().string());
+  remove_quietly(unfinished());
 }
 
 void RunFolder::begin(const std::string& config_text, const RunDescription& description) {
@@ -102,6 +111,7 @@ void RunFolder::begin(const std::string& config_text, const RunDescription& desc
   replace_text(config(), config_text);
   // An argument may be any bytes, JSON may not.
   replace_text(this->description(), json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+  remove_quietly(unfinished());
   begun_ = true;
 }
 

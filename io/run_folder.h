@@ -45,6 +45,8 @@ class RunFolder {
  private:
   void open(bool resume);
   void undo();
+  void remove_contents();
+  std::string unfinished() const { return path_ + "/.unfinished"; }  // there until run.json is
 
   std::string path_;
   std::optional<FolderLock> lock_;

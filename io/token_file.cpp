@@ -332,6 +332,7 @@ Tokens Tokens::open(const std::string& folder, const std::string& split, uint64_
     if ((header.last != 0) != (index + 1 == shards))
       user_error("{}: {}; run `pkmesh tokenize` again", shard->path(),
                  header.last != 0 ? "the last shard, yet more follow" : "shards after it are missing");
+    tokens.fingerprint_ = XXH3_64bits_withSeed(&header, sizeof(header), tokens.fingerprint_);
     tokens.bytes_ += static_cast<int64_t>(header.count * header.width);
     tokens.vocabulary_size_ = static_cast<int32_t>(header.vocabulary_size);
     tokens.text_.bytes += static_cast<int64_t>(header.bytes);

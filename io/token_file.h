@@ -76,6 +76,8 @@ class Tokens {
   TextSize text() const { return text_; }
   int32_t vocabulary_size() const { return vocabulary_size_; }
   uint64_t tokenizer_hash() const { return tokenizer_hash_; }
+  // Equal for the same ids in the same shards, from their headers alone.
+  uint64_t fingerprint() const { return fingerprint_; }
 
   // out[i] = token begin + i, across shards. The range must lie in [0, count()). UserError that names the shard if the
   // ids are not those that were written.
@@ -94,6 +96,7 @@ class Tokens {
   int64_t bytes_ = 0;
   int32_t vocabulary_size_ = 0;
   uint64_t tokenizer_hash_ = 0;
+  uint64_t fingerprint_ = 0;
 };
 
 }  // namespace pkmesh

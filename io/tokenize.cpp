@@ -3,6 +3,7 @@
 // encodes. Between them only block numbers count, so nothing of the corpus need be held.
 #include "io/tokenize.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -26,6 +27,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
+bool is_mount_point(const fs::path& folder) {
+  struct stat own {};
+  struct stat parent {};
+  return ::stat(folder.c_str(), &own) == 0 && ::stat(folder.parent_path().c_str(), &parent) == 0 &&
+         own.st_dev != parent.st_dev;
+}
+
 // The folder under its temporary name, removed unless publish() was reached.
 class PartialFolder {
  public:
@@ -40,6 +48,9 @@ class PartialFolder {
       user_error("{}: already exists and is not an empty folder; choose another --out or remove it", folder);
     if (fs::equivalent(final_, fs::current_path(error), error))
       user_error("{}: is the current folder; choose another --out, such as {}/tokens", folder, folder);
+    if (is_mount_point(final_))
+      user_error("{}: is a mount point, whose place no folder can take; choose a folder in it, such as {}/tokens",
+                 folder, folder);
     if (fs::exists(partial_, error) && !fs::is_directory(partial_, error))
       user_error("{}: is in the way; remove it", path());
     made_ = make_folder(path());

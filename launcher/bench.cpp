@@ -144,6 +144,7 @@ int bench_command(Communicator& world, const BenchArguments& options) {
     if (world.rank() == 0 && !options.json.empty()) check_writable(options.json);
   });
   agree_on(world, "configuration", to_text(config));
+  if (benchmark.trains) agree_on(world, "device", device_choice(config, choose_device(config, world)));
   BenchOptions bench;
   bench.repeats = options.repeats > 0 ? options.repeats : benchmark.repeats;
   BenchReport report(/*prints=*/world.rank() == 0);

@@ -122,6 +122,8 @@ LoadedModel load_model(Communicator& world, const std::string& path) {
     check_fits(plan_reading(loaded.config, loaded.tokenizer->vocabulary_size(), world.hosts(), device.kind), world,
                device);
   });
+  agree_on(world, "device", device_choice(loaded.config, device));
+  agree_on(world, "configuration", to_text(loaded.config));
   loaded.model = std::make_unique<Model>(loaded.config, world, device, loaded.tokenizer->vocabulary_size());
   load_checkpoint(world, loaded.path, loaded.model->contents(), {.verify = true, .exact = false});
   return loaded;

@@ -219,4 +219,9 @@ Device choose_device(const config::Config& config, const Communicator& world) {
   return device;
 }
 
+std::string device_choice(const config::Config& config, Device device) {
+  if (device.kind == DeviceKind::kCpu) return "the CPU";
+  return fmt::format("GPUs over {}", to_string(resolve(device_link(config))));
+}
+
 }  // namespace pkmesh

@@ -27,6 +27,8 @@ DeviceKind planned_device(const config::Config& config);
 // device has not the precision or cannot hold the sizes.
 Device choose_device(const config::Config& config, const Communicator& world);
 DeviceLink device_link(const config::Config& config);
+// What of the choice must be the same on all ranks, for they do together what follows from it.
+std::string device_choice(const config::Config& config, Device device);
 Math math_of(const config::Config& config);
 
 }  // namespace pkmesh

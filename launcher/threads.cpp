@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <fstream>
 #include <string_view>
@@ -34,6 +35,12 @@ int first_of(std::initializer_list<const char*> names, int otherwise) {
   for (const char* name : names)
     if (const auto number = number_in(name)) return *number;
   return otherwise;
+}
+
+// This rank's entry of "2(x3),1": tasks of the job step's nodes.
+std::optional<int> slurm_tasks() {
+  const char* tasks = std::getenv("SLURM_STEP_TASKS_PER_NODE");
+  return tasks == nullptr ? std::nullopt : tasks_of_node(tasks, number_in("SLURM_NODEID").value_or(0));
 }
 
 std::vector<int> cpus_of(const cpu_set_t& set) {
@@ -86,7 +93,7 @@ Cores look_around() {
   const bool shared = cores.may_bind || cores.bound == all;
   if (shared) {
     cores.rank = first_of({"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}, 0);
-    cores.ranks = first_of({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_TASKS_PER_NODE"}, 1);
+    cores.ranks = first_of({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"}, slurm_tasks().value_or(1));
   }
   cores.available = shared ? all : cores.bound;
   std::erase_if(cores.available, [](int cpu) { return !leads_its_core(cpu); });
@@ -95,6 +102,23 @@ Cores look_around() {
 }
 
 }  // namespace
+
+std::optional<int> tasks_of_node(std::string_view list, int node) {
+  while (!list.empty()) {
+    const std::string_view entry = list.substr(0, list.find(','));
+    list.remove_prefix(std::min(list.size(), entry.size() + 1));
+    int tasks = 0;
+    int nodes = 1;
+    const char* const end = entry.data() + entry.size();
+    const auto read = std::from_chars(entry.data(), end, tasks);
+    if (read.ec != std::errc() || tasks < 1) return std::nullopt;
+    if (const std::string_view times(read.ptr, end); times.starts_with("(x"))
+      std::from_chars(times.data() + 2, end, nodes);
+    if (node < nodes) return tasks;
+    node -= nodes;
+  }
+  return std::nullopt;
+}
 
 ThreadPlan plan_threads(const Cores& cores) {
   ThreadPlan plan;

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace pkmesh {
@@ -29,6 +30,9 @@ struct ThreadPlan {
 };
 
 ThreadPlan plan_threads(const Cores& cores);
+
+// Entry `node` of Slurm's "2(x3),1", which says 2 for nodes 0 to 2 and 1 for node 3; nothing if it has none.
+std::optional<int> tasks_of_node(std::string_view list, int node);
 
 // Starts the program anew, with the same arguments, as the plan says, if that is not how it runs already: OpenMP and
 // BLAS read the environment once, before main(). Call it first. Returns the plan's text.

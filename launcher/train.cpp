@@ -71,7 +71,10 @@ void train(TrainingRun& run, Communicator& world) {
     run.end_step();
     if (due(step, plan.checkpoint_every()) || last || stopped) run.save(/*at_the_end=*/last || stopped);
   }
-  if (stopped) log_info("stopped by a signal after step {}; go on with --resume auto", run.steps_done());
+  if (stopped)
+    log_info(
+        "stopped by a signal after step {}; {}", run.steps_done(),
+        run.steps_done() < plan.steps() ? "go on with --resume auto" : "all are done; pkmesh eval measures the model");
 }
 
 }  // namespace

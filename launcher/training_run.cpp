@@ -46,6 +46,11 @@ void tokenize_built_in_text(const RunFolder& folder, const std::string& tokens) 
   tokenize(options);
 }
 
+std::string describe_split(const char* what, const std::optional<Tokens>& tokens) {
+  return tokens ? fmt::format("{} {} ({:016x})", tokens->count(), what, tokens->fingerprint())
+                : fmt::format("no {}", what);
+}
+
 // `given`, if the run that goes on from there finds no other checkpoint to be its newest: metrics behind `given` are
 // discarded, and what a run has saved is not for us to remove.
 std::string checkpoint_to_resume(const std::string& given, const std::string& folder) {
@@ -101,6 +106,10 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
     device = choose_device(config_, world_);
     if (config_.data().source() == config::Data::FOLDER) open_tokens(config_.data().train());
   });
+  // Disks that are not shared may differ, and so may hosts.
+  agree_on(world_, "checkpoint to go on from", checkpoint.empty() ? "none" : checkpoint);
+  agree_on(world_, "device", device_choice(config_, device));
+  if (train_tokens_) agree_on(world_, "corpus", describe_data());
   make_folder();
   std::optional<BatchSampler> sampler;
   agree(world_, [&] {
@@ -108,6 +117,7 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
     sampler.emplace(*train_tokens_, config_.model().context(), config_.data().seed());
     check_fits(plan_memory(config_, tokenizer_->vocabulary_size(), world_.hosts(), device.kind), world_, device);
   });
+  agree_on(world_, "corpus", describe_data());
   trainer_ = std::make_unique<Trainer>(config_, world_, device, *sampler, tokenizer_->vocabulary_size());
   std::optional<CheckpointFacts> resumed;
   if (!checkpoint.empty()) resumed = resume(checkpoint);
@@ -139,6 +149,10 @@ void TrainingRun::open_tokens(const std::string& folder) {
   for (const auto& tokens : {train_tokens_, valid_tokens_})
     if (tokens->bytes() <= world_.size() * kVerifiedAtStart) tokens->verify(world_.rank(), world_.size());
   if (valid_tokens_->count() < 2) valid_tokens_.reset();
+}
+
+std::string TrainingRun::describe_data() const {
+  return describe_split("training tokens", train_tokens_) + "\n" + describe_split("validation tokens", valid_tokens_);
 }
 
 void TrainingRun::make_folder() {
@@ -215,10 +229,10 @@ void TrainingRun::describe() {
 
 void TrainingRun::step() {
   if (skipped_in_turn_ >= kDiverged && !trainer_->may_lower_scale())
-    user_error(
+    throw AgreedError(fmt::format(
         "{} steps in turn were not finite: the run has diverged; go on from a checkpoint before it with a lower "
         "learning rate, in another --out",
-        skipped_in_turn_);
+        skipped_in_turn_));
   const StepFigures figures = trainer_->step();
   for (Window* window : {&since_line_, &since_memory_, &since_start_}) {
     ++window->steps;
@@ -321,10 +335,10 @@ void TrainingRun::end_step() {
 void TrainingRun::save(bool at_the_end) {
   if (skipped_in_turn_ >= (at_the_end ? kDoubtful : 1) && !trainer_->may_lower_scale()) {
     if (at_the_end)
-      user_error(
+      throw AgreedError(fmt::format(
           "no checkpoint after step {}: the last {} steps were not finite; go on from an older one with a lower "
           "learning rate, in another --out",
-          steps_done(), skipped_in_turn_);
+          steps_done(), skipped_in_turn_));
     log_warning("no checkpoint after step {}: it was not finite, and older ones may be better", steps_done());
     return;
   }
