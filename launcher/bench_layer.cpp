@@ -54,6 +54,7 @@ LayerBench::LayerBench(const config::Config& config, Communicator& world, Device
 StepContext LayerBench::context() {
   StepContext context{stream_, arena_, world_};
   context.draw = step_;
+  context.all_tokens = tokens_ * world_.size();
   return context;
 }
 

@@ -6,6 +6,7 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -52,14 +53,26 @@ bool stderr_is_terminal() {
   return isatty(STDERR_FILENO) != 0;
 }
 
+namespace {
+
+std::atomic<bool> g_in_file = false;  // whether the file has a line of this run
+
+void say(spdlog::level::level_enum level, const char* prefix, std::string_view line) {
+  spdlog::log(level, "{}{}", prefix, line);
+  if (spdlog::default_logger()->sinks().size() > 1) g_in_file = true;
+}
+
+}  // namespace
+
 void log_info(std::string_view line) {
-  spdlog::info("{}", line);
+  say(spdlog::level::info, "", line);
 }
 void log_warning(std::string_view line) {
-  spdlog::warn("warning: {}", line);
+  say(spdlog::level::warn, "warning: ", line);
 }
 void log_error(std::string_view line) {
   fmt::print(stderr, "{}\n", line);
+  if (!g_in_file) return;
   const auto& sinks = spdlog::default_logger()->sinks();  // the first is standard error
   for (size_t i = 1; i < sinks.size(); ++i) try {
       sinks[i]->log(spdlog::details::log_msg("", spdlog::level::err, {line.data(), line.size()}));

@@ -21,7 +21,7 @@ bool stderr_is_terminal();  // colour and progress bars only then
 
 void log_info(std::string_view line);
 void log_warning(std::string_view line);
-// As it is, whichever rank says so, and in train.log where this rank keeps one: why a run ended is to be read there.
+// As it is, whichever rank says so, and in train.log if this run has a line there: why it ended is to be read in it.
 void log_error(std::string_view line);
 
 template <class... Args>

@@ -353,6 +353,18 @@ TEST(Config, Changes) {
   EXPECT_TRUE(std::ranges::count(config_changes(to, from), "model.memory.1.layers: [1] -> none") == 1);
 }
 
+TEST(Config, ValidationTokensFollowTheTrainingTokens) {
+  const auto moved = [](const std::string& valid, const Overrides& overrides) {
+    const std::string text =
+        to_text(load_config("debug", Overrides{"data.source=FOLDER", "data.train=a", "data.valid=" + valid}));
+    return parse_config(text, "run", overrides).data().valid();
+  };
+  EXPECT_EQ(moved("a", {"data.train=b"}), "b");
+  EXPECT_EQ(moved("a", {"data.train=b", "data.valid=c"}), "c");
+  EXPECT_EQ(moved("c", {"data.train=b"}), "c");
+  EXPECT_EQ(moved("a", {"train.steps=3"}), "a");
+}
+
 TEST(Presets, AllLoad) {
   const std::vector<Preset> presets = list_presets();
   ASSERT_EQ(presets.size(), 14U);

@@ -81,6 +81,30 @@ TEST(RunFolder, IsOneProcessesAtATime) {
   EXPECT_EQ(refusal(folder / "run", false), "accepted");
 }
 
+// A process that is killed runs no destructor: a copy of what it had made stands for what it leaves.
+TEST(RunFolder, OneThatEndedBeforeItBeganIsBegunAnew) {
+  const TemporaryFolder folder;
+  {
+    const RunFolder first(folder / "run", true);
+    replace_text(first.path() + "/built-in.txt", "x");
+    make_folder(first.path() + "/tokens.partial");
+    fs::copy(folder / "run", folder / "killed", fs::copy_options::recursive);
+  }
+  EXPECT_FALSE(fs::exists(folder / "run"));
+  {
+    RunFolder again(folder / "killed", true);
+    EXPECT_FALSE(again.resumed());
+    EXPECT_FALSE(fs::exists(folder / "killed/built-in.txt"));
+    EXPECT_FALSE(fs::exists(folder / "killed/tokens.partial"));
+    again.begin("model {}\n", kDescription);
+  }
+  replace_text(folder / "killed/more", "x");
+  const std::vector<std::string> left = {"checkpoints", "config.textproto", "more", "run.json", "tb", "trace"};
+  EXPECT_EQ(list_folder(folder / "killed"), left);
+  EXPECT_EQ(refusal(folder / "killed", true), "accepted");
+  EXPECT_TRUE(fs::exists(folder / "killed/more"));
+}
+
 TEST(RunFolder, ArgumentsMayBeAnyBytes) {
   const TemporaryFolder folder;
   RunFolder(folder / "run", false).begin("", {{"pkmesh", "a\xFF"}, {{"a"}, {0}}});

@@ -234,6 +234,33 @@ class Configuration(program.Test):
         self.check_refusal(job, ["another configuration than rank 0", '"steps: 4" instead of "steps: 3"'])
         self.assertEqual(program.snapshot(self.folder), before)
 
+    def refuse_in(self, folders, arguments, *words):
+        """One rank in each folder; what is there stays as it is."""
+        before = program.snapshot(self.folder)
+        line = 'cd "$0" && exec "$@"'
+        contexts = [["sh", "-c", line, folder, program.PROGRAM, *arguments] for folder in folders]
+        self.check_refusal(Job([], contexts=contexts), list(words))
+        self.assertEqual(program.snapshot(self.folder), before)
+
+    def test_ranks_that_have_disks_of_their_own(self):
+        for folder, words in (("a", 4000), ("b", 5000)):
+            os.mkdir(folder)
+            write(f"{folder}/text", "".join(f"word {i * i}\n" for i in range(words)))
+            self.run_well("tokenize", "--input", "text", "--out", "tokens", "--set", "tokenizer.kind=BYTE", cwd=folder)
+        train = ["train", "--config", "debug", "--set", "data.source=FOLDER", "--set", "data.train=tokens",
+                 "--set", "train.steps=3", "--out", "run"]
+        self.refuse_in("ab", train, "another corpus than rank 0", "training tokens")
+        self.run_well(*train, cwd="a")
+        shutil.rmtree("b/tokens")
+        shutil.copytree("a/tokens", "b/tokens")
+        more = train[:-3] + ["train.steps=5", "--out", "run", "--resume", "auto"]
+        self.refuse_in("ab", more, "another checkpoint to go on from than rank 0")
+        shutil.copytree("a/run", "b/run")
+        self.run_well(*more, cwd="b")
+        shutil.copytree("b/run/checkpoints/step_00000005", "a/other")
+        shutil.copytree("b/run/checkpoints/step_00000003", "b/other")
+        self.refuse_in("ab", ["generate", "--checkpoint", "other", "--prompt", "a"], "another configuration than rank 0")
+
 
 class Corpus(program.Test):
     def setUp(self):

@@ -32,6 +32,14 @@ TEST(Threads, FillTheCoresOfAHost) {
   EXPECT_TRUE(one_of_eight.cores.empty()) << "it is where it belongs";
 }
 
+TEST(Threads, SlurmsListOfTasks) {
+  EXPECT_EQ(tasks_of_node("4", 0), 4);
+  EXPECT_EQ(tasks_of_node("1,3", 1), 3);
+  for (int node = 0; node < 3; ++node) EXPECT_EQ(tasks_of_node("2(x3),1", node), 2);
+  EXPECT_EQ(tasks_of_node("2(x3),1", 3), 1);
+  for (const char* list : {"2(x3),1", "", "x", "0"}) EXPECT_FALSE(tasks_of_node(list, 4)) << list;
+}
+
 TEST(Threads, MoreRanksThanCoresComputeWithOneAndAreNotBound) {
   const ThreadPlan plan = plan_threads(on_eight(8, 9));
   EXPECT_EQ(plan.threads, 1);

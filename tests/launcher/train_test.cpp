@@ -264,7 +264,7 @@ TEST_F(Train, AnOverflowIsNoUpdate) {
   const config::Config config = tiny::config();
   SelfCommunicator world;
   Trainer trainer = tiny::trainer(config, world, tokens_);
-  trainer.scale_losses({.initial = 0x1p130});  // no float
+  trainer.scale_losses({.initial = 0x1p138});  // no float
   const auto values = trainer.model().parameters().values();
   const std::vector<float> before(values.begin(), values.end());
   StepFigures figures = trainer.step();
