@@ -72,18 +72,21 @@ double memory_activations(const MemorySite& site, double tokens, int ranks) {
   return count;
 }
 
-// What a backward pass leaves until the update, on a rank with 1/R of the rows and of what is read; and what it takes
-// to gather in blocks and to sum by row, or to sort.
-double pending_bytes(const MemorySite& site, double tokens, int ranks, DeviceKind device) {
+// What `passes` backward passes leave until the update, on a rank with 1/R of the rows and of what is read; and what it
+// takes to gather in blocks and to sum by row, or to sort.
+double pending_bytes(const MemorySite& site, double tokens, int64_t passes, int ranks, DeviceKind device) {
   const int64_t of_a_token = site.shape.heads * site.shape.neighbours;
   const double reads = tokens * of_a_token;
   const double pairs = ranks == 1 ? tokens : tokens * std::min(of_a_token, int64_t{ranks});
   if (device == DeviceKind::kCpu && read_often(capped(reads * ranks), site.table.slots)) {
     const int64_t rows = (site.table.slots + ranks - 1) / ranks;
-    return static_cast<double>(rows * (site.table.width * kFloat + 60)) + reads * 24 + pairs * 128;
+    // The first pass' sums stay, and later ones are added to them.
+    const int64_t sums = std::min<int64_t>(passes, 2) * site.table.width * kFloat;
+    return static_cast<double>(rows) * static_cast<double>(sums + 48 + passes * 16) + reads * 24 + pairs * 128;
   }
   // Selections 8, weight and source 8, row and offset 12, a record 16; on the CPU the order 4; on a GPU another record.
-  return pairs * (site.table.width * kFloat) + reads * (device == DeviceKind::kCpu ? 48 : 60);
+  return static_cast<double>(passes) *
+         (pairs * (site.table.width * kFloat) + reads * (device == DeviceKind::kCpu ? 48 : 60));
 }
 
 double activation_bytes(const TransformerShape& shape, double tokens, int ranks, DeviceKind device) {
@@ -176,7 +179,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   double pending = 0;
   for (const MemorySite& site : shape.memories) {
     tables.emplace(site.table.name, site.table);
-    pending += config.train().accumulate() * pending_bytes(site, static_cast<double>(tokens), ranks, device);
+    pending += pending_bytes(site, static_cast<double>(tokens), config.train().accumulate(), ranks, device);
   }
   for (const auto& [name, table] : tables) {
     plan.value_parameters += table.slots * table.width;

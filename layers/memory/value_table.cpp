@@ -131,7 +131,7 @@ void ValueTable::backward_by_row(Stream& stream, Vector<const Selection> selecti
   const int64_t most = std::min(selections.count(), local_rows());
   const RowSums sums = {arena_.take<int32_t>(most), take_gradients(stream, most)};
   gradients_taken_ = 0;
-  const int64_t count = sum_by_row(stream, rows(), selections, pair_offsets, d_output, dweights, sums);
+  const int64_t count = fold(sums, sum_by_row(stream, rows(), selections, pair_offsets, d_output, dweights, sums));
   // Room for as many rows as there may be: how many are read differs from step to step.
   const Vector<Selection> reads(arena_.take<Selection>(most).data(), count);
   const Vector<int32_t> offsets(arena_.take<int32_t>(most + 1).data(), count + 1);
@@ -142,6 +142,28 @@ void ValueTable::backward_by_row(Stream& stream, Vector<const Selection> selecti
   sorted_.reset();
 }
 
+int64_t ValueTable::fold(const RowSums& sums, int64_t count) {
+  if (places_.empty()) places_.assign(static_cast<size_t>(local_rows()), -1);
+  const int64_t width = shape_.width;
+  const auto place_of = [&](int64_t u) -> int32_t& { return places_[static_cast<size_t>(sums.rows[u])]; };
+  parallel_for(0, count, 1 + 16384 / width, [&](int64_t begin, int64_t end) {
+    for (int64_t u = begin; u < end; ++u) {
+      if (place_of(u) < 0) continue;
+      float* const sum = gradients_.data() + place_of(u) * width;
+#pragma omp simd
+      for (int64_t j = 0; j < width; ++j) sum[j] += sums.sums(u, j);
+    }
+  });
+  int64_t left = 0;
+  for (int64_t u = 0; u < count; ++u) {
+    if (place_of(u) >= 0) continue;
+    if (left < u) std::ranges::copy(sums.sums[u], sums.sums[left].begin());
+    place_of(u) = static_cast<int32_t>(gradients_kept_ + left);
+    sums.rows[left++] = sums.rows[u];
+  }
+  return left;
+}
+
 const RowGradients& ValueTable::row_gradients(Stream& stream) {
   const Matrix<const float> d_output(gradients_.data(), gradients_kept_, shape_.width);
   if (!sorted_) sorted_ = sort_by_row(stream, arena_, pieces_, d_output, local_rows());
@@ -150,6 +172,7 @@ const RowGradients& ValueTable::row_gradients(Stream& stream) {
 
 void ValueTable::forget_pending() {
   pieces_.clear();
+  places_.clear();
   sorted_.reset();
   gradients_kept_ = 0;
   gradients_taken_ = 0;

@@ -90,6 +90,9 @@ class ValueTable {
 
  private:
   void initialise(uint64_t seed);
+  // Adds sums of rows that an earlier pass of this step has read to what it left, so that a step holds each row once
+  // however many passes it has, and moves the others, whose count it returns, together at the beginning of `sums`.
+  int64_t fold(const RowSums& sums, int64_t count);
 
   TableShape shape_;
   Placement placement_;
@@ -105,6 +108,7 @@ class ValueTable {
   int64_t gradients_kept_ = 0;   // pairs, or rows in their place
   int64_t gradients_taken_ = 0;  // pairs after them that take_gradients() gave and backward() has yet to claim
   std::vector<GradientPiece> pieces_;
+  std::vector<int32_t> places_;  // of rows that backward_by_row() read in this step, among the gradients; -1: of none
   std::optional<RowGradients> sorted_;
 };
 

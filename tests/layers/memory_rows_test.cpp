@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "comm/self.h"
 #include "layers/memory/gather_in_blocks.h"
 #include "layers/memory/sum_by_row.h"
 #include "layers/memory/value_table.h"
@@ -143,6 +144,51 @@ TEST(SumByRow, IsCloseToDoubleAndTheSameOnAnyThreads) {
       EXPECT_EQ(dweights, first_dots);
       EXPECT_EQ(row_sums, first_sums);
     }
+  }
+}
+
+// Small integers: every sum is exact. A step of several passes by row holds each row that it read once, with the sum of
+// what all passes left there.
+TEST(SumByRow, PassesOfAStepAreAddedUp) {
+  constexpr int64_t kRows = 40;
+  constexpr int64_t kWidth = 19;
+  const SelfCommunicator world;
+  ValueTable table({.name = "table", .slots = kRows, .width = kWidth}, world, {}, 1);
+  const Random random(15, "passes");
+  uint64_t at = 0;
+  const auto integer = [&] { return static_cast<float>(static_cast<int>(random.bits(at++) % 7) - 3); };
+  Stream stream;
+  for (int step = 0; step < 2; ++step) {
+    std::vector<float> expected(kRows * kWidth);
+    std::vector<bool> read(kRows);
+    for (const int64_t most :
+         {int64_t{20}, kRows, int64_t{30}}) {  // rows that a pass may read: the second has new ones
+      constexpr int64_t kPairs = 50;
+      constexpr int64_t kPerPair = 8;
+      std::vector<Selection> selections(kPairs * kPerPair);
+      for (Selection& selection : selections) selection = {static_cast<int32_t>(random.bits(at++) % most), integer()};
+      std::vector<int32_t> offsets(kPairs + 1);
+      for (int32_t pair = 0; pair <= kPairs; ++pair) offsets[pair] = pair * kPerPair;
+      std::vector<float> gradients(kPairs * kWidth);
+      std::ranges::generate(gradients, integer);
+      for (size_t i = 0; i < selections.size(); ++i) {
+        read[selections[i].row] = true;
+        for (int64_t j = 0; j < kWidth; ++j)
+          expected[selections[i].row * kWidth + j] += selections[i].weight * gradients[i / kPerPair * kWidth + j];
+      }
+      std::vector<float> dweights(selections.size());
+      table.backward_by_row(stream, Vector<const Selection>(selections.data(), std::ssize(selections)),
+                            Vector<const int32_t>(offsets.data(), kPairs + 1),
+                            Matrix<const float>(gradients.data(), kPairs, kWidth),
+                            Vector<float>(dweights.data(), std::ssize(dweights)));
+    }
+    const RowGradients& all = table.row_gradients(stream);
+    EXPECT_EQ(all.rows.count(), std::ranges::count(read, true));
+    ASSERT_EQ(all.weights.count(), all.rows.count()) << "one contribution each";
+    for (int64_t u = 0; u < all.rows.count(); ++u)
+      for (int64_t j = 0; j < kWidth; ++j)
+        ASSERT_EQ(all.weights[u] * all.d_output(all.sources[u], j), expected[all.rows[u] * kWidth + j]) << all.rows[u];
+    table.forget_pending();
   }
 }
 
