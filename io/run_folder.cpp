@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "io/run_folder.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <ctime>
 #include <filesystem>
@@ -76,7 +79,8 @@ void RunFolder::open(bool resume) {
   if (resumed_ && !resume)
     user_error("{}: holds a run already; add --resume auto to go on with it, or give another --out", path_);
   // What a run that ended before it began has left is ours to remove.
-  if (!resumed_ && fs::exists(unfinished(), error)) remove_contents();
+  const bool marked = fs::exists(unfinished(), error);
+  if (!resumed_ && marked) remove_contents();
   if (!resumed_ && !list_folder(path_).empty()) user_error("{}: exists and is no run; give another --out", path_);
   if (resumed_) read_description(description());
   owns_contents_ = !resumed_;
@@ -88,17 +92,23 @@ RunFolder::~RunFolder() {
   if (!begun_) undo();
 }
 
-void RunFolder::undo() {
+void RunFolder::undo() try {
   if (owns_contents_) remove_contents();
   remove_empty_folders(made_);
+} catch (const UserError&) {  // it cannot be read any more
 }
 
-// The mark that they are ours goes last.
+// Nothing but what a run makes before it begins: a mark in the folder does not make ours what a user puts beside it.
+// The mark goes when all has gone, so that what could not be removed stays ours.
 void RunFolder::remove_contents() {
-  std::error_code error;
-  for (const fs::directory_entry& entry : fs::directory_iterator(path_, error))
-    if (entry.path() != fs::path(unfinished())) remove_quietly(entry.path().string());
-  remove_quietly(unfinished());
+  constexpr std::array kOurs = {"built-in.txt", "checkpoints", "config.textproto", "metrics.jsonl", "run.json", "tb",
+                                "tokens",       "trace",       "train.log"};
+  for (const std::string& name : list_folder(path_))
+    if (std::ranges::any_of(kOurs, [&](std::string_view ours) {
+          return name == ours || name == fmt::format("{}.tmp", ours) || name == fmt::format("{}.partial", ours);
+        }))
+      remove_quietly(path_ + "/" + name);
+  if (list_folder(path_).size() <= 1) remove_quietly(unfinished());
 }
 
 void RunFolder::begin(const std::string& config_text, const RunDescription& description) {

@@ -3,6 +3,7 @@
 // encodes. Between them only block numbers count, so nothing of the corpus need be held.
 #include "io/tokenize.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -28,10 +29,9 @@ namespace {
 namespace fs = std::filesystem;
 
 bool is_mount_point(const fs::path& folder) {
-  struct stat own {};
-  struct stat parent {};
-  return ::stat(folder.c_str(), &own) == 0 && ::stat(folder.parent_path().c_str(), &parent) == 0 &&
-         own.st_dev != parent.st_dev;
+  struct statx status {};
+  return ::statx(AT_FDCWD, folder.c_str(), 0, 0, &status) == 0 &&
+         (status.stx_attributes_mask & status.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
 }
 
 // The folder under its temporary name, removed unless publish() was reached.

@@ -212,6 +212,7 @@ MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const 
   const TransformerShape shape = model_shape(config, vocabulary);
   MemoryPlan plan;
   plan.ranks = static_cast<int>(ranks);
+  plan.trains = false;
   plan.dense_parameters = count_dense_parameters(shape);
   plan.lines.push_back({"dense parameters", "value, and room for a gradient", plan.dense_parameters * 2 * kFloat});
   std::map<std::string, TableShape> tables;
@@ -231,10 +232,12 @@ void check_fits(const MemoryPlan& plan, const Communicator& world, Device device
   const int host = of_rank[static_cast<size_t>(world.rank())];
   const std::string& name = world.hosts().names[static_cast<size_t>(host)];
   const int64_t ranks = std::ranges::count(of_rank, host);
-  const auto check = [](int64_t need, int64_t total, const std::string& where, const char* remedy) {
-    if (total > 0 && need > total)
-      user_error("this run needs {} on {}, which has {}: see pkmesh train --dry-run; use more {} or a smaller model",
-                 bytes_text(static_cast<double>(need)), where, bytes_text(static_cast<double>(total)), remedy);
+  const auto check = [&](int64_t need, int64_t total, const std::string& where, const char* remedy) {
+    if (total <= 0 || need <= total) return;
+    const std::string text = fmt::format("{} on {}, which has {}", bytes_text(static_cast<double>(need)), where,
+                                         bytes_text(static_cast<double>(total)));
+    if (!plan.trains) user_error("this checkpoint needs {}; start it on more {}", text, remedy);
+    user_error("this run needs {}: see pkmesh train --dry-run; use more {} or a smaller model", text, remedy);
   };
   check(ranks * plan.bytes_per_rank(DeviceKind::kCpu), process_memory().machine_total, name, "hosts");
   if (device.kind == DeviceKind::kCpu) return;

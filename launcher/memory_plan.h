@@ -19,6 +19,7 @@ struct MemoryPlan {
     DeviceKind where = DeviceKind::kCpu;
   };
   int ranks = 1;
+  bool trains = true;  // or reads a checkpoint
   std::vector<Line> lines;
   int64_t dense_parameters = 0;
   int64_t value_parameters = 0;  // of all tables, over all ranks

@@ -21,8 +21,8 @@ std::unique_ptr<Communicator> connect(Communicator& world, Device device, Device
   return make_device_communicator(world, device, world.size() == 1 ? DeviceLink::kHostStaged : link);
 }
 
-// A checkpoint is read wherever there is memory for it: what its run computed with, and this machine has not, is left
-// out, and said.
+// A checkpoint is read on other machines than it was written on: a device, link or precision of its run that is not
+// here is left out, and said.
 void suit_this_machine(config::Config& config) {
   config::Train& train = *config.mutable_train();
   if (train.communication() == config::NCCL) train.set_communication(config::AUTO);  // takes NCCL if it is there
@@ -33,8 +33,10 @@ void suit_this_machine(config::Config& config) {
   const bool cpu = planned_device(config) == DeviceKind::kCpu;
   if ((cpu && train.precision() == config::Train::FP16) ||
       (!cpu && train.precision() == config::Train::BF16 && !has_bf16({DeviceKind::kCuda, 0}))) {
+    const auto former = train.precision();
     train.set_precision(config::Train::FP32);
-    log_info("computes in FP32: there are no products here of the precision that the model was trained in");
+    log_info("computes in FP32: what computes here has no products of {}, which the model was trained with",
+             config::Train::Precision_Name(former));
   }
 }
 

@@ -37,7 +37,7 @@ std::string config_name(const TrainArguments& options) {
   return (options.resume == "auto" ? options.out : find_checkpoint(options.resume)) + "/config.textproto";
 }
 
-// For this job, and whether it could start; or what ranks would hold elsewhere.
+// For this job, and whether this host has the device and the memory for it; or of ranks that are elsewhere.
 std::string describe_plan(const config::Config& config, const Communicator& world, const TrainArguments& options) {
   const bool elsewhere = options.ranks > 0;
   if (elsewhere && options.hosts > options.ranks)
@@ -74,7 +74,7 @@ void train(TrainingRun& run, Communicator& world) {
   if (stopped)
     log_info(
         "stopped by a signal after step {}; {}", run.steps_done(),
-        run.steps_done() < plan.steps() ? "go on with --resume auto" : "all are done; pkmesh eval measures the model");
+        run.steps_done() < plan.steps() ? "go on with --resume auto" : "it was the last: pkmesh eval validates it");
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ std::string why_closed(const Gate& gate) {
   add("the loss", gate.bad_loss);
   add("dense gradients", gate.bad_dense);
   add("row gradients", gate.bad_values);
-  return where.empty() ? "no token of it counts" : fmt::format("not finite: {}", fmt::join(where, ", "));
+  return where.empty() ? "none of its tokens counts" : fmt::format("not finite: {}", fmt::join(where, ", "));
 }
 
 // What a rank's share of the gate is made of.

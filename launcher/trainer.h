@@ -74,7 +74,7 @@ class Trainer {
   StepFigures describe(const Gate& gate) const;
   void update(const Gate& gate, double rate);
   BatchShape batch() const;
-  // Behind all moments: for the bias correction.
+  // What Adam's bias correction and the rounding of rows go by. Without a loss scale skipped steps count too.
   int64_t updates() const { return step_ - scaler_.skipped(); }
   bool clips_values() const { return config_.values().clip_norm() > 0; }
 

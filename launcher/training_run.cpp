@@ -109,15 +109,16 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
   // Disks that are not shared may differ, and so may hosts.
   agree_on(world_, "checkpoint to go on from", checkpoint.empty() ? "none" : checkpoint);
   agree_on(world_, "device", device_choice(config_, device));
-  if (train_tokens_) agree_on(world_, "corpus", describe_data());
+  const bool built_in = config_.data().source() == config::Data::BUILT_IN;
+  if (!built_in) agree_on(world_, "corpus", describe_data());
   make_folder();
   std::optional<BatchSampler> sampler;
   agree(world_, [&] {
-    if (config_.data().source() == config::Data::BUILT_IN) open_tokens(options_.out + "/tokens");
+    if (built_in) open_tokens(options_.out + "/tokens");
     sampler.emplace(*train_tokens_, config_.model().context(), config_.data().seed());
     check_fits(plan_memory(config_, tokenizer_->vocabulary_size(), world_.hosts(), device.kind), world_, device);
   });
-  agree_on(world_, "corpus", describe_data());
+  if (built_in) agree_on(world_, "corpus", describe_data());
   trainer_ = std::make_unique<Trainer>(config_, world_, device, *sampler, tokenizer_->vocabulary_size());
   std::optional<CheckpointFacts> resumed;
   if (!checkpoint.empty()) resumed = resume(checkpoint);
@@ -171,6 +172,7 @@ void TrainingRun::begin_folder() {
     tensorboard_.emplace(folder_->tensorboard(), steps_done());
     folder_->begin(to_text(config_), {options_.command, world_.hosts()});
   });
+  log_errors_to_file(options_.out + "/train.log");
 }
 
 CheckpointFacts TrainingRun::resume(const std::string& checkpoint) {

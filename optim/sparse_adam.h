@@ -29,7 +29,7 @@ struct RowAdamOptions {
     kAll,      // rows without a contribution move by their momentum (torch.optim.Adam); walks the whole shard
   };
   enum class Correction {
-    kGlobalStep,  // the bias correction of a row is that of the run's step
+    kGlobalStep,  // the bias correction of a row is that of the run's updates
     kOwnSteps,    // ... of the number of updates that the row has had; kTouched only
   };
   enum class SecondMoment {

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/log.h"
 
+#include <fmt/chrono.h>
 #include <spdlog/sinks/basic_file_sink.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
+#include <fstream>
 
 #include "runtime/check.h"
 
@@ -55,30 +57,24 @@ bool stderr_is_terminal() {
 
 namespace {
 
-std::atomic<bool> g_in_file = false;  // whether the file has a line of this run
-
-void say(spdlog::level::level_enum level, const char* prefix, std::string_view line) {
-  spdlog::log(level, "{}{}", prefix, line);
-  if (spdlog::default_logger()->sinks().size() > 1) g_in_file = true;
-}
+std::string g_errors;  // the file; set before another thread may have an error to log
 
 }  // namespace
 
 void log_info(std::string_view line) {
-  say(spdlog::level::info, "", line);
+  spdlog::info("{}", line);
 }
 void log_warning(std::string_view line) {
-  say(spdlog::level::warn, "warning: ", line);
+  spdlog::warn("warning: {}", line);
 }
 void log_error(std::string_view line) {
   fmt::print(stderr, "{}\n", line);
-  if (!g_in_file) return;
-  const auto& sinks = spdlog::default_logger()->sinks();  // the first is standard error
-  for (size_t i = 1; i < sinks.size(); ++i) try {
-      sinks[i]->log(spdlog::details::log_msg("", spdlog::level::err, {line.data(), line.size()}));
-      sinks[i]->flush();
-    } catch (const spdlog::spdlog_ex&) {  // a full disk, perhaps the very error
-    }
+  if (g_errors.empty()) return;
+  std::ofstream(g_errors, std::ios::app) << fmt::format("{:%Y-%m-%d %H:%M:%S} {}\n", fmt::localtime(std::time(nullptr)),
+                                                        line);
+}
+void log_errors_to_file(const std::string& path) {
+  g_errors = path;
 }
 
 }  // namespace pkmesh

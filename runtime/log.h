@@ -21,8 +21,9 @@ bool stderr_is_terminal();  // colour and progress bars only then
 
 void log_info(std::string_view line);
 void log_warning(std::string_view line);
-// As it is, whichever rank says so, and in train.log if this run has a line there: why it ended is to be read in it.
+// As it is, whichever rank says so; also at the end of the file named before, for why a run ended is to be read there.
 void log_error(std::string_view line);
+void log_errors_to_file(const std::string& path);
 
 template <class... Args>
 requires(sizeof...(Args) > 0) void log_info(fmt::format_string<Args...> format, Args&&... args) {

@@ -59,6 +59,15 @@ class OnADevice(program.Test):
         self.assertEqual(without.out, with_device)
         self.run_well("generate", "--checkpoint", "run", "--prompt", "a", "--tokens", "3")
 
+    def test_ranks_with_devices_and_without(self):
+        self.train("run", *SHORT, *GPU)
+        for arguments in (["train", "--config", "debug", "--out", "new"],
+                          ["generate", "--checkpoint", "run", "--prompt", "a"], ["bench", "model", "--config", "debug"]):
+            before = snapshot(self.folder)
+            contexts = [["env", f"PKMESH_EMULATED_DEVICES={count}", program.PROGRAM, *arguments] for count in (1, 0)]
+            self.check_refusal(program.Job([], contexts=contexts), ["rank 1 on", "another device than rank 0"])
+            self.assertEqual(snapshot(self.folder), before)
+
     def test_resumed_on_the_other_side(self):
         self.train("whole", *SHORT, *CPU)
         self.train("turns", *SHORT[1:], "train.steps=3", *CPU)

@@ -98,6 +98,17 @@ TEST(RunFolder, OneThatEndedBeforeItBeganIsBegunAnew) {
     EXPECT_FALSE(fs::exists(folder / "killed/tokens.partial"));
     again.begin("model {}\n", kDescription);
   }
+  EXPECT_TRUE(fs::exists(folder / "killed/run.json"));
+  {
+    const RunFolder first(folder / "other", true);
+    replace_text(first.path() + "/train.log", "x");
+    replace_text(first.path() + "/thesis.tex", "x");
+    fs::copy(folder / "other", folder / "mine", fs::copy_options::recursive);
+  }
+  EXPECT_NE(refusal(folder / "mine", true).find("is no run"), std::string::npos);
+  EXPECT_TRUE(fs::exists(folder / "mine/thesis.tex"));
+  EXPECT_TRUE(fs::exists(folder / "other/thesis.tex"));
+
   replace_text(folder / "killed/more", "x");
   const std::vector<std::string> left = {"checkpoints", "config.textproto", "more", "run.json", "tb", "trace"};
   EXPECT_EQ(list_folder(folder / "killed"), left);

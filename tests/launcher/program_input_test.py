@@ -256,10 +256,10 @@ class Configuration(program.Test):
         more = train[:-3] + ["train.steps=5", "--out", "run", "--resume", "auto"]
         self.refuse_in("ab", more, "another checkpoint to go on from than rank 0")
         shutil.copytree("a/run", "b/run")
-        self.run_well(*more, cwd="b")
-        shutil.copytree("b/run/checkpoints/step_00000005", "a/other")
-        shutil.copytree("b/run/checkpoints/step_00000003", "b/other")
-        self.refuse_in("ab", ["generate", "--checkpoint", "other", "--prompt", "a"], "another configuration than rank 0")
+        self.run_well(*more, "--set", "train.checkpoint_every=4", cwd="b")
+        for folder, step in (("a", 4), ("b", 5)):
+            shutil.copytree(f"b/run/checkpoints/step_{step:08}", f"{folder}/other")
+        self.refuse_in("ab", ["generate", "--checkpoint", "other", "--prompt", "a"], "another checkpoint than rank 0")
 
 
 class Corpus(program.Test):

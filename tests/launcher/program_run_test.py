@@ -161,6 +161,16 @@ class Interrupted(program.Test):
         self.assertLess(time.monotonic() - killed, program.SOON)
         self.assert_goes_on(ranks=3)
 
+    def test_a_rank_that_does_not_come(self):
+        self.arguments += ["--set", "train.hang_minutes=0.05", "--set", "train.steps=100000"]
+        job = self.start(ranks=2, steps=5)
+        job.kill(0, signal.SIGSTOP)
+        job.finish()
+        self.assertNotEqual(job.code, 0)
+        self.assertRegex(job.err, r"rank 1 has waited \d")
+        with open("run/train.log", encoding="utf-8") as file:
+            self.assertRegex(file.read(), r"\d pkmesh: rank 1 has waited \d")
+
     def test_a_step_short(self):
         self.train("run", "train.steps=7")
         self.train("run", "train.steps=20", options=("--resume", "auto"))

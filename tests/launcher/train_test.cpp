@@ -254,6 +254,12 @@ TEST_F(Train, AnEvaluationFitsWhereTrainingDidAndEndsWhenItIsToldTo) {
   const auto one_by_one = evaluate(trainer.model(), tokens_, 14, 1);
   ASSERT_TRUE(all && one_by_one);
   EXPECT_NEAR(all->loss, one_by_one->loss, 1e-5 * all->loss);
+  const auto peak_of = [&](const char* layers) {  // a block's memory is the next one's
+    Model model(tiny::config({layers}), world, {}, tiny::kVocabulary);
+    EXPECT_TRUE(evaluate(model, tokens_, 4, 4));
+    return model.arena().peak();
+  };
+  EXPECT_EQ(peak_of("model.layers=2"), peak_of("model.layers=4"));
   int asked = 0;
   EXPECT_FALSE(evaluate(trainer.model(), tokens_, 14, 4, [&] { return ++asked == 3; }));
   EXPECT_EQ(asked, 3);
