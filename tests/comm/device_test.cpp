@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The contract on the memory of an emulated device, for ranks as threads; and what is particular to device memory.
+#include <array>
 #include <atomic>
 
 #include "async_device.h"
@@ -150,13 +151,14 @@ TEST(Nccl, AFaultOfTheDeviceIsNamedAndEndsTheJob) {
   if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "without nccl.h";
   std::atomic<bool> ended{false};
   std::string error;
+  const std::array data = {Buffer<float>(kDevice, 16), Buffer<float>(kDevice, 16)};  // outlives what is under way
   try {
     run_ranks(2, [&](Communicator& host) {
       const auto world = make_device_communicator(host, kDevice, DeviceLink::kNccl);
       Stream stream(kDevice);
       world->use(stream);
-      const Buffer<float> data(kDevice, 16);
-      world->all_reduce(data.span(), Reduction::kSum, Purpose::kDense);  // under way until somebody asks
+      const auto mine = data.at(static_cast<size_t>(world->rank())).span();
+      world->all_reduce(mine, Reduction::kSum, Purpose::kDense);  // under way until somebody asks
       world->barrier();
       world->watch(std::chrono::seconds(8));  // looks every second
       while (world->rank() == 1 && !ended) std::this_thread::yield();
