@@ -57,7 +57,7 @@ bool stderr_is_terminal() {
 
 namespace {
 
-std::string g_errors;  // the file; set before another thread may have an error to log
+std::string g_errors;  // the file; set once. The watchdog's thread reads it in a hang, when the setter stands still
 
 }  // namespace
 
