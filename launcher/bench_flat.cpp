@@ -35,22 +35,21 @@ std::string table_name(int64_t sub_keys, int64_t width) {
   return fmt::format("{}^2 x {}", sub_keys, width);
 }
 
-// Whether every host can take what the plan says, with a fifth of its free memory to spare.
-bool fits(Communicator& world, const config::Config& config) {
-  const int64_t ranks_per_host = (world.size() + world.hosts().count() - 1) / world.hosts().count();
-  const int64_t bytes = ranks_per_host * plan_memory(config, 1, world.hosts(), DeviceKind::kCpu).bytes_per_rank();
-  const bool here = static_cast<double>(bytes) < 0.8 * static_cast<double>(process_memory().machine_available);
-  return slowest(world, here ? 0 : 1) == 0;
-}
-
-// What this machine can do with a table of that size; each rank measures while the others do.
-Ceilings table_ceilings(Communicator& world, int64_t sub_keys, const BenchOptions& options) {
+CeilingSizes ceiling_sizes(Communicator& world, int64_t sub_keys, const BenchOptions& options) {
   CeilingSizes sizes = options.ceilings;
   sizes.row_bytes = options.flat_width * 4;
   sizes.table_rows = sub_keys * sub_keys / world.size();
-  Stream stream(Device{});
-  world.barrier();
-  return measure_ceilings(stream, sizes, std::min(options.repeats, 5));
+  return sizes;
+}
+
+// Whether every host can take what the plan says and what ceilings are measured in, with a fifth of its free memory to
+// spare.
+bool fits(Communicator& world, const config::Config& config, const CeilingSizes& ceilings) {
+  const int64_t ranks_per_host = (world.size() + world.hosts().count() - 1) / world.hosts().count();
+  const int64_t planned = plan_memory(config, 1, world.hosts(), DeviceKind::kCpu).bytes_per_rank();
+  const int64_t bytes = ranks_per_host * (planned + ceilings.memory_bytes());
+  const bool here = static_cast<double>(bytes) < 0.8 * static_cast<double>(process_memory().machine_available);
+  return slowest(world, here ? 0 : 1) == 0;
 }
 
 double layer_floor(const LayerBench& bench, const Ceilings& ceilings) {
@@ -70,12 +69,15 @@ TableFigures time_table(Communicator& world, int64_t sub_keys, const TableFigure
   const config::Config config = layer_config(sub_keys, options.flat_width, options.flat_tokens);
   const auto bytes = static_cast<double>(sub_keys * sub_keys * options.flat_width * 4);
   const std::string name = table_name(sub_keys, options.flat_width);
-  if (!fits(world, config)) {
+  const CeilingSizes sizes = ceiling_sizes(world, sub_keys, options);
+  if (!fits(world, config, sizes)) {
     report.line(fmt::format("{:<14}{:>10}   left out: with its moments it does not fit in the memory that is free",
                             name, bytes_text(bytes)));
     return {};
   }
-  const Ceilings ceilings = table_ceilings(world, sub_keys, options);
+  Stream stream(Device{});
+  world.barrier();  // each rank measures what this machine can do with a table of that size while the others do
+  const Ceilings ceilings = measure_ceilings(stream, sizes, std::min(options.repeats, 5));
   LayerBench bench(config, world, {});
   const LayerTimes times = time_layer(bench, world, options.repeats);
   const int64_t rows = distinct_rows(bench.layer().slots());
@@ -99,7 +101,7 @@ TableFigures time_table(Communicator& world, int64_t sub_keys, const TableFigure
 
 void time_tables(Communicator& world, const BenchOptions& options, BenchReport& report) {
   report.line(
-      fmt::format("one layer's step over sizes of the table, {} tokens per rank; GB/s: random rows of a table "
+      fmt::format("\none layer's step over sizes of the table, {} tokens per rank; GB/s: random rows of a table "
                   "of that size, at best",
                   options.flat_tokens));
   report.line(fmt::format("{:<14}{:>10}{:>10}{:>22}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}{:>11}{:>10}{:>9}", "table", "values",
@@ -116,7 +118,7 @@ void time_curve(Communicator& world, const BenchOptions& options, BenchReport& r
   const config::Config config = layer_config(options.curve_sub_keys, options.curve_width, options.curve_tokens);
   const auto& memory = config.model().memory(0);
   const int64_t selections = options.curve_tokens * memory.heads() * memory.neighbours();
-  report.line(fmt::format("\none layer's step over how many rows are read: table {}, {} tokens per rank, {} selections",
+  report.line(fmt::format("one layer's step over how many rows are read: table {}, {} tokens per rank, {} selections",
                           table_name(options.curve_sub_keys, options.curve_width), options.curve_tokens, selections));
   report.line(fmt::format("{:<18}{:>10}{:>14}{:>22}{:>10}{:>10}{:>10}{:>10}", "different tokens", "rows read",
                           "reads per row", "ms (min-max)", "forward", "backward", "update", "rows"));
@@ -153,8 +155,9 @@ void time_curve(Communicator& world, const BenchOptions& options, BenchReport& r
 }  // namespace
 
 void bench_flat(Communicator& world, const config::Config&, const BenchOptions& options, BenchReport& report) {
-  time_tables(world, options, report);
+  // Smaller tables first: what they leave behind is at once part of the next, rather than freed (see Ceilings::memory).
   time_curve(world, options, report);
+  time_tables(world, options, report);
 }
 
 }  // namespace pkmesh

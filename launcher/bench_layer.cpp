@@ -128,6 +128,7 @@ LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats) {
   constexpr std::array kRowPhases = {"pooled gather",      "sum by row",        "count usage",
                                      "sort row gradients", "row squares bound", "update rows"};
   std::array<std::vector<double>, 5> samples;
+  std::map<std::string, std::vector<double>> phases;
   RangeClock clock;
   for (int64_t i = -LayerBench::kInputs; i < repeats; ++i) {
     world.barrier();
@@ -144,13 +145,21 @@ LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats) {
       const double sample = slowest(world, times[j]);
       if (i >= 0) samples[j].push_back(sample);
     }
+    if (i >= 0)
+      for (const auto& [name, time] : ranges) phases[name].push_back(time);
   }
-  return {spread_of(samples[0]), spread_of(samples[1]), spread_of(samples[2]), spread_of(samples[3]),
-          spread_of(samples[4])};
+  LayerTimes times = {spread_of(samples[0]), spread_of(samples[1]), spread_of(samples[2]),
+                      spread_of(samples[3]), spread_of(samples[4]), {}};
+  for (auto& [name, all] : phases) times.phases.emplace_back(name, spread_of(std::move(all)));
+  std::ranges::stable_sort(times.phases, std::greater(), [](const auto& phase) { return phase.second.median; });
+  return times;
 }
 
 nlohmann::json to_json(const LayerTimes& times) {
-  return {{"ms", to_json(times.step)},
+  nlohmann::json phases = nlohmann::json::object();
+  for (const auto& [name, ms] : times.phases) phases[name] = to_json(ms);
+  return {{"phases_ms", phases},
+          {"ms", to_json(times.step)},
           {"forward_ms", to_json(times.forward)},
           {"backward_ms", to_json(times.backward)},
           {"update_ms", to_json(times.update)},
@@ -190,6 +199,8 @@ void bench_layer(Communicator& world, const config::Config& config, const BenchO
        {std::pair{"forward", times.forward}, std::pair{"backward", times.backward}, std::pair{"update", times.update},
         std::pair{"whole step", times.step}, std::pair{"  of it rows", times.rows}})
     report.line(fmt::format("{:<13}{:>23} ms", name, to_text(ms)));
+  report.line("\nphases within these steps, on this rank; some contain others");
+  for (const auto& [name, ms] : times.phases) report.line(fmt::format("{:<25}{:>23} ms", name, to_text(ms)));
   report.line(fmt::format("peak memory of a rank  {}, {} of it before the layer", bytes_text(peak),
                           bytes_text(static_cast<double>(before.resident))));
   report.figures.update(to_json(times));

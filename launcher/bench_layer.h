@@ -5,6 +5,8 @@
 // the one before.
 #pragma once
 
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "launcher/bench_cost.h"
@@ -70,6 +72,7 @@ struct LayerTimes {
   Spread update;
   Spread step;
   Spread rows;  // of the step: phases that read or write rows of the table, and what decides which
+  std::vector<std::pair<std::string, Spread>> phases;  // of this rank, longest first; some contain others
 };
 // After a warm-up in which every input has come once: moments of the rows to come exist from then on. Collective.
 LayerTimes time_layer(LayerBench& bench, Communicator& world, int repeats);

@@ -24,12 +24,9 @@ double per_second(double amount, const Spread& milliseconds) {
   return amount / (milliseconds.min * 1e-3);
 }
 
-// Half of `bytes` to the other half, by the C library or by a plain loop: neither is the faster one at every size.
-double copy_rate_of(int64_t bytes, int repeats) {
+// `bytes` / 2 from the one to the other, by the C library or by a plain loop: neither is the faster one at every size.
+double copy_rate_of(const Buffer<uint64_t>& source, const Buffer<uint64_t>& target, int64_t bytes, int repeats) {
   const int64_t words = bytes / 16;
-  const Buffer<uint64_t> source({}, words);
-  const Buffer<uint64_t> target({}, words);
-  std::ranges::fill(source.span(), uint64_t{1});
   const auto in_pieces = [&](const auto& copy) {
     return measure(repeats, [&] {
       parallel_for(0, words, 512, [&](int64_t begin, int64_t end) {
@@ -66,6 +63,7 @@ class Rows {
     for (auto pass = ascending_.begin(); pass != ascending_.end(); pass += reads_) std::sort(pass, pass + reads_);
   }
 
+  static Buffer<uint64_t> take_memory(Rows rows) { return std::move(rows.memory_); }
   double bytes() const { return static_cast<double>(reads_) * static_cast<double>(words_) * 8; }  // of a pass
 
   // In random order: what a token reads stands anywhere. Returns the sum of all words, so that all must be read.
@@ -136,6 +134,10 @@ double product_rate(Stream& stream, int64_t side, int repeats) {
 
 }  // namespace
 
+int64_t CeilingSizes::memory_bytes() const {
+  return copy_bytes + std::min(table_bytes, table_rows * row_bytes);
+}
+
 double Ceilings::copy_rate(double bytes) const {
   PKM_CHECK(!copies.empty(), "copying was not measured");
   const auto above = std::ranges::find_if(copies, [&](const Copy& copy) { return copy.bytes >= bytes; });
@@ -161,9 +163,14 @@ double Ceilings::floor_ms(const std::vector<Cost>& phases) const {
 
 Ceilings measure_ceilings(Stream& stream, const CeilingSizes& sizes, int repeats) {
   Ceilings ceilings;
-  for (int64_t bytes = std::min(kSmallestCopy, sizes.copy_bytes); bytes < sizes.copy_bytes; bytes *= 4)
-    ceilings.copies.push_back({static_cast<double>(bytes), copy_rate_of(bytes, repeats)});
-  ceilings.copies.push_back({static_cast<double>(sizes.copy_bytes), copy_rate_of(sizes.copy_bytes, repeats)});
+  Buffer<uint64_t> source({}, sizes.copy_bytes / 16);
+  Buffer<uint64_t> target({}, source.count());
+  std::ranges::fill(source.span(), uint64_t{1});
+  const auto add_copy = [&](int64_t bytes) {
+    ceilings.copies.push_back({static_cast<double>(bytes), copy_rate_of(source, target, bytes, repeats)});
+  };
+  for (int64_t bytes = std::min(kSmallestCopy, sizes.copy_bytes); bytes < sizes.copy_bytes; bytes *= 4) add_copy(bytes);
+  add_copy(sizes.copy_bytes);
   Rows rows(sizes);
   volatile uint64_t sink = 0;  // what is read must be used
   for (const bool prefetch : {false, true}) {
@@ -173,6 +180,9 @@ Ceilings measure_ceilings(Stream& stream, const CeilingSizes& sizes, int repeats
     ceilings.rows_updated = std::max(ceilings.rows_updated, per_second(2 * rows.bytes(), rewritten));
   }
   ceilings.flops = product_rate(stream, sizes.product, repeats);
+  ceilings.memory.push_back(std::move(source));
+  ceilings.memory.push_back(std::move(target));
+  ceilings.memory.push_back(Rows::take_memory(std::move(rows)));
   return ceilings;
 }
 

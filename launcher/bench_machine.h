@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "launcher/bench_cost.h"
+#include "runtime/buffer.h"
 #include "runtime/device.h"
 
 namespace pkmesh {
@@ -21,6 +22,8 @@ struct CeilingSizes {
   int64_t table_bytes = int64_t{4} << 30;   // a larger table is cut to this size
   int64_t reads = 65536;                    // distinct rows per pass
   int64_t product = 2048;                   // side of the square matrices
+
+  int64_t memory_bytes() const;  // what measure_ceilings() holds
 };
 
 // Bytes per second count what is read and what is written; flops count a multiplication and an addition as two.
@@ -33,6 +36,9 @@ struct Ceilings {
   double rows_read = 0;      // bytes per second
   double rows_updated = 0;   // bytes per second, read and written back
   double flops = 0;          // per second
+  // What they were measured in. Not to be freed before the benchmark ends: a virtual machine that gives freed memory
+  // back to its host stops all threads for 40 ms ten times a second while it does, which takes several seconds per GiB.
+  std::vector<Buffer<uint64_t>> memory;
 
   // Between the measured sizes, on a line over the logarithm of the size.
   double copy_rate(double bytes) const;

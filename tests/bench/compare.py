@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from settle import settle
 from shapes import LAYERS, MODEL_CONFIG, layer_overrides
 
 HERE = Path(__file__).resolve().parent
@@ -151,6 +152,12 @@ def torch_figures(ranks):
     return {"ms": statistics.median(steps), "peak_mib": sum(rank["peak_mib"] for rank in ranks)}
 
 
+def settled(figures):
+    """The same, when the system is done with the processes that they are of."""
+    settle(figures["peak_mib"] * 2**20)
+    return figures
+
+
 def spread_text(values, form="{:.2f}"):
     return (form + " (" + form + "-" + form + ")").format(statistics.median(values), min(values), max(values))
 
@@ -174,7 +181,7 @@ def heat(case, peers, steps, only):
         for variant in variants:
             name = f"  heat   PyTorch {peer.version:<14} {' '.join(variant):<32}"
             try:
-                figures = torch_figures(peer.run(case, variant, steps))
+                figures = settled(torch_figures(peer.run(case, variant, steps)))
             except Unavailable as why:
                 print(f"{name} does not run: {why}", flush=True)
                 continue
@@ -192,8 +199,8 @@ def compare(name, peers, program, options, folder):
     _, peer, variant = fastest[0]
     theirs, ours = [], []
     for turn in range(options.rounds):
-        theirs.append(torch_figures(peer.run(case, variant, options.steps)))
-        ours.append(run_pkmesh(program, case, options.steps, folder))
+        theirs.append(settled(torch_figures(peer.run(case, variant, options.steps))))
+        ours.append(settled(run_pkmesh(program, case, options.steps, folder)))
         print(f"  round {turn + 1}  PyTorch {theirs[-1]['ms']:9.1f} ms   pkmesh {ours[-1]['ms']:9.1f} ms   "
               f"ratio {theirs[-1]['ms'] / ours[-1]['ms']:.2f}", flush=True)
     return dict(summary(name, f"{peer.version} {' '.join(variant)}", theirs, ours), commit=ours[0]["commit"])

@@ -13,6 +13,7 @@ import unittest
 from pathlib import Path
 
 import compare
+import settle
 
 PKMESH = sys.argv.pop(1) if len(sys.argv) > 1 else None
 # Answers the probe, then says how it was started; `sparse` fails as an old PyTorch would.
@@ -47,6 +48,9 @@ class Compare(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.left = []  # MiB that processes have left behind, one after the other
+        compare.settle = lambda peak: self.left.append(peak / 2**20)
         self.figures = Path(folder.name, "figures.json")
         self.stand_in = Path(folder.name, "python")
         self.stand_in.write_text(STAND_IN.format(python=sys.executable))
@@ -71,6 +75,8 @@ class Compare(unittest.TestCase):
         self.assertEqual(line["ratio"], sorted(line["ratios"])[1])
         self.assertEqual(line["torch_peak_mib"], 500)
         self.assertEqual(line["memory_ratio"], line["pkmesh_peak_mib"] / 500)
+        self.assertEqual(self.left[:2] + self.left[2::2], [500] * 5, "the machine settles after each process")
+        self.assertEqual((len(self.left), max(self.left[3::2])), (8, line["pkmesh_peak_mib"]))
         self.assertIn("9.9.9 --values dense", out.splitlines()[-1])
 
     def test_without_a_choice_there_is_no_heat(self):
@@ -100,6 +106,15 @@ class Compare(unittest.TestCase):
     def test_unknown_case(self):
         code, _, _ = run("--pkmesh", PKMESH, "layer-z")
         self.assertIn("layer-z: no such case", code)
+
+    def test_a_machine_that_gives_memory_back(self):
+        device = self.folder / "virtio_balloon/virtio0"
+        self.assertFalse(settle.returns_memory(self.folder), "no balloon")
+        device.mkdir(parents=True)
+        (device / "features").write_text("0110000100000000\n")
+        self.assertFalse(settle.returns_memory(self.folder))
+        (device / "features").write_text("0110010100000000\n")
+        self.assertTrue(settle.returns_memory(self.folder))
 
     def test_a_rank_that_dies_ends_the_other(self):
         python = sys.executable

@@ -304,6 +304,10 @@ TEST(Bench, ModelAndLayerAlone) {
     bench_layer(world, tiny_config(), tiny_options(), layer);
     EXPECT_GE(layer.figures.at("ms").at("median"), layer.figures.at("update_ms").at("min"));
     EXPECT_GT(layer.figures.at("distinct_rows"), 0);
+    const auto& phases = layer.figures.at("phases_ms");
+    EXPECT_GT(phases.at("select forward").at("min"), 0);
+    EXPECT_LT(phases.at("select forward").at("min"), phases.at("memory forward").at("min"));
+    EXPECT_LT(phases.at("memory forward").at("min"), layer.figures.at("forward_ms").at("max"));
     EXPECT_GT(layer.figures.at("memory").at("peak_bytes"), 0);
   });
 }
