@@ -6,29 +6,20 @@
 namespace pkmesh {
 
 void batch_norm_sums(Stream& stream, Matrix<const float> x, Vector<double> sums) {
-  check_shape("batch_norm: sums", sums, {{"features + 1", x.size(1) + 1}});
+  check_shape("batch_norm: sums", sums, {{"2 features + 1", 2 * x.size(1) + 1}});
   const Range range("batch_norm sums");
   PKM_DISPATCH(stream, batch_norm_sums, x, sums);
 }
 
-void batch_norm_squares(Stream& stream, Matrix<const float> x, Vector<const double> sums, Vector<double> squares) {
-  check_shape("batch_norm: sums", sums, {{"features + 1", x.size(1) + 1}});
-  check_shape("batch_norm: squares", squares, {{"features", x.size(1)}});
-  const Range range("batch_norm squares");
-  PKM_DISPATCH(stream, batch_norm_squares, x, sums, squares);
-}
-
-void batch_norm_statistics(Stream& stream, Vector<const double> sums, Vector<const double> squares, float momentum,
-                           Vector<float> mean, Vector<float> variance, Vector<float> running_mean,
-                           Vector<float> running_variance) {
-  const Extent features = {"features", squares.size(0)};
-  check_shape("batch_norm: sums", sums, {{"features + 1", features.size + 1}});
-  check_shape("batch_norm: mean", mean, {features});
+void batch_norm_statistics(Stream& stream, Vector<const double> sums, float momentum, Vector<float> mean,
+                           Vector<float> variance, Vector<float> running_mean, Vector<float> running_variance) {
+  const Extent features = {"features", mean.size(0)};
+  check_shape("batch_norm: sums", sums, {{"2 features + 1", 2 * features.size + 1}});
   check_shape("batch_norm: variance", variance, {features});
   check_shape("batch_norm: running mean", running_mean, {features});
   check_shape("batch_norm: running variance", running_variance, {features});
   const Range range("batch_norm statistics");
-  PKM_DISPATCH(stream, batch_norm_statistics, sums, squares, momentum, mean, variance, running_mean, running_variance);
+  PKM_DISPATCH(stream, batch_norm_statistics, sums, momentum, mean, variance, running_mean, running_variance);
 }
 
 void batch_norm_normalise(Stream& stream, Matrix<const float> x, Vector<const float> mean, Vector<const float> variance,
@@ -64,7 +55,7 @@ void batch_norm_backward_apply(Stream& stream, Matrix<const float> normal, Matri
   const Extent tokens = {"tokens", normal.size(0)};
   const Extent features = {"features", normal.size(1)};
   check_shape("batch_norm: dy", dy, {tokens, features});
-  check_shape("batch_norm: batch sums", batch_sums, {{"features + 1", features.size + 1}});
+  check_shape("batch_norm: batch sums", batch_sums, {{"2 features + 1", 2 * features.size + 1}});
   check_shape("batch_norm: sums", sums, {{"dy, dy * normal", 2}, features});
   check_shape("batch_norm: variance", variance, {features});
   check_shape("batch_norm: weight", weight, {features});
@@ -88,15 +79,13 @@ void SyncBatchNorm::forward(StepContext& context, Matrix<const float> x, Matrix<
                                 bias_.value(), {}, y);
   }
   Arena& arena = context.arena;
-  kept_ = {arena.take<float>(x.size(0), features_), arena.take<double>(features_ + 1), arena.take<float>(features_)};
+  kept_ = {arena.take<float>(x.size(0), features_), arena.take<double>(2 * features_ + 1),
+           arena.take<float>(features_)};
   const ArenaScope scope(arena);
-  const auto squares = arena.take<double>(features_);
   const auto mean = arena.take<float>(features_);
   batch_norm_sums(stream, x, kept_.sums);
   context.world.all_reduce(kept_.sums.flat(), Reduction::kSum, Purpose::kBatchNorm);
-  batch_norm_squares(stream, x, kept_.sums, squares);
-  context.world.all_reduce(squares.flat(), Reduction::kSum, Purpose::kBatchNorm);
-  batch_norm_statistics(stream, kept_.sums, squares, kMomentum, mean, kept_.variance, running_mean_.value(),
+  batch_norm_statistics(stream, kept_.sums, kMomentum, mean, kept_.variance, running_mean_.value(),
                         running_variance_.value());
   batch_norm_normalise(stream, x, mean, kept_.variance, kEpsilon, weight_.value(), bias_.value(), kept_.normal, y);
 }

@@ -17,44 +17,29 @@
 
 namespace pkmesh {
 
+// sums (2 F + 1) = per feature the sum of x over this rank's tokens and the sum of its squares, then the tokens'
+// number.
 PKM_OP(batch_norm_sums, Matrix<const float> x, Vector<double> sums)
-PKM_OP(batch_norm_squares, Matrix<const float> x, Vector<const double> sums, Vector<double> squares)
-PKM_OP(batch_norm_statistics, Vector<const double> sums, Vector<const double> squares, float momentum,
-       Vector<float> mean, Vector<float> variance, Vector<float> running_mean, Vector<float> running_variance)
-PKM_OP(batch_norm_normalise, Matrix<const float> x, Vector<const float> mean, Vector<const float> variance,
-       float epsilon, Vector<const float> weight, Vector<const float> bias, Matrix<float> normal, Matrix<float> y)
-PKM_OP(batch_norm_backward_sums, Matrix<const float> normal, Matrix<const float> dy, Matrix<double> sums,
-       Vector<float> dweight, Vector<float> dbias)
-PKM_OP(batch_norm_backward_apply, Matrix<const float> normal, Matrix<const float> dy, Vector<const double> batch_sums,
-       Matrix<const double> sums, Vector<const float> variance, float epsilon, Vector<const float> weight,
-       Matrix<float> dx)
 
-// sums (F + 1) = per feature the sum over this rank's tokens, then their number.
-void batch_norm_sums(Stream& stream, Matrix<const float> x, Vector<double> sums);
-
-// squares (F) = sums of squares about the mean, which is that of `sums` (F + 1), by now over all ranks.
-void batch_norm_squares(Stream& stream, Matrix<const float> x, Vector<const double> sums, Vector<double> squares);
-
-// mean, variance (F) from what was summed over all ranks, both 0 if there is no token; the running ones move by
-// `momentum`, unless there are fewer than two tokens: one has no unbiased variance.
-void batch_norm_statistics(Stream& stream, Vector<const double> sums, Vector<const double> squares, float momentum,
-                           Vector<float> mean, Vector<float> variance, Vector<float> running_mean,
-                           Vector<float> running_variance);
+// mean, variance (F) from the sums over all ranks, both 0 if there is no token; the running ones move by `momentum`,
+// unless there are fewer than two tokens: one has no unbiased variance. The variance is E[x^2] - E[x]^2: a mean of r
+// deviations costs 2 log2 r of its 53 bits, and x itself has lost log2 r of its 24 by then.
+PKM_OP(batch_norm_statistics, Vector<const double> sums, float momentum, Vector<float> mean, Vector<float> variance,
+       Vector<float> running_mean, Vector<float> running_variance)
 
 // y and normal = (x - mean) / sqrt(variance + epsilon), both (T, F). y may be x; normal may be empty.
-void batch_norm_normalise(Stream& stream, Matrix<const float> x, Vector<const float> mean, Vector<const float> variance,
-                          float epsilon, Vector<const float> weight, Vector<const float> bias, Matrix<float> normal,
-                          Matrix<float> y);
+PKM_OP(batch_norm_normalise, Matrix<const float> x, Vector<const float> mean, Vector<const float> variance,
+       float epsilon, Vector<const float> weight, Vector<const float> bias, Matrix<float> normal, Matrix<float> y)
 
 // sums (2, F) = over this rank's tokens, dy and dy * normal; these are added to dbias and dweight as well.
-void batch_norm_backward_sums(Stream& stream, Matrix<const float> normal, Matrix<const float> dy, Matrix<double> sums,
-                              Vector<float> dweight, Vector<float> dbias);
+PKM_OP(batch_norm_backward_sums, Matrix<const float> normal, Matrix<const float> dy, Matrix<double> sums,
+       Vector<float> dweight, Vector<float> dbias)
 
 // dx (=) from the (2, F) sums over all ranks; batch_sums is the forward pass's, whose last element is the number of
 // tokens. dx may be dy.
-void batch_norm_backward_apply(Stream& stream, Matrix<const float> normal, Matrix<const float> dy,
-                               Vector<const double> batch_sums, Matrix<const double> sums, Vector<const float> variance,
-                               float epsilon, Vector<const float> weight, Matrix<float> dx);
+PKM_OP(batch_norm_backward_apply, Matrix<const float> normal, Matrix<const float> dy, Vector<const double> batch_sums,
+       Matrix<const double> sums, Vector<const float> variance, float epsilon, Vector<const float> weight,
+       Matrix<float> dx)
 
 // The layer. Parameters NAME.weight (ones) and NAME.bias (zeros), states NAME.running_mean (zeros) and NAME.running_var
 // (ones), all (F). Parameter gradients are this rank's share: the gradient buckets sum them over the ranks.
@@ -65,9 +50,8 @@ class SyncBatchNorm {
 
   SyncBatchNorm(Parameters& parameters, const std::string& name, int64_t features);
 
-  // y (T, F) may be x. Training: every rank calls, with 0 tokens too: two small all-reduces (F + 1 and F doubles; the
-  // second about the mean that the first gave, as E[x^2] - E[x]^2 would cancel), and the running statistics move.
-  // Otherwise: running statistics, no communication, nothing kept.
+  // y (T, F) may be x. Training: every rank calls, with 0 tokens too: one all-reduce of 2 F + 1 doubles, and the
+  // running statistics move. Otherwise: running statistics, no communication, nothing kept.
   void forward(StepContext& context, Matrix<const float> x, Matrix<float> y);
 
   // Of the last forward, in the same step: one all-reduce of 2 F doubles. dx (=) may be dy.

@@ -44,39 +44,31 @@ float* reciprocal_deviations(Vector<const float> variance, float epsilon) {
 void batch_norm_sums(Stream&, Matrix<const float> x, Vector<double> sums) {
   const int64_t tokens = x.size(0);
   const int64_t width = x.size(1);
-  sum_rows(tokens, width, sums.data(), [&](int64_t t, double* sum) {
+  sum_rows(tokens, 2 * width, sums.data(), [&](int64_t t, double* sum) {
     const float* row = x.data() + t * width;
+    double* squares = sum + width;
 #pragma omp simd
-    for (int64_t j = 0; j < width; ++j) sum[j] += row[j];
+    for (int64_t j = 0; j < width; ++j) {
+      const double value = row[j];
+      sum[j] += value;
+      squares[j] += value * value;
+    }
   });
-  sums[width] = static_cast<double>(tokens);
+  sums[2 * width] = static_cast<double>(tokens);
 }
 
-void batch_norm_squares(Stream&, Matrix<const float> x, Vector<const double> sums, Vector<double> squares) {
-  const int64_t width = x.size(1);
-  thread_local std::vector<double> means;
-  means.resize(static_cast<size_t>(width));
-  const double count = std::max(sums[width], 1.0);
-  for (int64_t j = 0; j < width; ++j) means[static_cast<size_t>(j)] = sums[j] / count;
-  const double* const mean = means.data();
-  sum_rows(x.size(0), width, squares.data(), [&](int64_t t, double* sum) {
-    const float* row = x.data() + t * width;
-#pragma omp simd
-    for (int64_t j = 0; j < width; ++j) sum[j] += (row[j] - mean[j]) * (row[j] - mean[j]);
-  });
-}
-
-void batch_norm_statistics(Stream&, Vector<const double> sums, Vector<const double> squares, float momentum,
-                           Vector<float> mean, Vector<float> variance, Vector<float> running_mean,
-                           Vector<float> running_variance) {
-  const int64_t width = squares.size(0);
-  const double tokens = sums[width];
+void batch_norm_statistics(Stream&, Vector<const double> sums, float momentum, Vector<float> mean,
+                           Vector<float> variance, Vector<float> running_mean, Vector<float> running_variance) {
+  const int64_t width = mean.size(0);
+  const double tokens = sums[2 * width];
   const double count = std::max(tokens, 1.0);
   for (int64_t j = 0; j < width; ++j) {
+    const double difference = sums[width + j] - sums[j] * sums[j] / count;
+    const double squares = difference < 0 ? 0 : difference;  // about the mean; NaN stays NaN
     mean[j] = static_cast<float>(sums[j] / count);
-    variance[j] = static_cast<float>(squares[j] / count);
+    variance[j] = static_cast<float>(squares / count);
     if (tokens < 2.0) continue;
-    const auto unbiased = static_cast<float>(squares[j] / (tokens - 1.0));
+    const auto unbiased = static_cast<float>(squares / (tokens - 1.0));
     running_mean[j] = (1.0F - momentum) * running_mean[j] + momentum * mean[j];
     running_variance[j] = (1.0F - momentum) * running_variance[j] + momentum * unbiased;
   }
@@ -125,7 +117,7 @@ void batch_norm_backward_apply(Stream&, Matrix<const float> normal, Matrix<const
   const int64_t width = normal.size(1);
   thread_local std::vector<float> memory;  // the two sums, over the number of tokens
   memory.resize(static_cast<size_t>(2 * width));
-  const double count = std::max(batch_sums[width], 1.0);
+  const double count = std::max(batch_sums[2 * width], 1.0);
   for (int64_t j = 0; j < 2 * width; ++j) memory[static_cast<size_t>(j)] = static_cast<float>(sums.data()[j] / count);
   const float* const mean_dy = memory.data();
   const float* const mean_dot = mean_dy + width;

@@ -35,28 +35,20 @@ __device__ int64_t feature_of_thread() {
 }
 
 // What a kernel adds up of an element: kSums numbers.
-struct Value {
-  static constexpr int kSums = 1;
+struct ValueAndSquare {
+  static constexpr int kSums = 2;
   const float* x;
-  __device__ void start(int64_t) {}
-  __device__ void add(int64_t i, double* sums) const { sums[0] += x[i]; }
-};
-
-struct SquareAboutMean {
-  static constexpr int kSums = 1;
-  const float* x;
-  const double* batch_sums;  // (width + 1)
-  int64_t width;
-  double mean = 0;
-  __device__ void start(int64_t feature) { mean = batch_sums[feature] / fmax(batch_sums[width], 1.0); }
-  __device__ void add(int64_t i, double* sums) const { sums[0] += (x[i] - mean) * (x[i] - mean); }
+  __device__ void add(int64_t i, double* sums) const {
+    const double value = x[i];
+    sums[0] += value;
+    sums[1] += value * value;
+  }
 };
 
 struct GradientAndDot {
   static constexpr int kSums = 2;
   const float* normal;
   const float* dy;
-  __device__ void start(int64_t) {}
   __device__ void add(int64_t i, double* sums) const {
     sums[0] += dy[i];
     sums[1] += static_cast<double>(dy[i]) * normal[i];
@@ -66,10 +58,9 @@ struct GradientAndDot {
 // partials (token blocks, kSums, width).
 template <class Terms>
 __global__ void __launch_bounds__(kThreads)
-    sum_blocks_kernel(Terms terms, int64_t tokens, int64_t width, double* partials) {
+    sum_blocks_kernel(const Terms terms, int64_t tokens, int64_t width, double* partials) {
   const int64_t feature = feature_of_thread();
   if (feature >= width) return;
-  terms.start(feature);
   double sums[Terms::kSums] = {};
   const Tokens block = tokens_of_block(tokens);
   for (int64_t token = block.begin; token < block.end; ++token) terms.add(token * width + feature, sums);
@@ -106,8 +97,7 @@ struct SetNumber {
 };
 
 struct Statistics {
-  const double* sums;
-  const double* squares;
+  const double* sums;  // (2 width + 1)
   int64_t width;
   float momentum;
   float* mean;
@@ -115,12 +105,14 @@ struct Statistics {
   float* running_mean;
   float* running_variance;
   __device__ void operator()(int64_t j) const {
-    const double tokens = sums[width];
+    const double tokens = sums[2 * width];
     const double count = fmax(tokens, 1.0);
+    const double difference = sums[width + j] - sums[j] * sums[j] / count;
+    const double squares = difference < 0 ? 0 : difference;  // about the mean; NaN stays NaN
     mean[j] = static_cast<float>(sums[j] / count);
-    variance[j] = static_cast<float>(squares[j] / count);
+    variance[j] = static_cast<float>(squares / count);
     if (tokens < 2.0) return;
-    const auto unbiased = static_cast<float>(squares[j] / (tokens - 1.0));
+    const auto unbiased = static_cast<float>(squares / (tokens - 1.0));
     running_mean[j] = (1.0F - momentum) * running_mean[j] + momentum * mean[j];
     running_variance[j] = (1.0F - momentum) * running_variance[j] + momentum * unbiased;
   }
@@ -162,7 +154,7 @@ __global__ void __launch_bounds__(kThreads)
                     const double* sums, const float* variance, float epsilon, const float* weight, float* dx) {
   const int64_t feature = feature_of_thread();
   if (feature >= width) return;
-  const double count = fmax(batch_sums[width], 1.0);
+  const double count = fmax(batch_sums[2 * width], 1.0);
   const auto mean_dy = static_cast<float>(sums[feature] / count);
   const auto mean_dot = static_cast<float>(sums[width + feature] / count);
   const float factor = 1.0F / sqrtf(variance[feature] + epsilon) * weight[feature];
@@ -177,21 +169,15 @@ __global__ void __launch_bounds__(kThreads)
 
 void batch_norm_sums(Stream& stream, Matrix<const float> x, Vector<double> sums) {
   const int64_t width = x.size(1);
-  sum_tokens(stream, Value{x.data()}, x.size(0), width, sums.data());
-  for_each(stream, 1, SetNumber{static_cast<double>(x.size(0)), sums.data() + width});
+  sum_tokens(stream, ValueAndSquare{x.data()}, x.size(0), width, sums.data());
+  for_each(stream, 1, SetNumber{static_cast<double>(x.size(0)), sums.data() + 2 * width});
 }
 
-void batch_norm_squares(Stream& stream, Matrix<const float> x, Vector<const double> sums, Vector<double> squares) {
-  const SquareAboutMean terms = {.x = x.data(), .batch_sums = sums.data(), .width = x.size(1)};
-  sum_tokens(stream, terms, x.size(0), x.size(1), squares.data());
-}
-
-void batch_norm_statistics(Stream& stream, Vector<const double> sums, Vector<const double> squares, float momentum,
-                           Vector<float> mean, Vector<float> variance, Vector<float> running_mean,
-                           Vector<float> running_variance) {
-  for_each(stream, squares.count(),
-           Statistics{sums.data(), squares.data(), squares.count(), momentum, mean.data(), variance.data(),
-                      running_mean.data(), running_variance.data()});
+void batch_norm_statistics(Stream& stream, Vector<const double> sums, float momentum, Vector<float> mean,
+                           Vector<float> variance, Vector<float> running_mean, Vector<float> running_variance) {
+  for_each(stream, mean.count(),
+           Statistics{sums.data(), mean.count(), momentum, mean.data(), variance.data(), running_mean.data(),
+                      running_variance.data()});
 }
 
 void batch_norm_normalise(Stream& stream, Matrix<const float> x, Vector<const float> mean, Vector<const float> variance,
