@@ -5,16 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <filesystem>
 #include <fstream>
 #include <limits>
-#include <sstream>
 
 #include "io/config_schema.h"
-#include "io/embedded.h"
 #include "runtime/check.h"
-#include "runtime/random.h"
 
 namespace pkmesh {
 namespace {
@@ -30,14 +26,6 @@ std::string error_of(std::string_view text, const Overrides& overrides = {}) {
     return error.what();
   }
   return {};
-}
-
-std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::stringstream text;
-  text << file.rdbuf();
-  EXPECT_FALSE(text.str().empty()) << path;
-  return text.str();
 }
 
 TEST(Config, DefaultsAreComplete) {
@@ -363,149 +351,6 @@ TEST(Config, ValidationTokensFollowTheTrainingTokens) {
   EXPECT_EQ(moved("a", {"data.train=b", "data.valid=c"}), "c");
   EXPECT_EQ(moved("c", {"data.train=b"}), "c");
   EXPECT_EQ(moved("a", {"train.steps=3"}), "a");
-}
-
-TEST(Presets, AllLoad) {
-  const std::vector<Preset> presets = list_presets();
-  ASSERT_EQ(presets.size(), 14U);
-  for (const Preset& preset : presets) {
-    EXPECT_GT(preset.summary.size(), 10U) << preset.name;
-    const Config c = load_config(std::string(preset.name));
-    const bool memory = preset.name.find("-dense") == std::string_view::npos;
-    EXPECT_EQ(c.model().memory_size(), memory ? 1 : 0) << preset.name;
-    EXPECT_EQ(read(std::string(PKMESH_SOURCE_DIR) + "/launcher/configs/" + std::string(preset.name) + ".textproto"),
-              preset.text);
-  }
-  const Config paper = load_config("paper-16x1600");
-  EXPECT_EQ(paper.model().layers(), 16);
-  EXPECT_EQ(paper.model().width(), 1600);
-  EXPECT_EQ(paper.model().memory(0).key_width(), 512);
-}
-
-TEST(Presets, BuiltInText) {
-  EXPECT_EQ(built_in_text(), read(std::string(PKMESH_SOURCE_DIR) + "/LICENSE"));
-  const Config debug = load_config("debug");
-  EXPECT_GT(static_cast<int64_t>(built_in_text().size()), 100 * (debug.model().context() + 1));
-}
-
-TEST(Schema, EveryOptionIsDescribed) {
-  config::Config everything = load_config("debug");
-  config::visit_options(everything, "",
-                        [](const std::string& key, const google::protobuf::Message&, const config::Field& f) {
-                          EXPECT_FALSE(config::comment(f.full_name()).empty()) << key;
-                          const bool number = f.cpp_type() == config::Field::CPPTYPE_INT32 ||
-                                              f.cpp_type() == config::Field::CPPTYPE_INT64 ||
-                                              f.cpp_type() == config::Field::CPPTYPE_DOUBLE;
-                          EXPECT_EQ(!config::limits_text(f).empty(), number) << key;
-                          const std::string help = option_help(key);
-                          EXPECT_NE(help.find(config::comment(f.full_name())), std::string::npos) << help;
-                        });
-}
-
-TEST(Schema, Help) {
-  EXPECT_EQ(option_help("train.steps"),
-            "train.steps (whole number, 1 to 1000000000; default: 100000)\nUpdates of the parameters.\n");
-  EXPECT_NE(option_help("model.norm").find("PRE_LN "), std::string::npos);
-  EXPECT_NE(option_help("model.memory.0.heads").find("default: 4"), std::string::npos);
-  EXPECT_NE(option_help("model.memory.heads").find("default: 4"), std::string::npos);
-  EXPECT_NE(option_help("").find("model.memory.N.neighbours"), std::string::npos);
-  EXPECT_NE(option_help("model.memory").find("model.memory.N.neighbours"), std::string::npos);
-  EXPECT_THROW(option_help("model.heds"), UserError);
-  EXPECT_THROW(option_help("train.steps.x"), UserError);
-}
-
-TEST(Schema, PageIsFresh) {
-  EXPECT_TRUE(read(std::string(PKMESH_SOURCE_DIR) + "/docs/configuration.md") == configuration_markdown())
-      << "docs/configuration.md is stale: pkmesh config --markdown > docs/configuration.md";
-}
-
-TEST(Schema, Nearest) {
-  EXPECT_EQ(config::nearest("heds", {"layers", "heads", "width"}), "heads");
-  EXPECT_EQ(config::nearest("WIDHT", {"layers", "heads", "width"}), "width");
-  EXPECT_EQ(config::nearest("xyzzy", {"layers", "heads", "width"}), "");
-  EXPECT_EQ(config::nearest("", {"a", "bc"}), "");
-}
-
-// Nothing but us writes to standard error: protobuf stays silent.
-class Fuzz : public testing::Test {
- protected:
-  void SetUp() override { testing::internal::CaptureStderr(); }
-  void TearDown() override { EXPECT_EQ(testing::internal::GetCapturedStderr(), ""); }
-};
-
-// Whatever the bytes: a configuration, or a UserError of one line.
-void expect_no_harm(const std::string& text, const Overrides& overrides) {
-  try {
-    const Config c = parse_config(text, "fuzz", overrides);
-    EXPECT_EQ(config_hash(parse_config(to_text(c), "again")), config_hash(c));
-  } catch (const UserError& error) {
-    const std::string_view line = error.what();
-    EXPECT_FALSE(line.empty());
-    EXPECT_LT(line.size(), 600U);
-    for (const char c : line) EXPECT_EQ(std::iscntrl(static_cast<unsigned char>(c)), 0) << line;
-  }
-}
-
-TEST_F(Fuzz, RandomBytes) {
-  const Random random(1, "config bytes");
-  for (uint64_t i = 0; i < 2000; ++i) {
-    std::string text;
-    for (uint64_t j = 0; j < random.bits(i) % 60; ++j) text += static_cast<char>(random.bits(1000 * (i + 1) + j));
-    expect_no_harm(text, {});
-    expect_no_harm("", {text});
-    expect_no_harm("", {"data.train=" + text, "model.memory.0.layers=" + text});
-  }
-}
-
-TEST_F(Fuzz, MutatedText) {
-  const Random random(2, "config mutations");
-  const std::string original = to_text(load_config("debug"));
-  const std::vector<std::string> pieces = {"{",
-                                           "}",
-                                           "[",
-                                           "]",
-                                           ":",
-                                           "\"",
-                                           "<",
-                                           ">",
-                                           "-",
-                                           "nan",
-                                           "1e999",
-                                           "#",
-                                           "\n",
-                                           ",",
-                                           "[a.b/c]",
-                                           "99999999999999999999",
-                                           "memory",
-                                           "layers: [",
-                                           "'",
-                                           "\\",
-                                           std::string(1, '\0'),
-                                           ";"};
-  uint64_t next = 0;
-  for (int i = 0; i < 1000; ++i) {
-    std::string text = original;
-    for (uint32_t edits = 1 + random.bits(next++) % 3; edits > 0; --edits) {
-      const size_t at = random.bits(next++) % text.size();
-      const size_t length = random.bits(next++) % 8;
-      const std::string& piece = pieces[random.bits(next++) % pieces.size()];
-      text.replace(at, std::min(length, text.size() - at), random.bits(next++) % 4 == 0 ? "" : piece);
-    }
-    expect_no_harm(text, {});
-  }
-}
-
-TEST_F(Fuzz, MutatedOverrides) {
-  const Random random(3, "config overrides");
-  const std::vector<std::string> parts = {"model", "memory", "0",     "1", "train", "steps", "layers", ".",
-                                          ".",     ".",      "=",     "=", "[",     "]",     "-1",     "99999999999",
-                                          "norm",  "data",   "heads", "4", " ",     "{}",    "2"};
-  uint64_t next = 0;
-  for (int i = 0; i < 3000; ++i) {
-    std::string assignment;
-    for (uint32_t n = 1 + random.bits(next++) % 9; n > 0; --n) assignment += parts[random.bits(next++) % parts.size()];
-    expect_no_harm("model { memory { layers: 1 } }", {assignment});
-  }
 }
 
 }  // namespace

@@ -16,6 +16,8 @@ import uuid
 
 SOON = 30  # seconds within which a refusal, or the death of a rank, must have ended the whole job; it takes about one
 LONG = 300  # seconds after which a run that should succeed is taken to hang
+DEBUG = ["train", "--config", "debug"]
+TEXT = "".join(f"word{i % 97} follows word{i % 89}; " + "\n" * (i % 7 == 0) for i in range(2000))
 MARK = "PKMESH_TEST_JOB"  # in the environment of every process of a job, so that those left behind can be found
 
 
@@ -79,6 +81,15 @@ class Job:
         return self
 
 
+def setting(override, out="run"):
+    return DEBUG + ["--set", override, "--out", out]
+
+
+def write(path, text):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def metrics(folder):
     with open(f"{folder}/metrics.jsonl", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -130,7 +141,7 @@ class Test(unittest.TestCase):
     def train(self, out, *overrides, ranks=0, options=()):
         """The debug run with overrides such as "train.steps=5"."""
         settings = [word for override in overrides for word in ("--set", override)]
-        return self.run_well("train", "--config", "debug", "--out", out, *settings, *options, ranks=ranks)
+        return self.run_well(*DEBUG, "--out", out, *settings, *options, ranks=ranks)
 
     def check_refusal(self, job, words):
         """Exit code 2, one line of ours that holds `words`, and nobody left, soon."""
