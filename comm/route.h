@@ -94,12 +94,12 @@ struct OwnerOrder {
   Vector<int32_t> token_pairs;                    // (pairs)
   Vector<int64_t> selection_counts, pair_counts;  // (R), one behind the other
 };
-PKM_OP(sort_by_owner, const Placement& placement, Matrix<const int32_t> rows, Matrix<const float> weights,
-       const OwnerOrder& out)
+PKM_KERNEL(sort_by_owner, const Placement& placement, Matrix<const int32_t> rows, Matrix<const float> weights,
+           const OwnerOrder& out)
 // In a world of one: selections (T*S) and pair_offsets (T + 1), a pair per token.
-PKM_OP(pair_with_tokens, Matrix<const int32_t> rows, Matrix<const float> weights, Vector<Selection> selections,
-       Vector<int32_t> pair_offsets)
+PKM_KERNEL(pair_with_tokens, Matrix<const int32_t> rows, Matrix<const float> weights, Vector<Selection> selections,
+           Vector<int32_t> pair_offsets)
 // offsets (pairs + 1) = 0 and the sums of the lengths so far, of which the last must be `total`.
-PKM_OP(add_lengths, Vector<const uint16_t> lengths, int64_t total, Vector<int32_t> offsets)
+PKM_KERNEL(add_lengths, Vector<const uint16_t> lengths, int64_t total, Vector<int32_t> offsets)
 
 }  // namespace pkmesh

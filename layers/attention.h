@@ -19,22 +19,16 @@ struct AttentionShape {
   int64_t tokens() const { return sequences * context; }
 };
 
-PKM_OP(attention_forward, const AttentionShape& shape, Matrix<const float> qkv, const Dropout& mask,
-       Matrix<float> output, Matrix<float> logsumexp)
-PKM_OP(attention_backward, const AttentionShape& shape, Matrix<const float> qkv, Matrix<const float> output,
-       Matrix<const float> logsumexp, Matrix<const float> doutput, const Dropout& mask, Matrix<float> dqkv)
-
 // qkv (T, 3 d): queries, keys, values side by side, each (heads, d / heads) within a row. output (T, d).
 // logsumexp (heads, T): log of the softmax's denominator per query. Scores are scaled by 1 / sqrt(d / heads).
 // `mask` drops attention weights after the softmax; its element index is
 // ((sequence * heads + head) * context + query) * context + key, so first_index is
 // (global index of this rank's first sequence) * heads * context^2.
-void attention_forward(Stream& stream, const AttentionShape& shape, Matrix<const float> qkv, const Dropout& mask,
-                       Matrix<float> output, Matrix<float> logsumexp);
+PKM_OP(attention_forward, const AttentionShape& shape, Matrix<const float> qkv, const Dropout& mask,
+       Matrix<float> output, Matrix<float> logsumexp)
 
 // dqkv (T, 3 d), written. Needs what the forward pass read and wrote, and the same mask.
-void attention_backward(Stream& stream, const AttentionShape& shape, Matrix<const float> qkv,
-                        Matrix<const float> output, Matrix<const float> logsumexp, Matrix<const float> doutput,
-                        const Dropout& mask, Matrix<float> dqkv);
+PKM_OP(attention_backward, const AttentionShape& shape, Matrix<const float> qkv, Matrix<const float> output,
+       Matrix<const float> logsumexp, Matrix<const float> doutput, const Dropout& mask, Matrix<float> dqkv)
 
 }  // namespace pkmesh

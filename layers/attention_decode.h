@@ -8,13 +8,10 @@
 
 namespace pkmesh {
 
-PKM_OP(attention_decode, int64_t heads, Matrix<const float> qkv, Vector<const int32_t> positions,
-       View<float, 3> key_cache, View<float, 3> value_cache, Matrix<float> output)
-
 // qkv (sequences, 3 d) of the new tokens; positions (sequences), each < capacity: the new token's place in its
 // sequence. Writes its key and value to the caches, then output (sequences, d) = attention over positions [0,
 // positions[s]].
-void attention_decode(Stream& stream, int64_t heads, Matrix<const float> qkv, Vector<const int32_t> positions,
-                      View<float, 3> key_cache, View<float, 3> value_cache, Matrix<float> output);
+PKM_OP(attention_decode, int64_t heads, Matrix<const float> qkv, Vector<const int32_t> positions,
+       View<float, 3> key_cache, View<float, 3> value_cache, Matrix<float> output)
 
 }  // namespace pkmesh

@@ -18,20 +18,14 @@ constexpr int64_t logits_chunk(DeviceKind device) {
   return device == DeviceKind::kCpu ? 512 : 4096;
 }
 
-PKM_OP(cross_entropy_forward, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
-       Matrix<float> scratch, Vector<float> losses)
-PKM_OP(cross_entropy_train, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
-       float gradient_scale, Matrix<float> scratch, Vector<float> losses, Matrix<float> dx, Matrix<float> dembedding)
-
 // x (T, d), embedding (V, d), targets (T) in [0, V) or kIgnoredTarget, losses (T) in nats.
 // scratch (chunk, V): any chunk >= 1; logits_chunk() makes the matrix products efficient.
-void cross_entropy_forward(Stream& stream, Matrix<const float> x, Matrix<const float> embedding,
-                           Vector<const int32_t> targets, Matrix<float> scratch, Vector<float> losses);
+PKM_OP(cross_entropy_forward, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
+       Matrix<float> scratch, Vector<float> losses)
 
 // Also the gradients of gradient_scale * sum of losses: dx (T, d) written, dembedding (V, d) += .
 // gradient_scale is 1 / (tokens that count, over all ranks). dx must not be x.
-void cross_entropy_train(Stream& stream, Matrix<const float> x, Matrix<const float> embedding,
-                         Vector<const int32_t> targets, float gradient_scale, Matrix<float> scratch,
-                         Vector<float> losses, Matrix<float> dx, Matrix<float> dembedding);
+PKM_OP(cross_entropy_train, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
+       float gradient_scale, Matrix<float> scratch, Vector<float> losses, Matrix<float> dx, Matrix<float> dembedding)
 
 }  // namespace pkmesh

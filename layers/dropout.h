@@ -22,10 +22,8 @@ struct Dropout {
   float scale() const { return 1.0F / (1.0F - probability); }
 };
 
-PKM_OP(dropout, Matrix<const float> x, const Dropout& mask, Matrix<float> y)
-
 // y = dropout(x); all views (T, width). y may be x. It is its own backward pass: dropout(stream, dy, mask, dx).
-void dropout(Stream& stream, Matrix<const float> x, const Dropout& mask, Matrix<float> y);
+PKM_OP(dropout, Matrix<const float> x, const Dropout& mask, Matrix<float> y)
 
 namespace PKM_CPU {
 // For kernels that apply a mask themselves: factors[j] = 0 or 1 / (1 - p) for elements first + j of the mask.

@@ -9,16 +9,11 @@
 namespace pkmesh {
 
 PKM_OP(fill, Vector<float> x, float value)
-PKM_OP(add, Vector<const float> a, Vector<const float> b, Vector<float> y)
-PKM_OP(add_sum, Vector<const float> x, Vector<double> total)
-PKM_OP(add_sum_of_squares, Vector<const float> x, Vector<double> total)
-
-void fill(Stream& stream, Vector<float> x, float value);
-void add(Stream& stream, Vector<const float> a, Vector<const float> b, Vector<float> y);  // y = a + b; y may be a or b
+PKM_OP(add, Vector<const float> a, Vector<const float> b, Vector<float> y)  // y = a + b; y may be a or b
 
 // total[0] += sum of x. total (1) lives on the stream's device, so that nobody waits for it here.
-void add_sum(Stream& stream, Vector<const float> x, Vector<double> total);
+PKM_OP(add_sum, Vector<const float> x, Vector<double> total)
 // total[0] += sum of x^2, each square taken in double: no overflow.
-void add_sum_of_squares(Stream& stream, Vector<const float> x, Vector<double> total);
+PKM_OP(add_sum_of_squares, Vector<const float> x, Vector<double> total)
 
 }  // namespace pkmesh

@@ -8,13 +8,10 @@
 
 namespace pkmesh {
 
-PKM_OP(gelu_forward, Matrix<const float> x, Matrix<float> y)
-PKM_OP(gelu_backward, Matrix<const float> x, Matrix<const float> dy, Matrix<float> dx)
-
 // All views have one shape, (T, width). y may be x; dx may be dy.
-void gelu_forward(Stream& stream, Matrix<const float> x, Matrix<float> y);
+PKM_OP(gelu_forward, Matrix<const float> x, Matrix<float> y)
 
 // dx = dy (Phi(x) + x phi(x)), from the forward pass's input.
-void gelu_backward(Stream& stream, Matrix<const float> x, Matrix<const float> dy, Matrix<float> dx);
+PKM_OP(gelu_backward, Matrix<const float> x, Matrix<const float> dy, Matrix<float> dx)
 
 }  // namespace pkmesh

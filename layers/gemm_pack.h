@@ -18,17 +18,12 @@ struct PackedRange {
   int64_t columns = 0;
 };
 
-PKM_OP(pack_rows, MatrixSlice<const float> matrix, Transpose transpose, const PackedRange& range, uint16_t* out)
-PKM_OP(pack_panels, MatrixSlice<const float> matrix, Transpose transpose, const PackedRange& range, uint32_t* out)
-
 // The left operand, row-major; the inner dimension is the columns.
-void pack_rows(Stream& stream, MatrixSlice<const float> matrix, Transpose transpose, const PackedRange& range,
-               uint16_t* out);
+PKM_OP(pack_rows, MatrixSlice<const float> matrix, Transpose transpose, const PackedRange& range, uint16_t* out)
 
 // The right operand; the inner dimension is the rows: panels of kPackPanel columns (the last one filled up with zeros),
 // in a panel blocks of kPackBlock rows, in a block pairs of rows, an element of one beside the element of the other
 // (oneDNN's tag BA16a64b2a). `out` counts pairs.
-void pack_panels(Stream& stream, MatrixSlice<const float> matrix, Transpose transpose, const PackedRange& range,
-                 uint32_t* out);
+PKM_OP(pack_panels, MatrixSlice<const float> matrix, Transpose transpose, const PackedRange& range, uint32_t* out)
 
 }  // namespace pkmesh

@@ -7,17 +7,12 @@
 
 namespace pkmesh {
 
-PKM_OP(linear_forward, Matrix<const float> x, Matrix<const float> weight, Vector<const float> bias, Matrix<float> y)
-PKM_OP(linear_backward, Matrix<const float> x, Matrix<const float> weight, Matrix<const float> dy, Matrix<float> dx,
-       Matrix<float> dweight, Vector<float> dbias)
-
 // x (T, inputs), weight (outputs, inputs), bias (outputs) or empty for none, y (T, outputs).
-void linear_forward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Vector<const float> bias,
-                    Matrix<float> y);
+PKM_OP(linear_forward, Matrix<const float> x, Matrix<const float> weight, Vector<const float> bias, Matrix<float> y)
 
 // dx = dy W, dweight += dy^T x, dbias += column sums of dy. An empty view {} means that this gradient is not wanted.
 // dx must not overlap x or dy.
-void linear_backward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Matrix<const float> dy,
-                     Matrix<float> dx, Matrix<float> dweight, Vector<float> dbias);
+PKM_OP(linear_backward, Matrix<const float> x, Matrix<const float> weight, Matrix<const float> dy, Matrix<float> dx,
+       Matrix<float> dweight, Vector<float> dbias)
 
 }  // namespace pkmesh

@@ -8,15 +8,11 @@
 
 namespace pkmesh {
 
-PKM_OP(silu_gate_forward, Matrix<const float> y, Matrix<const float> gate, Matrix<float> z)
-PKM_OP(silu_gate_backward, Matrix<const float> y, Matrix<const float> gate, Matrix<const float> dz, Matrix<float> dy,
-       Matrix<float> dgate)
-
 // All views have one shape, (T, width). z may be y or gate.
-void silu_gate_forward(Stream& stream, Matrix<const float> y, Matrix<const float> gate, Matrix<float> z);
+PKM_OP(silu_gate_forward, Matrix<const float> y, Matrix<const float> gate, Matrix<float> z)
 
 // dy = dz silu(gate), dgate = dz y silu'(gate). dy or dgate may be dz.
-void silu_gate_backward(Stream& stream, Matrix<const float> y, Matrix<const float> gate, Matrix<const float> dz,
-                        Matrix<float> dy, Matrix<float> dgate);
+PKM_OP(silu_gate_backward, Matrix<const float> y, Matrix<const float> gate, Matrix<const float> dz, Matrix<float> dy,
+       Matrix<float> dgate)
 
 }  // namespace pkmesh

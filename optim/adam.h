@@ -38,14 +38,10 @@ struct AdamCoefficients {
 // The t-th update, t >= 1.
 AdamCoefficients adam_coefficients(const AdamOptions& options, double lr, int64_t step, double scale);
 
-PKM_OP(adam_update, const AdamCoefficients& coefficients, Vector<const int64_t> decayed, Vector<float> values,
-       Vector<const float> gradients, Vector<float> first_moments, Vector<float> second_moments)
-
 // One update of all (n) elements, in one pass. decayed (2 ranges): begin and end of each range that decays, ascending
 // and apart. Results do not depend on the thread count.
-void adam_update(Stream& stream, const AdamCoefficients& coefficients, Vector<const int64_t> decayed,
-                 Vector<float> values, Vector<const float> gradients, Vector<float> first_moments,
-                 Vector<float> second_moments);
+PKM_OP(adam_update, const AdamCoefficients& coefficients, Vector<const int64_t> decayed, Vector<float> values,
+       Vector<const float> gradients, Vector<float> first_moments, Vector<float> second_moments)
 
 // The moments of one flat span of parameters, both (count), in the parameters' order.
 class Adam {

@@ -76,12 +76,11 @@ struct EveryRow {
   Vector<int64_t> touched;  // (1)
 };
 
-PKM_OP(update_rows, const RowUpdate& update, const TableRows& values, const RowState& state,
-       const RowGradients& gradients, Vector<float> dweights)
-PKM_OP(row_squares, const RowGradients& gradients, Vector<double> squares)
-PKM_OP(squares_bound, const RowGradients& gradients, Vector<double> scratch, Vector<double> total)
-PKM_OP(add_in_order, Vector<const double> terms, Vector<double> total)
-PKM_OP(list_every_row, const RowGradients& gradients, const EveryRow& out)
+PKM_KERNEL(update_rows, const RowUpdate& update, const TableRows& values, const RowState& state,
+           const RowGradients& gradients, Vector<float> dweights)
+PKM_KERNEL(squares_bound, const RowGradients& gradients, Vector<double> scratch, Vector<double> total)
+PKM_KERNEL(add_in_order, Vector<const double> terms, Vector<double> total)
+PKM_KERNEL(list_every_row, const RowGradients& gradients, const EveryRow& out)
 
 // Updates the rows that `gradients` lists. dweights (contributions), which may be empty and on a GPU must be, become
 // each contribution's output gradient . its row before the update: a row that comes to the core is used for both.
@@ -90,7 +89,7 @@ void update_rows(Stream& stream, const RowUpdate& update, const TableRows& value
 
 // squares[u] = sum over the columns of the squared gradient of row rows[u], as many as gradients.rows has; those behind
 // the rows that were touched become 0.
-void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> squares);
+PKM_OP(row_squares, const RowGradients& gradients, Vector<double> squares)
 
 // A tensor of the optimiser's state, for checkpoints: row i of it belongs to row i of the shard.
 struct StateTensor {

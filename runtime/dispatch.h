@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The one seam between an op and its devices; nothing above it knows what was compiled in.
 //
-// PKM_OP(gelu_forward, Vector<const float> x, Vector<float> y) declares cpu::gelu_forward, cpu_avx512::gelu_forward and
-// cuda::gelu_forward with one signature, so they cannot drift. The latter two are weak symbols: null unless they were
-// linked, and dispatch() then takes the baseline, or says by name that there is no such kernel, instead of doing
-// nothing. (Weak symbols are not pulled out of archives, hence the CMake object libraries.) A third device is a third
-// line in PKM_OP and a third case in dispatch().
+// PKM_OP(gelu_forward, Matrix<const float> x, Matrix<float> y) declares gelu_forward(Stream&, x, y), which callers call
+// and gelu.cpp defines: it checks shapes and dispatches. PKM_KERNEL, which is a part of it, declares what it dispatches
+// to: cpu::gelu_forward, cpu_avx512::gelu_forward and cuda::gelu_forward. All have one signature, so they cannot drift;
+// an op whose entry point takes something else than its kernels has the latter only. The last two are weak symbols:
+// null unless they were linked, and dispatch() then takes the baseline, or says by name that there is no such kernel,
+// instead of doing nothing. (Weak symbols are not pulled out of archives, hence the CMake object libraries.) A third
+// device is a third line in PKM_KERNEL and a third case in dispatch().
 //
 // gelu_cpu.cpp, and headers of kernels for such files, stand in namespace PKM_CPU: cpu or cpu_avx512, whichever level
 // they are being compiled for (runtime/cpu.h).
@@ -18,7 +20,7 @@
 #include "runtime/cpu.h"
 #include "runtime/device.h"
 
-#define PKM_OP(name, ...)                                  \
+#define PKM_KERNEL(name, ...)                              \
   namespace cpu {                                          \
   void name(::pkmesh::Stream&, __VA_ARGS__);               \
   }                                                        \
@@ -28,6 +30,10 @@
   namespace cuda {                                         \
   [[gnu::weak]] void name(::pkmesh::Stream&, __VA_ARGS__); \
   }
+
+#define PKM_OP(name, ...)                    \
+  void name(::pkmesh::Stream&, __VA_ARGS__); \
+  PKM_KERNEL(name, __VA_ARGS__)
 
 // Runs the op on the stream's device: PKM_DISPATCH(stream, gelu_forward, x, y).
 #define PKM_DISPATCH(stream, name, ...) \

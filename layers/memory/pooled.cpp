@@ -9,14 +9,14 @@ int64_t width_of(const TableRows& rows) {
   return std::visit([](const auto& matrix) { return matrix.size(1); }, rows);
 }
 
-void pooled_gather(Stream& stream, const TableRows& rows, Vector<const Selection> selections,
+void pooled_gather(Stream& stream, TableRows rows, Vector<const Selection> selections,
                    Vector<const int32_t> pair_offsets, Matrix<float> partials) {
   check_shape("pooled gather: partials", partials, {{"pairs", pair_offsets.count() - 1}, {"width", width_of(rows)}});
   const Range range("pooled gather");
   PKM_DISPATCH(stream, pooled_gather, rows, selections, pair_offsets, partials);
 }
 
-void weight_gradients(Stream& stream, const TableRows& rows, Vector<const Selection> selections,
+void weight_gradients(Stream& stream, TableRows rows, Vector<const Selection> selections,
                       Vector<const int32_t> pair_offsets, Matrix<const float> gradients, Vector<float> dweights) {
   check_shape("weight gradients: gradients", gradients,
               {{"pairs", pair_offsets.count() - 1}, {"width", width_of(rows)}});

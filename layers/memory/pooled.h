@@ -21,32 +21,23 @@ namespace pkmesh {
 using TableRows = std::variant<Matrix<float>, Matrix<bf16>, Matrix<fp16>>;
 int64_t width_of(const TableRows& rows);
 
-PKM_OP(pooled_gather, TableRows rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-       Matrix<float> partials)
-PKM_OP(weight_gradients, TableRows rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-       Matrix<const float> gradients, Vector<float> dweights)
-PKM_OP(combine_partials, Matrix<const float> partials, Vector<const int32_t> token_offsets,
-       Vector<const int32_t> token_pairs, Matrix<float> out)
-PKM_OP(copy_rows, Matrix<const float> from, Vector<const int32_t> which, Matrix<float> to)
-PKM_OP(scatter_scalars, Vector<const float> from, Vector<const int32_t> order, Vector<float> to)
-
 // Owner: partials[p] = sum over the pair's selections of weight * row, in their order; on the CPU by block of rows
 // first where what is read together reads rows often (layers/memory/gather_in_blocks.h).
-void pooled_gather(Stream& stream, const TableRows& rows, Vector<const Selection> selections,
-                   Vector<const int32_t> pair_offsets, Matrix<float> partials);
+PKM_OP(pooled_gather, TableRows rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+       Matrix<float> partials)
 
 // Owner: dweights[i] = gradients[pair of i] . row of i.
-void weight_gradients(Stream& stream, const TableRows& rows, Vector<const Selection> selections,
-                      Vector<const int32_t> pair_offsets, Matrix<const float> gradients, Vector<float> dweights);
+PKM_OP(weight_gradients, TableRows rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+       Matrix<const float> gradients, Vector<float> dweights)
 
 // Asker: out[t] (T, dv) = sum of token t's partials, token_pairs[token_offsets[t] ...), by owner.
-void combine_partials(Stream& stream, Matrix<const float> partials, Vector<const int32_t> token_offsets,
-                      Vector<const int32_t> token_pairs, Matrix<float> out);
+PKM_OP(combine_partials, Matrix<const float> partials, Vector<const int32_t> token_offsets,
+       Vector<const int32_t> token_pairs, Matrix<float> out)
 
 // Asker: to[p] = from[which[p]].
-void copy_rows(Stream& stream, Matrix<const float> from, Vector<const int32_t> which, Matrix<float> to);
+PKM_OP(copy_rows, Matrix<const float> from, Vector<const int32_t> which, Matrix<float> to)
 
 // Asker: to[order[i]] = from[i]; order is a permutation.
-void scatter_scalars(Stream& stream, Vector<const float> from, Vector<const int32_t> order, Vector<float> to);
+PKM_OP(scatter_scalars, Vector<const float> from, Vector<const int32_t> order, Vector<float> to)
 
 }  // namespace pkmesh

@@ -58,7 +58,7 @@ struct RowGradientsOut {
   Vector<int32_t> order;  // empty on a GPU
   Vector<int64_t> touched;
 };
-PKM_OP(sort_by_row, std::span<const GradientPiece> pieces, int64_t local_rows, Vector<RowRecord> records,
-       Vector<RowRecord> scratch, const RowGradientsOut& out, int64_t& count)
+PKM_KERNEL(sort_by_row, std::span<const GradientPiece> pieces, int64_t local_rows, Vector<RowRecord> records,
+           Vector<RowRecord> scratch, const RowGradientsOut& out, int64_t& count)
 
 }  // namespace pkmesh

@@ -31,17 +31,11 @@ struct SubKeyGradient {
 
 PKM_OP(select_forward, View<const float, 3> queries, View<const float, 4> keys, Matrix<int32_t> slots,
        Matrix<float> weights)
-PKM_OP(select_backward, View<const float, 3> queries, View<const float, 4> keys, Matrix<const int32_t> slots,
-       Matrix<const float> weights, Matrix<const float> dweights, View<SubKeyGradient, 4> scratch,
-       View<float, 3> dqueries, View<float, 4> dkeys)
-
-void select_forward(Stream& stream, View<const float, 3> queries, View<const float, 4> keys, Matrix<int32_t> slots,
-                    Matrix<float> weights);
 
 // dqueries (=) and dkeys (+=) through the selected scores; the selection itself is not differentiated.
 // scratch: room for (T, H, 2, k), in which each device has its own order.
-void select_backward(Stream& stream, View<const float, 3> queries, View<const float, 4> keys,
-                     Matrix<const int32_t> slots, Matrix<const float> weights, Matrix<const float> dweights,
-                     View<SubKeyGradient, 4> scratch, View<float, 3> dqueries, View<float, 4> dkeys);
+PKM_OP(select_backward, View<const float, 3> queries, View<const float, 4> keys, Matrix<const int32_t> slots,
+       Matrix<const float> weights, Matrix<const float> dweights, View<SubKeyGradient, 4> scratch,
+       View<float, 3> dqueries, View<float, 4> dkeys)
 
 }  // namespace pkmesh

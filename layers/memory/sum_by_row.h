@@ -17,8 +17,8 @@ struct RowSums {
   Matrix<float> sums;    // (U, dv)
 };
 
-PKM_OP(sum_by_row, TableRows rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
-       Matrix<const float> gradients, Vector<float> dweights, const RowSums& out, int64_t& count)
+PKM_KERNEL(sum_by_row, TableRows rows, Vector<const Selection> selections, Vector<const int32_t> pair_offsets,
+           Matrix<const float> gradients, Vector<float> dweights, const RowSums& out, int64_t& count)
 
 // dweights[i] = gradients[pair of i] . row of i
 // sums[u] = sum over the selections that read rows[u] of weight * gradients[pair]

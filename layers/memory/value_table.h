@@ -32,11 +32,11 @@ struct TableShape {
   RowType type = RowType::kFloat;
 };
 
-PKM_OP(count_usage, Vector<const Selection> selections, Vector<uint32_t> counts, Vector<float> weights)
+PKM_KERNEL(count_usage, Vector<const Selection> selections, Vector<uint32_t> counts, Vector<float> weights)
 // Sets bit slots(t, s) % 32 of word slots(t, s) / 32 for every neighbours-th selection s of each token.
-PKM_OP(mark_best, Matrix<const int32_t> slots, int64_t neighbours, Vector<uint32_t> bits)
+PKM_KERNEL(mark_best, Matrix<const int32_t> slots, int64_t neighbours, Vector<uint32_t> bits)
 // Row l = random numbers N(0, scale) of the owner's l-th row, keyed by the row's number in the whole table.
-PKM_OP(draw_rows, const Random& random, float scale, const Placement& placement, int rank, TableRows rows)
+PKM_KERNEL(draw_rows, const Random& random, float scale, const Placement& placement, int rank, TableRows rows)
 
 class ValueTable {
  public:

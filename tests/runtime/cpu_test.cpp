@@ -10,8 +10,8 @@
 
 namespace pkmesh {
 
-PKM_OP(level_of_kernel, CpuLevel& level)
-PKM_OP(only_in_the_baseline, CpuLevel& level)
+PKM_KERNEL(level_of_kernel, CpuLevel& level)
+PKM_KERNEL(only_in_the_baseline, CpuLevel& level)
 void cpu::level_of_kernel(Stream&, CpuLevel& level) {
   level = CpuLevel::kAvx2;
 }

@@ -11,7 +11,7 @@
 
 namespace pkmesh {
 
-PKM_OP(only_on_the_cpu, int value, int* out)
+PKM_KERNEL(only_on_the_cpu, int value, int* out)
 void cpu::only_on_the_cpu(Stream&, int value, int* out) {
   *out = value;
 }
