@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // `pkmesh bench flat`: a step should cost what the rows it reads cost, whatever the table's size and however often a
-// row is read. One layer alone steps over tables of growing size, whose rows hardly repeat; then over one table, of
-// which growing shares are read by the same number of selections.
+// row is read. One layer alone steps over one table, of which smaller and smaller shares are read by the same number of
+// selections; then over tables of growing size, whose rows hardly repeat.
 #include <fmt/format.h>
 
 #include "io/config.h"
@@ -71,8 +71,9 @@ TableFigures time_table(Communicator& world, int64_t sub_keys, const TableFigure
   const std::string name = table_name(sub_keys, options.flat_width);
   const CeilingSizes sizes = ceiling_sizes(world, sub_keys, options);
   if (!fits(world, config, sizes)) {
-    report.line(fmt::format("{:<14}{:>10}   left out: with its moments it does not fit in the memory that is free",
-                            name, bytes_text(bytes)));
+    report.line(
+        fmt::format("{:<14}{:>10}   left out: with its moments, and what ceilings are measured in, it does not fit",
+                    name, bytes_text(bytes)));
     return {};
   }
   Stream stream(Device{});

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -63,7 +64,6 @@ class Rows {
     for (auto pass = ascending_.begin(); pass != ascending_.end(); pass += reads_) std::sort(pass, pass + reads_);
   }
 
-  static Buffer<uint64_t> take_memory(Rows rows) { return std::move(rows.memory_); }
   double bytes() const { return static_cast<double>(reads_) * static_cast<double>(words_) * 8; }  // of a pass
 
   // In random order: what a token reads stands anywhere. Returns the sum of all words, so that all must be read.
@@ -118,12 +118,23 @@ class Rows {
   int64_t next_ = 0;  // where the next pass begins
 };
 
-double product_rate(Stream& stream, int64_t side, int repeats) {
-  const Buffer<float> a({}, side * side);
-  const Buffer<float> b({}, side * side);
-  const Buffer<float> c({}, side * side);
-  std::ranges::fill(a.span(), 0.5F);
-  std::ranges::fill(b.span(), 0.25F);
+// What ceilings are measured in.
+struct Memory {
+  explicit Memory(const CeilingSizes& sizes)
+      : source({}, sizes.copy_bytes / 16), target({}, source.count()), rows(sizes) {
+    for (auto& matrix : matrices) matrix = Buffer<float>({}, sizes.product * sizes.product);
+    std::ranges::fill(source.span(), uint64_t{1});
+    std::ranges::fill(matrices[0].span(), 0.5F);
+    std::ranges::fill(matrices[1].span(), 0.25F);
+  }
+  Buffer<uint64_t> source;
+  Buffer<uint64_t> target;
+  Rows rows;
+  std::array<Buffer<float>, 3> matrices;
+};
+
+double product_rate(Stream& stream, const std::array<Buffer<float>, 3>& matrices, int64_t side, int repeats) {
+  const auto& [a, b, c] = matrices;
   const auto square = [&](const Buffer<float>& buffer) { return Matrix<float>(buffer.data(), side, side); };
   const Spread spread = measure(repeats, [&] {
     gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, Matrix<const float>(square(a)), Matrix<const float>(square(b)),
@@ -135,7 +146,8 @@ double product_rate(Stream& stream, int64_t side, int repeats) {
 }  // namespace
 
 int64_t CeilingSizes::memory_bytes() const {
-  return copy_bytes + std::min(table_bytes, table_rows * row_bytes);
+  const int64_t rows = std::min(table_rows, table_bytes / row_bytes);
+  return copy_bytes + rows * (row_bytes + 2 * static_cast<int64_t>(sizeof(int64_t))) + 12 * product * product;
 }
 
 double Ceilings::copy_rate(double bytes) const {
@@ -162,16 +174,16 @@ double Ceilings::floor_ms(const std::vector<Cost>& phases) const {
 }
 
 Ceilings measure_ceilings(Stream& stream, const CeilingSizes& sizes, int repeats) {
+  const auto memory = std::make_shared<Memory>(sizes);
   Ceilings ceilings;
-  Buffer<uint64_t> source({}, sizes.copy_bytes / 16);
-  Buffer<uint64_t> target({}, source.count());
-  std::ranges::fill(source.span(), uint64_t{1});
+  ceilings.memory = memory;
   const auto add_copy = [&](int64_t bytes) {
-    ceilings.copies.push_back({static_cast<double>(bytes), copy_rate_of(source, target, bytes, repeats)});
+    ceilings.copies.push_back(
+        {static_cast<double>(bytes), copy_rate_of(memory->source, memory->target, bytes, repeats)});
   };
   for (int64_t bytes = std::min(kSmallestCopy, sizes.copy_bytes); bytes < sizes.copy_bytes; bytes *= 4) add_copy(bytes);
   add_copy(sizes.copy_bytes);
-  Rows rows(sizes);
+  Rows& rows = memory->rows;
   volatile uint64_t sink = 0;  // what is read must be used
   for (const bool prefetch : {false, true}) {
     const Spread read = measure(repeats, [&] { sink = rows.read(prefetch); });
@@ -179,10 +191,7 @@ Ceilings measure_ceilings(Stream& stream, const CeilingSizes& sizes, int repeats
     ceilings.rows_read = std::max(ceilings.rows_read, per_second(rows.bytes(), read));
     ceilings.rows_updated = std::max(ceilings.rows_updated, per_second(2 * rows.bytes(), rewritten));
   }
-  ceilings.flops = product_rate(stream, sizes.product, repeats);
-  ceilings.memory.push_back(std::move(source));
-  ceilings.memory.push_back(std::move(target));
-  ceilings.memory.push_back(Rows::take_memory(std::move(rows)));
+  ceilings.flops = product_rate(stream, memory->matrices, sizes.product, repeats);
   return ceilings;
 }
 

@@ -5,12 +5,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
 #include "launcher/bench_cost.h"
-#include "runtime/buffer.h"
 #include "runtime/device.h"
 
 namespace pkmesh {
@@ -36,9 +36,9 @@ struct Ceilings {
   double rows_read = 0;      // bytes per second
   double rows_updated = 0;   // bytes per second, read and written back
   double flops = 0;          // per second
-  // What they were measured in. Not to be freed before the benchmark ends: a virtual machine that gives freed memory
-  // back to its host stops all threads for 40 ms ten times a second while it does, which takes several seconds per GiB.
-  std::vector<Buffer<uint64_t>> memory;
+  // What they were measured in, to be kept until what is held against them is measured too: a virtual machine that
+  // gives freed memory back to its host stops all threads meanwhile, again and again (docs/benchmarks.md).
+  std::shared_ptr<const void> memory;
 
   // Between the measured sizes, on a line over the logarithm of the size.
   double copy_rate(double bytes) const;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens are cut into blocks that depend on their number alone. A block streams through its rows with one accumulator
-// per feature (vectors across features); the blocks' sums are then added in their order.
+// Tokens are cut into blocks that depend on their number alone. A block streams through its rows with its sums of
+// each feature (vectors across features); the blocks' sums are then added in their order.
 #include <cmath>
 #include <vector>
 

@@ -3,9 +3,9 @@
 // read by token comes from the cache that cores share, at the mercy of the others. A block is copied, so that it lies
 // in one piece; as it lies in the table, its lines share a few of the cache's sets.
 //
-// How a table is cut depends on sizes alone, and so do the bits: a pair's sum takes its rows by block of rows, and in a
-// block in the order of its selections. How much is read is one of the sizes: the last bits of a pair's sum may change
-// with what is read beside it.
+// How a table is cut depends on sizes and on the width of vectors alone, and so do the bits: a pair's sum takes its
+// rows by block of rows, and in a block in the order of its selections. How much is read is one of the sizes: the last
+// bits of a pair's sum may change with what is read beside it.
 #pragma once
 
 #include <algorithm>
@@ -17,12 +17,13 @@
 #include "comm/route.h"
 #include "layers/memory/row_kernels.h"
 #include "layers/memory/sum_by_row.h"
+#include "runtime/buffer.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
 
-// Of float: 256 KiB, half of a small second-level cache; 512 with AVX-512, whose CPUs have larger ones. With twice the
-// columns of half the rows two threads of one core, which share that cache, take half as long again.
+// A block's columns are two vectors. Of float it takes 256 KiB, half of a small second-level cache; with AVX-512, whose
+// CPUs have larger ones, 512 KiB (not measured).
 constexpr int64_t kBlockRows = 4096;
 constexpr int64_t kBlockColumns = 2 * kLanes;
 
@@ -91,7 +92,9 @@ class ColumnsOfBlock {
   template <bool kFirst>
   void add(const Selection* selections, const int32_t* offsets, int64_t begin, int64_t end,
            Matrix<float> partials) const {
-    constexpr int kPairs = 2;  // an addition waits four cycles for the one before it, and two start in each
+    // An addition waits four cycles for the one before it, so two pairs are summed by turns. Four were slower: what the
+    // longer lists have left is summed alone.
+    constexpr int kPairs = 2;
     int64_t pair = begin;
     for (; pair + kPairs <= end; pair += kPairs) {
       for (int64_t p = 0; p < kPairs; ++p) prefetch(&partials(std::min(pair + p + kAhead, end - 1), column_));
@@ -104,9 +107,9 @@ class ColumnsOfBlock {
   static constexpr int kVectors = kBlockColumns / kLanes;
   static constexpr int64_t kAhead = 8;  // rows, pairs: their lines lie far apart, where the hardware foresees nothing
 
-  static float* memory_of_this_thread() {  // kept from call to call
-    thread_local std::vector<Lanes> memory(static_cast<size_t>(kBlockRows * kVectors));
-    return reinterpret_cast<float*>(memory.data());
+  static float* memory_of_this_thread() {  // kept from call to call; a row is whole cache lines
+    thread_local const Buffer<float> memory({}, kBlockRows * kBlockColumns);
+    return memory.data();
   }
 
   template <class T>

@@ -9,6 +9,7 @@
 #include "layers/memory/row_kernels.h"
 #include "layers/memory/row_order.h"
 #include "layers/memory/sum_by_row.h"
+#include "runtime/buffer.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
@@ -115,10 +116,10 @@ class ByRow {
 
  private:
   void slices(int64_t first, int64_t last) const {
-    thread_local std::vector<Lanes> memory;  // kept from call to call
+    thread_local Buffer<float> memory;  // kept from call to call; a pair's part of it is whole cache lines
     const int64_t pairs = gradients_.size(0);
-    memory.resize(static_cast<size_t>(pairs * kVectors));
-    auto* const slice = reinterpret_cast<float*>(memory.data());
+    if (memory.count() < pairs * kSlice) memory = Buffer<float>({}, pairs * kSlice);
+    float* const slice = memory.data();
     int64_t column = 0;
     for (; column + kSlice <= width_; column += kSlice) {
       for (int64_t pair = 0; pair < pairs; ++pair)

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from settle import settle
+from settle import Turns
 from shapes import LAYERS, MODEL_CONFIG, layer_overrides
 
 HERE = Path(__file__).resolve().parent
@@ -152,12 +152,6 @@ def torch_figures(ranks):
     return {"ms": statistics.median(steps), "peak_mib": sum(rank["peak_mib"] for rank in ranks)}
 
 
-def settled(figures):
-    """The same, when the system is done with the processes that they are of."""
-    settle(figures["peak_mib"] * 2**20)
-    return figures
-
-
 def spread_text(values, form="{:.2f}"):
     return (form + " (" + form + "-" + form + ")").format(statistics.median(values), min(values), max(values))
 
@@ -171,7 +165,7 @@ def summary(title, peer, theirs, ours):
             "pkmesh_peak_mib": peaks[1], "memory_ratio": peaks[1] / peaks[0]}
 
 
-def heat(case, peers, steps, only):
+def heat(case, peers, steps, only, turns):
     """[(ms, peer, variant)], fastest first; not run if there is no choice."""
     variants = [only.split()] if only else case["variants"]
     if len(peers) * len(variants) == 1:
@@ -181,7 +175,7 @@ def heat(case, peers, steps, only):
         for variant in variants:
             name = f"  heat   PyTorch {peer.version:<14} {' '.join(variant):<32}"
             try:
-                figures = settled(torch_figures(peer.run(case, variant, steps)))
+                figures = turns.take(lambda: torch_figures(peer.run(case, variant, steps)))
             except Unavailable as why:
                 print(f"{name} does not run: {why}", flush=True)
                 continue
@@ -190,17 +184,17 @@ def heat(case, peers, steps, only):
     return sorted(found, key=lambda entry: entry[0])
 
 
-def compare(name, peers, program, options, folder):
+def compare(name, peers, program, options, folder, turns):
     case = CASES[name]
     print(f"\n{name}: {TITLES[name]}", flush=True)
-    fastest = heat(case, peers, options.steps, options.only)
+    fastest = heat(case, peers, options.steps, options.only, turns)
     if not fastest:
         raise Unavailable(f"{name}: no PyTorch runs it")
     _, peer, variant = fastest[0]
     theirs, ours = [], []
     for turn in range(options.rounds):
-        theirs.append(settled(torch_figures(peer.run(case, variant, options.steps))))
-        ours.append(settled(run_pkmesh(program, case, options.steps, folder)))
+        theirs.append(turns.take(lambda: torch_figures(peer.run(case, variant, options.steps))))
+        ours.append(turns.take(lambda: run_pkmesh(program, case, options.steps, folder)))
         print(f"  round {turn + 1}  PyTorch {theirs[-1]['ms']:9.1f} ms   pkmesh {ours[-1]['ms']:9.1f} ms   "
               f"ratio {theirs[-1]['ms'] / ours[-1]['ms']:.2f}", flush=True)
     return dict(summary(name, f"{peer.version} {' '.join(variant)}", theirs, ours), commit=ours[0]["commit"])
@@ -239,11 +233,12 @@ def main():
     if not peers:
         print("error: no PyTorch to compare with; see `left out` above", file=sys.stderr)
         return 2
+    turns = Turns(lambda figures: figures["peak_mib"] * 2**20)
     lines, failed = [], False
     with tempfile.TemporaryDirectory() as folder:
         for name in options.cases or CASES:
             try:
-                lines.append(compare(name, peers, options.pkmesh, options, folder))
+                lines.append(compare(name, peers, options.pkmesh, options, folder, turns))
             except Unavailable as why:
                 print(f"  {name} is left out: {why}", flush=True)
                 failed = True

@@ -13,7 +13,7 @@ import unittest
 from pathlib import Path
 
 import compare
-import settle
+from settle import GIB, Turns, returns_memory
 
 PKMESH = sys.argv.pop(1) if len(sys.argv) > 1 else None
 # Answers the probe, then says how it was started; `sparse` fails as an old PyTorch would.
@@ -49,8 +49,8 @@ class Compare(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
-        self.left = []  # MiB that processes have left behind, one after the other
-        compare.settle = lambda peak: self.left.append(peak / 2**20)
+        self.waits = []  # seconds, before each process but the first
+        compare.Turns = lambda peak_of: Turns(peak_of, self.waits.append, lambda: True)
         self.figures = Path(folder.name, "figures.json")
         self.stand_in = Path(folder.name, "python")
         self.stand_in.write_text(STAND_IN.format(python=sys.executable))
@@ -75,8 +75,10 @@ class Compare(unittest.TestCase):
         self.assertEqual(line["ratio"], sorted(line["ratios"])[1])
         self.assertEqual(line["torch_peak_mib"], 500)
         self.assertEqual(line["memory_ratio"], line["pkmesh_peak_mib"] / 500)
-        self.assertEqual(self.left[:2] + self.left[2::2], [500] * 5, "the machine settles after each process")
-        self.assertEqual((len(self.left), max(self.left[3::2])), (8, line["pkmesh_peak_mib"]))
+        after_torch = 1 + 6 * 500 * 2**20 / GIB
+        self.assertEqual(self.waits[:3] + self.waits[3::2], [25] + [after_torch] * 5, "25 after the one that failed")
+        self.assertEqual(len(self.waits), 8)
+        self.assertLessEqual(max(self.waits[4::2]), 1 + 6 * line["pkmesh_peak_mib"] * 2**20 / GIB, "after pkmesh")
         self.assertIn("9.9.9 --values dense", out.splitlines()[-1])
 
     def test_without_a_choice_there_is_no_heat(self):
@@ -109,12 +111,12 @@ class Compare(unittest.TestCase):
 
     def test_a_machine_that_gives_memory_back(self):
         device = self.folder / "virtio_balloon/virtio0"
-        self.assertFalse(settle.returns_memory(self.folder), "no balloon")
+        self.assertFalse(returns_memory(self.folder), "no balloon")
         device.mkdir(parents=True)
         (device / "features").write_text("0110000100000000\n")
-        self.assertFalse(settle.returns_memory(self.folder))
+        self.assertFalse(returns_memory(self.folder))
         (device / "features").write_text("0110010100000000\n")
-        self.assertTrue(settle.returns_memory(self.folder))
+        self.assertTrue(returns_memory(self.folder))
 
     def test_a_rank_that_dies_ends_the_other(self):
         python = sys.executable

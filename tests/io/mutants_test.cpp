@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every parser of foreign bytes against thousands of damaged files. Checksums are mended where they would hide what
-// lies behind them. (Configurations: config_test.cpp.)
+// lies behind them. (Configurations: config_fuzz_test.cpp.)
 #include "tests/io/mutants.h"
 
 #include <xxhash.h>
