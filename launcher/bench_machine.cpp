@@ -134,11 +134,10 @@ struct Memory {
 };
 
 double product_rate(Stream& stream, const std::array<Buffer<float>, 3>& matrices, int64_t side, int repeats) {
-  const auto& [a, b, c] = matrices;
-  const auto square = [&](const Buffer<float>& buffer) { return Matrix<float>(buffer.data(), side, side); };
+  const auto matrix = [&](size_t i) { return Matrix<float>(matrices[i].data(), side, side); };
   const Spread spread = measure(repeats, [&] {
-    gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, Matrix<const float>(square(a)), Matrix<const float>(square(b)),
-         0.0F, square(c));
+    gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, Matrix<const float>(matrix(0)), Matrix<const float>(matrix(1)),
+         0.0F, matrix(2));
   });
   return per_second(2 * std::pow(static_cast<double>(side), 3), spread);
 }
