@@ -4,10 +4,10 @@
 // PKM_OP(gelu_forward, Matrix<const float> x, Matrix<float> y) declares gelu_forward(Stream&, x, y), which callers call
 // and gelu.cpp defines: it checks shapes and dispatches. PKM_KERNEL, which is a part of it, declares what it dispatches
 // to: cpu::gelu_forward, cpu_avx512::gelu_forward and cuda::gelu_forward. All have one signature, so they cannot drift.
-// PKM_KERNEL stands alone where a class dispatches, or where callers pass something else than kernels take. The last
-// two kernels are weak symbols: null unless they were linked, and dispatch() then takes the baseline, or says by name
-// that there is no such kernel, instead of doing nothing. (Weak symbols are not pulled out of archives, hence the CMake
-// object libraries.) A third device is a third line in PKM_KERNEL and a third case in dispatch().
+// PKM_KERNEL stands alone where a class dispatches, or where callers pass something other than what kernels take. The
+// last two kernels are weak symbols: null unless they were linked, and dispatch() then takes the baseline, or says by
+// name that there is no such kernel, instead of doing nothing. (Weak symbols are not pulled out of archives, hence the
+// CMake object libraries.) A third device is a third line in PKM_KERNEL and a third case in dispatch().
 //
 // gelu_cpu.cpp, and headers of kernels for such files, stand in namespace PKM_CPU: cpu or cpu_avx512, whichever level
 // they are being compiled for (runtime/cpu.h).

@@ -5,7 +5,7 @@
 //
 // Sums over tokens are in double, in an order that depends on T alone, and sums over ranks are the same bits on every
 // rank. So results do not depend on the thread count, running statistics never drift apart, and splitting the batch
-// over ranks moves a result by a rounding of double.
+// over ranks moves a result by a rounding of the sums.
 #pragma once
 
 #include <string>

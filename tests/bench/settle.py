@@ -3,7 +3,7 @@
 
 A virtual machine with free page reporting (feature 5 of virtio's balloon) gives freed memory back to its host. While it
 does, from a second after a process has ended on, all of its CPUs stand still for about 40 ms in every 100, and it takes
-5 to 6 seconds per GiB."""
+2.5 to 6 seconds per GiB."""
 import time
 from pathlib import Path
 
