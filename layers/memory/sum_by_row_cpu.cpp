@@ -118,7 +118,8 @@ class ByRow {
   void slices(int64_t first, int64_t last) const {
     thread_local Buffer<float> memory;  // kept from call to call; a pair's part of it is whole cache lines
     const int64_t pairs = gradients_.size(0);
-    if (memory.count() < pairs * kSlice) memory = Buffer<float>({}, pairs * kSlice);
+    // How many pairs there are differs from step to step: doubling ends soon.
+    if (memory.count() < pairs * kSlice) memory = Buffer<float>({}, std::max(pairs * kSlice, 2 * memory.count()));
     float* const slice = memory.data();
     int64_t column = 0;
     for (; column + kSlice <= width_; column += kSlice) {
