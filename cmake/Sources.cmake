@@ -5,11 +5,14 @@ function(pkmesh_sources)
   target_sources(pkmesh_objects PRIVATE ${ARGN})
 endfunction()
 
-# pkmesh_ops(gelu linear ...)  adds x.cpp and x_cpu.cpp of each op, the latter once per level of instructions, and
-# x_cuda.cu where it exists and CUDA is on.
+# pkmesh_ops(gelu linear ...)  adds x.cpp, if there is one, and x_cpu.cpp of each op, the latter once per level of
+# instructions, and x_cuda.cu where it exists and CUDA is on.
 function(pkmesh_ops)
   foreach(op IN LISTS ARGN)
-    pkmesh_sources(${op}.cpp ${op}_cpu.cpp)
+    pkmesh_sources(${op}_cpu.cpp)
+    if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${op}.cpp)
+      pkmesh_sources(${op}.cpp)
+    endif()
     target_sources(pkmesh_avx512 PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}/${op}_cpu.cpp)
     if(PKMESH_CUDA AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${op}_cuda.cu)
       pkmesh_sources(${op}_cuda.cu)

@@ -1,17 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
+// Who multiplies: large products go to the CPU's matrix tiles where it has them, or to oneDNN where it is ahead of BLAS
+// (docs/benchmarks.md), all others to BLAS.
 #include <cblas.h>
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "layers/gemm.h"
+#include "layers/gemm_cpu.h"
 #include "layers/gemm_onednn.h"
+#include "layers/gemm_tiles.h"
 #include "runtime/bf16.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
 namespace {
+
+constexpr int64_t kSmallest = 32;         // rows, columns or inner elements of a large product
+constexpr int64_t kSmall = 1 << 20;  // multiplications that BLAS does as well
+
+bool is_large(int64_t inner, MatrixSlice<float> c) {
+  return std::min({c.rows, c.columns, inner}) >= kSmallest && c.rows * c.columns * inner >= kSmall;
+}
 
 // BLAS counts in its own integer type, 32 bits wide in Debian's packages.
 blasint narrow(int64_t size) {
@@ -32,16 +42,25 @@ MatrixSlice<const float> rounded(MatrixSlice<const float> matrix, std::vector<fl
   return {memory.data(), matrix.rows, matrix.columns, matrix.columns};
 }
 
-}  // namespace
-
-void gemm(Stream& stream, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixSlice<const float> a,
-          MatrixSlice<const float> b, float beta, MatrixSlice<float> c) {
+// c = alpha op(a) op(b) + beta c, or with a bias alpha op(a) op(b) + bias.
+void multiply(Stream& stream, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixSlice<const float> a,
+              MatrixSlice<const float> b, Vector<const float> bias, float beta, MatrixSlice<float> c) {
   if (c.rows == 0 || c.columns == 0) return;
   const int64_t inner = transpose_a == Transpose::kYes ? a.rows : a.columns;
   PKM_CHECK(stream.math() != Math::kFp16, "gemm: the CPU has no fp16 products");
-  const bool plain = alpha == 1.0F && (beta == 0.0F || beta == 1.0F);
-  if (plain && !in_parallel() && OneDnnProducts::suits(stream.math(), inner, c))
-    return OneDnnProducts::of(stream).multiply(stream.math(), transpose_a, transpose_b, a, b, {}, beta == 1.0F, c);
+  if (is_large(inner, c)) {
+    if (cpu_level() == CpuLevel::kAmx)
+      return PKM_CPU::gemm_on_tiles(stream, stream.math(), transpose_a, transpose_b, alpha, a, b, bias, beta, c);
+    const bool plain = alpha == 1.0F && (beta == 0.0F || beta == 1.0F);
+    if (plain && !in_parallel() && OneDnnProducts::suits(stream.math(), c))
+      return OneDnnProducts::of(stream).multiply(stream.math(), transpose_a, transpose_b, a, b, bias, beta == 1.0F, c);
+  }
+  if (!bias.empty()) {  // goes in first: BLAS reads and writes c anyway, so adding it costs one pass less
+    parallel_for(0, c.rows, 1 + 16384 / c.columns, [&](int64_t from, int64_t to) {
+      for (int64_t i = from; i < to; ++i) std::copy(bias.begin(), bias.end(), c.data + i * c.stride);
+    });
+    beta = 1.0F;
+  }
   thread_local std::vector<float> rounded_a;
   thread_local std::vector<float> rounded_b;
   if (stream.math() == Math::kBf16) {
@@ -52,6 +71,18 @@ void gemm(Stream& stream, Transpose transpose_a, Transpose transpose_b, float al
   cblas_sgemm(CblasRowMajor, blas_transpose(transpose_a), blas_transpose(transpose_b), narrow(c.rows),
               narrow(c.columns), narrow(inner), alpha, a.data, std::max<blasint>(1, narrow(a.stride)), b.data,
               std::max<blasint>(1, narrow(b.stride)), beta, c.data, narrow(c.stride));
+}
+
+}  // namespace
+
+void gemm(Stream& stream, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixSlice<const float> a,
+          MatrixSlice<const float> b, float beta, MatrixSlice<float> c) {
+  multiply(stream, transpose_a, transpose_b, alpha, a, b, {}, beta, c);
+}
+
+void gemm_with_bias(Stream& stream, Transpose transpose_a, Transpose transpose_b, MatrixSlice<const float> a,
+                    MatrixSlice<const float> b, Vector<const float> bias, MatrixSlice<float> c) {
+  multiply(stream, transpose_a, transpose_b, 1.0F, a, b, bias, 0.0F, c);
 }
 
 }  // namespace pkmesh::PKM_CPU

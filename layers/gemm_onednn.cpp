@@ -15,8 +15,7 @@
 namespace pkmesh {
 namespace {
 
-constexpr int64_t kSlab = 2048;      // most rows of a, and most of the inner dimension, packed at a time
-constexpr int64_t kSmall = 1 << 20;  // multiplications that OpenBLAS does as well
+constexpr int64_t kSlab = 2048;  // most rows of a, and most of the inner dimension, packed at a time
 
 int64_t round_up(int64_t count, int64_t unit) {
   return (count + unit - 1) / unit * unit;
@@ -116,11 +115,10 @@ OneDnnProducts& OneDnnProducts::of(Stream& stream) {
 OneDnnProducts::OneDnnProducts() : engine_(std::make_unique<Engine>()) {}
 OneDnnProducts::~OneDnnProducts() = default;
 
-bool OneDnnProducts::suits(Math math, int64_t inner, MatrixSlice<float> c) {
+bool OneDnnProducts::suits(Math math, MatrixSlice<float> c) {
   static const int isas = static_cast<int>(dnnl::get_effective_cpu_isa());
   const auto has = [](dnnl::cpu_isa isa) { return (isas & static_cast<int>(isa)) == static_cast<int>(isa); };
   if (cpu_level() != CpuLevel::kAvx512 || c.stride != c.columns) return false;
-  if (std::min({c.rows, c.columns, inner}) < kPackBlock || c.rows * c.columns * inner < kSmall) return false;
   if (math == Math::kBf16) return has(dnnl::cpu_isa::avx512_core_bf16);
   return has(dnnl::cpu_isa::avx512_core);
 }

@@ -20,9 +20,8 @@ class OneDnnProducts {
   OneDnnProducts(const OneDnnProducts&) = delete;
   OneDnnProducts& operator=(const OneDnnProducts&) = delete;
 
-  // Whether oneDNN is the one to multiply: this CPU has what it needs, it takes c (rows without gaps), and the size is
-  // worth it.
-  static bool suits(Math math, int64_t inner, MatrixSlice<float> c);
+  // Whether oneDNN is the one for a large product: this CPU has what it needs, and c has rows without gaps.
+  static bool suits(Math math, MatrixSlice<float> c);
 
   // c = op(a) op(b), added to what is there if `accumulate`; sizes as for gemm(), kFp32 or kBf16; from one thread at a
   // time. In a steady step no memory is taken but oneDNN's lists of arguments. bias (columns of c) is added to every

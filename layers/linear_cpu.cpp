@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 
-#include "layers/gemm.h"
-#include "layers/gemm_onednn.h"
+#include "layers/gemm_cpu.h"
 #include "layers/linear.h"
 #include "runtime/parallel.h"
 
@@ -38,15 +37,7 @@ void add_column_sums(Matrix<const float> matrix, Vector<float> sums) {
 
 void linear_forward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Vector<const float> bias,
                     Matrix<float> y) {
-  if (OneDnnProducts::suits(stream.math(), x.size(1), y))
-    return OneDnnProducts::of(stream).multiply(stream.math(), Transpose::kNo, Transpose::kYes, x, weight, bias,
-                                               /*accumulate=*/false, y);
-  // The bias goes in first: BLAS reads and writes y anyway, so adding it costs one pass less.
-  if (!bias.empty())
-    parallel_for(0, y.size(0), 1 + 16384 / bias.count(), [&](int64_t from, int64_t to) {
-      for (int64_t t = from; t < to; ++t) std::copy(bias.begin(), bias.end(), y[t].begin());
-    });
-  PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kYes, 1.0F, x, weight, bias.empty() ? 0.0F : 1.0F, y);
+  PKM_CPU::gemm_with_bias(stream, Transpose::kNo, Transpose::kYes, x, weight, bias, y);
 }
 
 void linear_backward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Matrix<const float> dy,

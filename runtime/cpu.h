@@ -18,15 +18,16 @@ namespace pkmesh {
 enum class CpuLevel {
   kAvx2,    // the baseline: whatever -DPKMESH_MARCH names
   kAvx512,  // x86-64-v4: AVX-512 F, BW, CD, DQ, VL
+  kAmx,     // and matrix tiles of bf16, which the system lets us use (layers/matrix_tiles.h); kernels are kAvx512's
 };
 
-// The best that this CPU has, or what the environment's PKMESH_CPU asks for: "avx2" or "avx512". Throws UserError if it
-// asks for anything else, or for what this CPU lacks.
+// The best that this CPU has, or what the environment's PKMESH_CPU asks for: "avx2", "avx512" or "amx". Throws UserError
+// if it asks for anything else, or for what this CPU lacks.
 CpuLevel cpu_level();
 std::string_view to_string(CpuLevel level);
 
-// What cpu_level() makes of PKMESH_CPU; null or empty: not set.
-CpuLevel choose_cpu_level(const char* asked, bool has_avx512);
+// What cpu_level() makes of PKMESH_CPU on a CPU that can do as much as `best`; null or empty: not set.
+CpuLevel choose_cpu_level(const char* asked, CpuLevel best);
 
 namespace PKM_CPU {
 #ifdef __AVX512F__

@@ -46,7 +46,7 @@ void dispatch(const char* name, void (*on_cpu)(Stream&, Parameters...), void (*o
               void (*on_cuda)(Stream&, Parameters...), Stream& stream, Arguments&&... arguments) {
   switch (stream.device().kind) {
     case DeviceKind::kCpu:
-      if (on_avx512 != nullptr && cpu_level() == CpuLevel::kAvx512)
+      if (on_avx512 != nullptr && cpu_level() != CpuLevel::kAvx2)
         return on_avx512(stream, std::forward<Arguments>(arguments)...);
       return on_cpu(stream, std::forward<Arguments>(arguments)...);
     case DeviceKind::kCuda:

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products on a CPU's matrix tiles (AMX), which multiply bf16 and add in fp32 at sixteen times the rate of vector
+// registers. They give products in fp32, too: a float is the exact sum of three bf16 (24 bits, 8 in each), and six of the
+// nine products of two such sums are as exact as fp32 is, for the other three are below 2^-24 of the whole (Henry, Tang
+// and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations").
+// A tile adds 32 products up before it adds them to a sum in fp32, so long sums are rounded less often than in a loop.
+//
+// Operands are packed into panels: kPanel rows of the left one, or columns of the right one, by all of the inner
+// dimension, which is filled up with zeros to a multiple of kPanel. Part by part, as tiles load them.
+//
+// Tiles flush what is below 2^-126 to zero. Parts of an infinite float, or of one that bf16 rounds to infinity (above
+// 3.39e38), are NaN.
+//
+// For x_cpu.cpp alone. Compiled for a CPU without tiles, the same sums run in plain loops: slow, and there for tests.
+#pragma once
+
+#ifdef __AMX_TILE__
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "runtime/lanes.h"
+
+namespace pkmesh::PKM_CPU {
+
+constexpr int64_t kPanel = 32;                        // rows, columns, and inner elements of a step: two tiles each way
+constexpr int64_t kTileEdge = 16;                     // rows of a tile, and words in each
+constexpr int64_t kTileWords = kTileEdge * kTileEdge;  // a word is a pair of bf16, kTileEdge inner elements apart
+
+// Parts that a float is split into.
+constexpr int kSingle = 3;     // products in fp32
+constexpr int kBrainFloat = 1;  // of operands rounded to bf16
+
+// Words of a panel.
+template <int kParts>
+constexpr int64_t panel_words(int64_t inner) {
+  return (inner + kPanel - 1) / kPanel * kParts * 2 * kTileWords;
+}
+
+// What goes into a panel: at most kPanel rows of op(a), or columns of op(b), called lines, of `inner` elements each.
+struct PanelSource {
+  const float* first;
+  int64_t stride;       // in memory, from line to line, or from element to element
+  bool inner_together;  // whether a line's elements lie side by side, or those of all lines with the same index
+  int64_t lines;
+  int64_t inner;
+};
+
+enum class Operand { kLeft, kRight };
+
+using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+
+// The nearest bf16 in the upper half. Ties go to even, and a NaN stays one, as in bf16.h.
+[[gnu::always_inline]] inline Words nearest_even(Words bits) {
+  const Words nearest = bits + 0x7FFFU + ((bits >> 16) & 1U);
+  const auto is_nan = (bits & 0x7FFFFFFFU) > 0x7F800000U;
+  return (is_nan ? bits | 0x400000U : nearest) & 0xFFFF0000U;
+}
+
+// Pairs of the parts of kLanes floats each.
+template <int kParts>
+[[gnu::always_inline]] inline void split(Lanes low, Lanes high, Words (&pairs)[kParts]) {
+  if constexpr (kParts == kBrainFloat) {
+    pairs[0] = nearest_even(std::bit_cast<Words>(low)) >> 16 | nearest_even(std::bit_cast<Words>(high));
+    return;
+  }
+  for (int part = 0; part < kParts; ++part) {
+    // Whichever way ties go, what is left has eight bits less; the last part has no more than eight.
+    const uint32_t half = part + 1 < kParts ? 0x8000U : 0U;
+    const Words of_low = (std::bit_cast<Words>(low) + half) & 0xFFFF0000U;
+    const Words of_high = (std::bit_cast<Words>(high) + half) & 0xFFFF0000U;
+    pairs[part] = of_low >> 16 | of_high;
+    low -= std::bit_cast<Lanes>(of_low);
+    high -= std::bit_cast<Lanes>(of_high);
+  }
+}
+
+// One tile of each part, 2 kTileWords apart. Word j of row r is the pair from[r stride + j], from[r stride + j + second];
+// transposed: word r of row j.
+template <int kParts, bool kTransposed>
+inline void pack_tiles(const float* from, int64_t stride, int64_t second, uint32_t* out) {
+  for (int64_t r = 0; r < kTileEdge; r += kLanes)
+    for (int64_t j = 0; j < kTileEdge; j += kLanes) {
+      Words pairs[kParts][kLanes];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const float* const at = from + (r + i) * stride + j;
+        Words of_line[kParts];
+        split<kParts>(load_lanes(at), load_lanes(at + second), of_line);
+        for (int part = 0; part < kParts; ++part) pairs[part][i] = of_line[part];
+      }
+      uint32_t* const to = kTransposed ? out + j * kTileEdge + r : out + r * kTileEdge + j;
+      for (int part = 0; part < kParts; ++part) {
+        if constexpr (kTransposed) transpose_lanes(pairs[part]);
+#pragma GCC unroll 16
+        for (int64_t i = 0; i < kLanes; ++i)
+          std::memcpy(to + part * 2 * kTileWords + i * kTileEdge, &pairs[part][i], sizeof(Words));
+      }
+    }
+}
+
+// out: panel_words(source.inner), of which each 16 lie in one cache line.
+template <int kParts, Operand kOperand>
+void pack_panel(const PanelSource& source, uint32_t* out) {
+  alignas(64) float filled[kPanel * kPanel];  // a block that is not whole, with zeros
+  for (int64_t k = 0; k < source.inner; k += kPanel, out += panel_words<kParts>(kPanel)) {
+    const float* from = source.first + (source.inner_together ? k : k * source.stride);
+    int64_t stride = source.stride;
+    const int64_t inner = std::min(kPanel, source.inner - k);
+    if (inner < kPanel || source.lines < kPanel) {
+      std::fill_n(filled, kPanel * kPanel, 0.0F);
+      const int64_t rows = source.inner_together ? source.lines : inner;
+      const int64_t columns = source.inner_together ? inner : source.lines;
+      for (int64_t i = 0; i < rows; ++i) std::copy_n(from + i * stride, columns, filled + i * kPanel);
+      from = filled;
+      stride = kPanel;
+    }
+    for (int64_t half = 0; half < 2; ++half, from += kTileEdge * (source.inner_together ? stride : 1))
+      if (source.inner_together)
+        pack_tiles<kParts, kOperand == Operand::kRight>(from, stride, kTileEdge, out + half * kTileWords);
+      else
+        pack_tiles<kParts, kOperand == Operand::kLeft>(from, stride, kTileEdge * stride, out + half * kTileWords);
+  }
+}
+
+// Sets up this core's tiles for as long as it lives. Wanted around multiply_panels().
+class TileScope {
+ public:
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+#ifdef __AMX_TILE__
+  TileScope() {
+    struct alignas(64) {
+      uint8_t palette = 1, first_row = 0, unused[14] = {};
+      uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } const shape;
+    _tile_loadconfig(&shape);
+  }
+  ~TileScope() { _tile_release(); }
+#else
+  TileScope() = default;
+#endif
+};
+
+// out (kPanel, kPanel), rows `stride` apart, = the left panel times the right one, over `inner` elements; added to what
+// is there if `accumulate`.
+template <int kParts>
+void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner, bool accumulate, float* out,
+                     int64_t stride) {
+  constexpr int64_t kPart = 2 * kTileWords;
+  const uint32_t* const end = left + panel_words<kParts>(inner);
+#ifdef __AMX_TILE__
+  constexpr int64_t kRowBytes = kTileEdge * sizeof(uint32_t);
+  const int64_t out_bytes = stride * static_cast<int64_t>(sizeof(float));
+  const auto load_left = [](const uint32_t* part) {
+    _tile_loadd(4, part, kRowBytes);
+    _tile_loadd(5, part + kTileWords, kRowBytes);
+  };
+  const auto load_right = [](const uint32_t* part) {
+    _tile_loadd(6, part, kRowBytes);
+    _tile_loadd(7, part + kTileWords, kRowBytes);
+  };
+  const auto multiply = [] {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  };
+  asm volatile("" ::: "memory");  // the compiler does not see what tiles read
+  if (accumulate) {
+    _tile_loadd(0, out, out_bytes);
+    _tile_loadd(1, out + kTileEdge, out_bytes);
+    _tile_loadd(2, out + kTileEdge * stride, out_bytes);
+    _tile_loadd(3, out + kTileEdge * stride + kTileEdge, out_bytes);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (; left < end; left += kParts * kPart, right += kParts * kPart) {
+    load_left(left);
+    if constexpr (kParts == kSingle) {
+      load_right(right + 2 * kPart);
+      multiply();
+      load_right(right + kPart);
+      multiply();
+    }
+    load_right(right);
+    multiply();
+    if constexpr (kParts == kSingle) {
+      load_left(left + kPart);
+      multiply();
+      load_right(right + kPart);
+      multiply();
+      load_left(left + 2 * kPart);
+      load_right(right);
+      multiply();
+    }
+  }
+  _tile_stored(0, out, out_bytes);
+  _tile_stored(1, out + kTileEdge, out_bytes);
+  _tile_stored(2, out + kTileEdge * stride, out_bytes);
+  _tile_stored(3, out + kTileEdge * stride + kTileEdge, out_bytes);
+#else
+  const auto lower = [](uint32_t word) { return std::bit_cast<float>(word << 16); };
+  const auto upper = [](uint32_t word) { return std::bit_cast<float>(word & 0xFFFF0000U); };
+  for (int64_t i = 0; i < kPanel && !accumulate; ++i) std::fill_n(out + i * stride, kPanel, 0.0F);
+  for (; left < end; left += kParts * kPart, right += kParts * kPart)
+    for (int64_t which = 0; which < kParts * kParts; ++which) {
+      if (which / kParts + which % kParts >= kParts) continue;
+      const uint32_t* const a = left + which / kParts * kPart;
+      const uint32_t* const b = right + which % kParts * kPart;
+      for (int64_t i = 0; i < kPanel; ++i)
+        for (int64_t j = 0; j < kPanel; ++j) {
+          float sums[2] = {0.0F, 0.0F};
+          for (int64_t word = 0; word < kTileEdge; ++word) {
+            const uint32_t of_a = a[i * kTileEdge + word];
+            const uint32_t of_b = b[j / kTileEdge * kTileWords + word * kTileEdge + j % kTileEdge];
+            sums[0] += lower(of_a) * lower(of_b);
+            sums[1] += upper(of_a) * upper(of_b);
+          }
+          out[i * stride + j] += sums[0] + sums[1];
+        }
+    }
+#endif
+}
+
+}  // namespace pkmesh::PKM_CPU
