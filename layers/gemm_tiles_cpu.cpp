@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The right operand is packed once, by all threads, into memory that they share; a thread packs a few panels of the left
-// one, which stay in its second-level cache while all of the right one pass. Panels of a block of the inner dimension
-// only, so that two of them, one of each operand, fit in that cache beside those.
+// The operand with fewer lines (rows of op(a), columns of op(b)) is packed once, by all threads, into memory that they
+// share. Of the other one a thread packs a few panels, which stay in its second-level cache while the shared ones pass.
+// Panels of a block of the inner dimension only, so that there is room for those beside them.
 #include <algorithm>
 
 #include "layers/gemm_tiles.h"
@@ -12,9 +12,10 @@
 namespace pkmesh::PKM_CPU {
 namespace {
 
-constexpr int64_t kLeftPanels = 4;                 // at most, of a thread's piece of the left operand
-constexpr int64_t kColumns = 2048;                 // of the right operand, packed at a time
+constexpr int64_t kOwnPanels = kAheadShares;         // at most: while they meet one shared panel, the next one comes
+constexpr int64_t kSharedPanels = 64;                // packed at a time
 constexpr int64_t kWorthAThread = int64_t{1} << 21;  // multiplications
+constexpr int64_t kPackingCost = 64;                 // of an element, in multiplications
 
 int64_t divide_up(int64_t count, int64_t by) {
   return (count + by - 1) / by;
@@ -28,29 +29,30 @@ uint32_t* grow(Buffer<uint32_t>& buffer, int64_t count) {
   return buffer.data();
 }
 
+// An operand, and which way its lines lie.
+struct Lines {
+  MatrixSlice<const float> matrix;
+  bool are_rows;
+
+  int64_t count() const { return are_rows ? matrix.rows : matrix.columns; }
+  int64_t inner() const { return are_rows ? matrix.columns : matrix.rows; }
+  int64_t panels() const { return divide_up(count(), kPanel); }
+
+  // A panel's lines, inner elements [k, k + depth).
+  PanelSource source(int64_t panel, int64_t k, int64_t depth) const {
+    const int64_t line = panel * kPanel;
+    const float* const first = matrix.data + (are_rows ? line * matrix.stride + k : k * matrix.stride + line);
+    return {first, matrix.stride, are_rows, std::min(kPanel, count() - line), depth};
+  }
+};
+
 struct Product {
-  Transpose transpose_a;
-  Transpose transpose_b;
+  Lines left;   // op(a)
+  Lines right;  // op(b)
   float alpha;
-  MatrixSlice<const float> a;
-  MatrixSlice<const float> b;
   Vector<const float> bias;
   float beta;
   MatrixSlice<float> c;
-
-  int64_t inner() const { return transpose_a == Transpose::kYes ? a.rows : a.columns; }
-
-  // Rows of op(a) and columns of op(b) from `line` on, inner elements [k, k + count).
-  PanelSource left(int64_t line, int64_t k, int64_t count) const {
-    const bool together = transpose_a == Transpose::kNo;
-    return {a.data + (together ? line * a.stride + k : k * a.stride + line), a.stride, together,
-            std::min(kPanel, c.rows - line), count};
-  }
-  PanelSource right(int64_t line, int64_t k, int64_t count) const {
-    const bool together = transpose_b == Transpose::kYes;
-    return {b.data + (together ? line * b.stride + k : k * b.stride + line), b.stride, together,
-            std::min(kPanel, c.columns - line), count};
-  }
 };
 
 // A part of c becomes alpha sums + factor c + bias.
@@ -67,71 +69,85 @@ void finish(const float* sums, float alpha, float factor, const float* bias, Mat
   }
 }
 
-template <int kParts>
+template <int kParts, Operand kOwn>
 class TiledProduct {
  public:
   explicit TiledProduct(const Product& product) : in_(product) {}
 
   void run() {
-    for (int64_t k = 0; k < in_.inner(); k += kDepth)
-      for (int64_t column = 0; column < in_.c.columns; column += kColumns) {
+    for (int64_t k = 0; k < own().inner(); k += kDepth)
+      for (int64_t first = 0; first < shared().panels(); first += kSharedPanels) {
         k_ = k;
-        depth_ = std::min(kDepth, in_.inner() - k);
+        depth_ = std::min(kDepth, own().inner() - k);
         words_ = panel_words<kParts>(depth_);
-        column_ = column;
-        right_panels_ = divide_up(std::min(kColumns, in_.c.columns - column), kPanel);
-        run_block();
+        first_ = first;
+        run_block(std::min(kSharedPanels, shared().panels() - first));
       }
   }
 
  private:
   // Of the inner dimension. A panel is 96 or 128 KiB then.
   static constexpr int64_t kDepth = kParts == kSingle ? 512 : 2048;
+  static constexpr Operand kShared = kOwn == Operand::kLeft ? Operand::kRight : Operand::kLeft;
 
-  void run_block() {
-    thread_local Buffer<uint32_t> shared;
-    right_ = grow(shared, right_panels_ * words_);
-    parallel_for(0, right_panels_, 1 + kWorthAThread / (8 * kPanel * depth_), [&](int64_t from, int64_t to) {
+  const Lines& own() const { return kOwn == Operand::kLeft ? in_.left : in_.right; }
+  const Lines& shared() const { return kOwn == Operand::kLeft ? in_.right : in_.left; }
+
+  // Everything that meets `count` shared panels from first_ on.
+  void run_block(int64_t count) {
+    thread_local Buffer<uint32_t> memory;
+    shared_ = grow(memory, count * words_);
+    last_ = shared_ + (count - 1) * words_;
+    parallel_for(0, count, 1 + kWorthAThread / (kPackingCost * kPanel * depth_), [&](int64_t from, int64_t to) {
       for (int64_t panel = from; panel < to; ++panel)
-        pack_panel<kParts, Operand::kRight>(in_.right(column_ + panel * kPanel, k_, depth_), right_ + panel * words_);
+        pack_panel<kParts, kShared>(shared().source(first_ + panel, k_, depth_), shared_ + panel * words_);
     });
-    // Pieces of the left operand, as many for each thread; where they are too few, of both.
-    const int64_t left_panels = divide_up(in_.c.rows, kPanel);
-    const int64_t fewest = divide_up(left_panels, kLeftPanels);
-    const int64_t lefts = std::min(left_panels, divide_up(fewest, threads()) * threads());
-    const int64_t rights = std::min(right_panels_, divide_up(threads(), lefts));
-    const int64_t work = in_.c.rows * right_panels_ * kPanel * depth_ / (lefts * rights);
-    parallel_for(0, lefts * rights, 1 + kWorthAThread / std::max<int64_t>(1, work), [&](int64_t from, int64_t to) {
+    // Pieces of the own panels, as many for each thread; where they are too few, of both.
+    const int64_t panels = own().panels();
+    const int64_t owns = std::min(panels, divide_up(divide_up(panels, kOwnPanels), threads()) * threads());
+    const int64_t shares = std::min(count, divide_up(threads(), owns));
+    const int64_t work = panels * count * kPanel * kPanel * depth_ / (owns * shares);
+    parallel_for(0, owns * shares, 1 + kWorthAThread / work, [&](int64_t from, int64_t to) {
       [[maybe_unused]] const TileScope tiles;
       for (int64_t piece = from; piece < to; ++piece) {
-        const int64_t left = piece / rights;
-        const int64_t right = piece % rights;
-        multiply_piece(left_panels * left / lefts, left_panels * (left + 1) / lefts, right_panels_ * right / rights,
-                       right_panels_ * (right + 1) / rights);
+        const int64_t own = piece / shares;
+        const int64_t share = piece % shares;
+        multiply_piece(panels * own / owns, panels * (own + 1) / owns, count * share / shares,
+                       count * (share + 1) / shares);
       }
     });
   }
 
-  void multiply_piece(int64_t left_from, int64_t left_to, int64_t right_from, int64_t right_to) const {
-    thread_local Buffer<uint32_t> own;
-    uint32_t* const left = grow(own, kLeftPanels * words_);
-    for (int64_t panel = left_from; panel < left_to; ++panel)
-      pack_panel<kParts, Operand::kLeft>(in_.left(panel * kPanel, k_, depth_), left + (panel - left_from) * words_);
-    for (int64_t j = right_from; j < right_to; ++j)
-      for (int64_t i = left_from; i < left_to; ++i)
-        multiply_one(left + (i - left_from) * words_, i * kPanel, right_ + j * words_, column_ + j * kPanel);
+  void multiply_piece(int64_t from, int64_t to, int64_t shared_from, int64_t shared_to) const {
+    thread_local Buffer<uint32_t> memory;
+    uint32_t* const packed = grow(memory, kOwnPanels * words_);
+    for (int64_t panel = from; panel < to; ++panel)
+      pack_panel<kParts, kOwn>(own().source(panel, k_, depth_), packed + (panel - from) * words_);
+    for (int64_t j = shared_from; j < shared_to; ++j)
+      for (int64_t i = from; i < to; ++i) {
+        const uint32_t* const mine = packed + (i - from) * words_;
+        const uint32_t* const other = shared_ + j * words_;
+        const uint32_t* const ahead = std::min<const uint32_t*>(other + words_, last_) + (i - from) * words_ / kOwnPanels;
+        if constexpr (kOwn == Operand::kLeft)
+          multiply(i, mine, first_ + j, other, ahead);
+        else
+          multiply(first_ + j, other, i, mine, ahead);
+      }
   }
 
-  void multiply_one(const uint32_t* left, int64_t row, const uint32_t* right, int64_t column) const {
+  // Panels with their numbers.
+  void multiply(int64_t row, const uint32_t* left, int64_t column, const uint32_t* right, const uint32_t* ahead) const {
+    row *= kPanel;
+    column *= kPanel;
     const MatrixSlice<float> part(in_.c.data + row * in_.c.stride + column, std::min(kPanel, in_.c.rows - row),
                                   std::min(kPanel, in_.c.columns - column), in_.c.stride);
     const float factor = k_ == 0 ? in_.beta : 1.0F;  // of what is there
     const float* const bias = in_.bias.empty() || k_ > 0 ? nullptr : in_.bias.data() + column;
     const bool whole = part.rows == kPanel && part.columns == kPanel;
     if (whole && in_.alpha == 1.0F && (factor == 0.0F || factor == 1.0F) && bias == nullptr)
-      return multiply_panels<kParts>(left, right, depth_, factor == 1.0F, part.data, part.stride);
+      return multiply_panels<kParts>(left, right, depth_, factor == 1.0F, part.data, part.stride, ahead);
     alignas(64) float sums[kPanel * kPanel];
-    multiply_panels<kParts>(left, right, depth_, /*accumulate=*/false, sums, kPanel);
+    multiply_panels<kParts>(left, right, depth_, /*accumulate=*/false, sums, kPanel, ahead);
     finish(sums, in_.alpha, factor, bias, part);
   }
 
@@ -140,21 +156,29 @@ class TiledProduct {
   int64_t k_ = 0;
   int64_t depth_ = 0;
   int64_t words_ = 0;  // of a panel
-  int64_t column_ = 0;
-  int64_t right_panels_ = 0;
-  uint32_t* right_ = nullptr;
+  int64_t first_ = 0;  // shared panel
+  uint32_t* shared_ = nullptr;
+  uint32_t* last_ = nullptr;  // panel of these
 };
+
+template <int kParts>
+void run(const Product& product) {
+  if (product.left.count() >= product.right.count())
+    TiledProduct<kParts, Operand::kLeft>(product).run();
+  else
+    TiledProduct<kParts, Operand::kRight>(product).run();
+}
 
 }  // namespace
 
 void gemm_on_tiles(Stream&, Math math, Transpose transpose_a, Transpose transpose_b, float alpha,
                    MatrixSlice<const float> a, MatrixSlice<const float> b, Vector<const float> bias, float beta,
                    MatrixSlice<float> c) {
-  const Product product = {transpose_a, transpose_b, alpha, a, b, bias, beta, c};
+  const Product product = {{a, transpose_a == Transpose::kNo}, {b, transpose_b == Transpose::kYes}, alpha, bias, beta, c};
   if (math == Math::kBf16)
-    TiledProduct<kBrainFloat>(product).run();
+    run<kBrainFloat>(product);
   else
-    TiledProduct<kSingle>(product).run();
+    run<kSingle>(product);
 }
 
 }  // namespace pkmesh::PKM_CPU

@@ -79,27 +79,42 @@ template <int kParts>
   }
 }
 
-// One tile of each part, 2 kTileWords apart. Word j of row r is the pair from[r stride + j], from[r stride + j + second];
-// transposed: word r of row j.
-template <int kParts, bool kTransposed>
+// Word j of row i and word i of row j change places.
+inline void transpose_tile(uint32_t* tile) {
+  const auto load = [&](int64_t row, int64_t column, Words (&block)[kLanes]) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i)
+      std::memcpy(&block[i], tile + (row + i) * kTileEdge + column, sizeof(Words));
+    transpose_lanes(block);
+  };
+  const auto store = [&](int64_t row, int64_t column, const Words (&block)[kLanes]) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i)
+      std::memcpy(tile + (row + i) * kTileEdge + column, &block[i], sizeof(Words));
+  };
+  for (int64_t i = 0; i < kTileEdge; i += kLanes)
+    for (int64_t j = 0; j <= i; j += kLanes) {
+      Words lower[kLanes];
+      load(i, j, lower);
+      if (i != j) {
+        Words upper[kLanes];
+        load(j, i, upper);
+        store(i, j, upper);
+      }
+      store(j, i, lower);
+    }
+}
+
+// One tile of each part, 2 kTileWords apart. Word j of row i is the pair from[i stride + j], from[i stride + j + second].
+template <int kParts>
 inline void pack_tiles(const float* from, int64_t stride, int64_t second, uint32_t* out) {
-  for (int64_t r = 0; r < kTileEdge; r += kLanes)
+  for (int64_t i = 0; i < kTileEdge; ++i)
     for (int64_t j = 0; j < kTileEdge; j += kLanes) {
-      Words pairs[kParts][kLanes];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kLanes; ++i) {
-        const float* const at = from + (r + i) * stride + j;
-        Words of_line[kParts];
-        split<kParts>(load_lanes(at), load_lanes(at + second), of_line);
-        for (int part = 0; part < kParts; ++part) pairs[part][i] = of_line[part];
-      }
-      uint32_t* const to = kTransposed ? out + j * kTileEdge + r : out + r * kTileEdge + j;
-      for (int part = 0; part < kParts; ++part) {
-        if constexpr (kTransposed) transpose_lanes(pairs[part]);
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < kLanes; ++i)
-          std::memcpy(to + part * 2 * kTileWords + i * kTileEdge, &pairs[part][i], sizeof(Words));
-      }
+      const float* const at = from + i * stride + j;
+      Words pairs[kParts];
+      split<kParts>(load_lanes(at), load_lanes(at + second), pairs);
+      for (int part = 0; part < kParts; ++part)
+        std::memcpy(out + part * 2 * kTileWords + i * kTileEdge + j, &pairs[part], sizeof(Words));
     }
 }
 
@@ -120,10 +135,9 @@ void pack_panel(const PanelSource& source, uint32_t* out) {
       stride = kPanel;
     }
     for (int64_t half = 0; half < 2; ++half, from += kTileEdge * (source.inner_together ? stride : 1))
-      if (source.inner_together)
-        pack_tiles<kParts, kOperand == Operand::kRight>(from, stride, kTileEdge, out + half * kTileWords);
-      else
-        pack_tiles<kParts, kOperand == Operand::kLeft>(from, stride, kTileEdge * stride, out + half * kTileWords);
+      pack_tiles<kParts>(from, stride, kTileEdge * (source.inner_together ? 1 : stride), out + half * kTileWords);
+    if (source.inner_together != (kOperand == Operand::kLeft))
+      for (int64_t tile = 0; tile < 2 * kParts; ++tile) transpose_tile(out + tile * kTileWords);
   }
 }
 
@@ -147,29 +161,24 @@ class TileScope {
 #endif
 };
 
+// The share of a panel that multiply_panels() fetches ahead.
+constexpr int64_t kAheadShares = 4;
+
 // out (kPanel, kPanel), rows `stride` apart, = the left panel times the right one, over `inner` elements; added to what
-// is there if `accumulate`.
+// is there if `accumulate`. Meanwhile the panel's part that begins at `ahead`, one of kAheadShares, is fetched into the
+// second-level cache.
 template <int kParts>
 void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner, bool accumulate, float* out,
-                     int64_t stride) {
+                     int64_t stride, const uint32_t* ahead) {
   constexpr int64_t kPart = 2 * kTileWords;
   const uint32_t* const end = left + panel_words<kParts>(inner);
 #ifdef __AMX_TILE__
   constexpr int64_t kRowBytes = kTileEdge * sizeof(uint32_t);
   const int64_t out_bytes = stride * static_cast<int64_t>(sizeof(float));
-  const auto load_left = [](const uint32_t* part) {
-    _tile_loadd(4, part, kRowBytes);
-    _tile_loadd(5, part + kTileWords, kRowBytes);
-  };
-  const auto load_right = [](const uint32_t* part) {
-    _tile_loadd(6, part, kRowBytes);
-    _tile_loadd(7, part + kTileWords, kRowBytes);
-  };
-  const auto multiply = [] {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+  const auto fetch = [&ahead] {  // for one part of one step
+#pragma GCC unroll 16
+    for (int64_t line = 0; line < kPart / kTileEdge / kAheadShares; ++line, ahead += kTileEdge)
+      __builtin_prefetch(ahead, 0, 2);
   };
   asm volatile("" ::: "memory");  // the compiler does not see what tiles read
   if (accumulate) {
@@ -183,24 +192,69 @@ void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner,
     _tile_zero(2);
     _tile_zero(3);
   }
+  // Sums are tiles 0 to 3. 4 and 5 are the left operand, 6 and 7 the right one; each is loaded anew as soon as its last
+  // product has begun.
   for (; left < end; left += kParts * kPart, right += kParts * kPart) {
-    load_left(left);
+    const uint32_t* const left_0 = left;
+    const uint32_t* const right_0 = right;
     if constexpr (kParts == kSingle) {
-      load_right(right + 2 * kPart);
-      multiply();
-      load_right(right + kPart);
-      multiply();
-    }
-    load_right(right);
-    multiply();
-    if constexpr (kParts == kSingle) {
-      load_left(left + kPart);
-      multiply();
-      load_right(right + kPart);
-      multiply();
-      load_left(left + 2 * kPart);
-      load_right(right);
-      multiply();
+      const uint32_t* const left_1 = left + kPart;
+      const uint32_t* const left_2 = left + 2 * kPart;
+      const uint32_t* const right_1 = right + kPart;
+      const uint32_t* const right_2 = right + 2 * kPart;
+      _tile_loadd(4, left_0, kRowBytes);  // 0 by 2
+      _tile_loadd(6, right_2, kRowBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, right_2 + kTileWords, kRowBytes);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, left_0 + kTileWords, kRowBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(6, right_1, kRowBytes);
+      _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(7, right_1 + kTileWords, kRowBytes);
+      fetch();
+      _tile_dpbf16ps(0, 4, 6);  // 0 by 1
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(6, right_0, kRowBytes);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(7, right_0 + kTileWords, kRowBytes);
+      fetch();
+      _tile_dpbf16ps(0, 4, 6);  // 0 by 0
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(4, left_1, kRowBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(5, left_1 + kTileWords, kRowBytes);
+      fetch();
+      _tile_dpbf16ps(0, 4, 6);  // 1 by 0
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_loadd(6, right_1, kRowBytes);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(7, right_1 + kTileWords, kRowBytes);
+      _tile_dpbf16ps(0, 4, 6);  // 1 by 1
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(4, left_2, kRowBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      _tile_loadd(5, left_2 + kTileWords, kRowBytes);
+      _tile_loadd(6, right_0, kRowBytes);
+      _tile_loadd(7, right_0 + kTileWords, kRowBytes);
+      _tile_dpbf16ps(0, 4, 6);  // 2 by 0
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    } else {
+      _tile_loadd(4, left_0, kRowBytes);
+      _tile_loadd(6, right_0, kRowBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, right_0 + kTileWords, kRowBytes);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, left_0 + kTileWords, kRowBytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      fetch();
     }
   }
   _tile_stored(0, out, out_bytes);
@@ -208,6 +262,7 @@ void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner,
   _tile_stored(2, out + kTileEdge * stride, out_bytes);
   _tile_stored(3, out + kTileEdge * stride + kTileEdge, out_bytes);
 #else
+  static_cast<void>(ahead);
   const auto lower = [](uint32_t word) { return std::bit_cast<float>(word << 16); };
   const auto upper = [](uint32_t word) { return std::bit_cast<float>(word & 0xFFFF0000U); };
   for (int64_t i = 0; i < kPanel && !accumulate; ++i) std::fill_n(out + i * stride, kPanel, 0.0F);
