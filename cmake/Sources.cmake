@@ -21,7 +21,7 @@ function(pkmesh_ops)
 endfunction()
 
 # pkmesh_test(name SOURCES a_test.cpp ... [RANKS 1 2 3 4] [LABELS slow] [EACH_CPU])
-# One GoogleTest program. With EACH_CPU it also runs, as name.avx2, with the kernels for CPUs without AVX-512. With the label cuda it is reported as skipped, not as passed, where there is no GPU. With RANKS it runs under mpirun once per rank count; a test that gets fewer ranks fails.
+# One GoogleTest program. With EACH_CPU it also runs, as name.avx2, with the kernels for CPUs without AVX-512, and where this one has matrix tiles, as name.avx512, without those. With the label cuda it is reported as skipped, not as passed, where there is no GPU. With RANKS it runs under mpirun once per rank count; a test that gets fewer ranks fails.
 function(pkmesh_test name)
   cmake_parse_arguments(TEST "EACH_CPU" "" "SOURCES;RANKS;LABELS" ${ARGN})
   add_executable(${name} ${TEST_SOURCES})
@@ -35,9 +35,15 @@ function(pkmesh_test name)
     endif()
   endif()
   if(TEST_EACH_CPU)
-    add_test(NAME ${name}.avx2 COMMAND ${name})
-    set_tests_properties(${name}.avx2 PROPERTIES TIMEOUT 1200 LABELS "${TEST_LABELS}"
-      ENVIRONMENT "PKMESH_CPU=avx2;${PKMESH_TEST_ENV}")
+    set(levels avx2)
+    if(PKMESH_HAS_TILES)
+      list(APPEND levels avx512)
+    endif()
+    foreach(level IN LISTS levels)
+      add_test(NAME ${name}.${level} COMMAND ${name})
+      set_tests_properties(${name}.${level} PROPERTIES TIMEOUT 1200 LABELS "${TEST_LABELS}"
+        ENVIRONMENT "PKMESH_CPU=${level};${PKMESH_TEST_ENV}")
+    endforeach()
   endif()
   foreach(ranks IN LISTS TEST_RANKS)
     add_test(NAME ${name}.${ranks} COMMAND ${MPIEXEC_EXECUTABLE} -n ${ranks} $<TARGET_FILE:${name}>)

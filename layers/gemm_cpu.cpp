@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Who multiplies: large products go to the CPU's matrix tiles where it has them, or to oneDNN where it is ahead of BLAS
 // (docs/benchmarks.md), all others to BLAS.
+#include "layers/gemm_cpu.h"
+
 #include <cblas.h>
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#include "layers/gemm_cpu.h"
 #include "layers/gemm_onednn.h"
 #include "layers/gemm_tiles.h"
 #include "runtime/bf16.h"
@@ -16,7 +17,7 @@
 namespace pkmesh::PKM_CPU {
 namespace {
 
-constexpr int64_t kSmallest = 32;         // rows, columns or inner elements of a large product
+constexpr int64_t kSmallest = 32;    // rows, columns or inner elements of a large product
 constexpr int64_t kSmall = 1 << 20;  // multiplications that BLAS does as well
 
 bool is_large(int64_t inner, MatrixSlice<float> c) {

@@ -127,7 +127,8 @@ class TiledProduct {
       for (int64_t i = from; i < to; ++i) {
         const uint32_t* const mine = packed + (i - from) * words_;
         const uint32_t* const other = shared_ + j * words_;
-        const uint32_t* const ahead = std::min<const uint32_t*>(other + words_, last_) + (i - from) * words_ / kOwnPanels;
+        const uint32_t* const ahead =
+            std::min<const uint32_t*>(other + words_, last_) + (i - from) * words_ / kOwnPanels;
         if constexpr (kOwn == Operand::kLeft)
           multiply(i, mine, first_ + j, other, ahead);
         else
@@ -174,7 +175,8 @@ void run(const Product& product) {
 void gemm_on_tiles(Stream&, Math math, Transpose transpose_a, Transpose transpose_b, float alpha,
                    MatrixSlice<const float> a, MatrixSlice<const float> b, Vector<const float> bias, float beta,
                    MatrixSlice<float> c) {
-  const Product product = {{a, transpose_a == Transpose::kNo}, {b, transpose_b == Transpose::kYes}, alpha, bias, beta, c};
+  const Product product = {
+      {a, transpose_a == Transpose::kNo}, {b, transpose_b == Transpose::kYes}, alpha, bias, beta, c};
   if (math == Math::kBf16)
     run<kBrainFloat>(product);
   else

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products on a CPU's matrix tiles (AMX), which multiply bf16 and add in fp32 at sixteen times the rate of vector
-// registers. They give products in fp32, too: a float is the exact sum of three bf16 (24 bits, 8 in each), and six of the
-// nine products of two such sums are as exact as fp32 is, for the other three are below 2^-24 of the whole (Henry, Tang
-// and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations").
-// A tile adds 32 products up before it adds them to a sum in fp32, so long sums are rounded less often than in a loop.
+// registers. They give products in fp32, too: a float is the exact sum of three bf16 (24 bits, 8 in each), and six of
+// the nine products of two such sums are as exact as fp32 is, for the other three are below 2^-24 of the whole (Henry,
+// Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
+// Computations"). A tile adds 32 products up before it adds them to a sum in fp32, so long sums are rounded less often
+// than in a loop.
 //
 // Operands are packed into panels: kPanel rows of the left one, or columns of the right one, by all of the inner
 // dimension, which is filled up with zeros to a multiple of kPanel. Part by part, as tiles load them.
@@ -20,6 +21,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -27,12 +29,12 @@
 
 namespace pkmesh::PKM_CPU {
 
-constexpr int64_t kPanel = 32;                        // rows, columns, and inner elements of a step: two tiles each way
-constexpr int64_t kTileEdge = 16;                     // rows of a tile, and words in each
+constexpr int64_t kPanel = 32;     // rows, columns, and inner elements of a step: two tiles each way
+constexpr int64_t kTileEdge = 16;  // rows of a tile, and words in each
 constexpr int64_t kTileWords = kTileEdge * kTileEdge;  // a word is a pair of bf16, kTileEdge inner elements apart
 
 // Parts that a float is split into.
-constexpr int kSingle = 3;     // products in fp32
+constexpr int kSingle = 3;      // products in fp32
 constexpr int kBrainFloat = 1;  // of operands rounded to bf16
 
 // Words of a panel.
@@ -81,16 +83,14 @@ template <int kParts>
 
 // Word j of row i and word i of row j change places.
 inline void transpose_tile(uint32_t* tile) {
-  const auto load = [&](int64_t row, int64_t column, Words (&block)[kLanes]) {
+  const auto load = [&](int64_t row, int64_t column, Words(&block)[kLanes]) {
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; ++i)
-      std::memcpy(&block[i], tile + (row + i) * kTileEdge + column, sizeof(Words));
+    for (int64_t i = 0; i < kLanes; ++i) std::memcpy(&block[i], tile + (row + i) * kTileEdge + column, sizeof(Words));
     transpose_lanes(block);
   };
-  const auto store = [&](int64_t row, int64_t column, const Words (&block)[kLanes]) {
+  const auto store = [&](int64_t row, int64_t column, const Words(&block)[kLanes]) {
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < kLanes; ++i)
-      std::memcpy(tile + (row + i) * kTileEdge + column, &block[i], sizeof(Words));
+    for (int64_t i = 0; i < kLanes; ++i) std::memcpy(tile + (row + i) * kTileEdge + column, &block[i], sizeof(Words));
   };
   for (int64_t i = 0; i < kTileEdge; i += kLanes)
     for (int64_t j = 0; j <= i; j += kLanes) {
@@ -105,7 +105,8 @@ inline void transpose_tile(uint32_t* tile) {
     }
 }
 
-// One tile of each part, 2 kTileWords apart. Word j of row i is the pair from[i stride + j], from[i stride + j + second].
+// One tile of each part, 2 kTileWords apart. Word j of row i is the pair from[i stride + j], from[i stride + j +
+// second].
 template <int kParts>
 inline void pack_tiles(const float* from, int64_t stride, int64_t second, uint32_t* out) {
   for (int64_t i = 0; i < kTileEdge; ++i)
@@ -155,7 +156,9 @@ class TileScope {
     } const shape;
     _tile_loadconfig(&shape);
   }
-  ~TileScope() { _tile_release(); }
+  ~TileScope() {
+    _tile_release();
+  }
 #else
   TileScope() = default;
 #endif
@@ -265,22 +268,26 @@ void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner,
   static_cast<void>(ahead);
   const auto lower = [](uint32_t word) { return std::bit_cast<float>(word << 16); };
   const auto upper = [](uint32_t word) { return std::bit_cast<float>(word & 0xFFFF0000U); };
+  // Parts of the left and of the right operand, in the order above.
+  constexpr int64_t kOrder[6][2] = {{0, 2}, {0, 1}, {0, 0}, {1, 0}, {1, 1}, {2, 0}};
   for (int64_t i = 0; i < kPanel && !accumulate; ++i) std::fill_n(out + i * stride, kPanel, 0.0F);
   for (; left < end; left += kParts * kPart, right += kParts * kPart)
-    for (int64_t which = 0; which < kParts * kParts; ++which) {
-      if (which / kParts + which % kParts >= kParts) continue;
-      const uint32_t* const a = left + which / kParts * kPart;
-      const uint32_t* const b = right + which % kParts * kPart;
+    for (const auto& parts : kOrder) {
+      if (std::max(parts[0], parts[1]) >= kParts) continue;
       for (int64_t i = 0; i < kPanel; ++i)
-        for (int64_t j = 0; j < kPanel; ++j) {
-          float sums[2] = {0.0F, 0.0F};
-          for (int64_t word = 0; word < kTileEdge; ++word) {
-            const uint32_t of_a = a[i * kTileEdge + word];
-            const uint32_t of_b = b[j / kTileEdge * kTileWords + word * kTileEdge + j % kTileEdge];
-            sums[0] += lower(of_a) * lower(of_b);
-            sums[1] += upper(of_a) * upper(of_b);
-          }
-          out[i * stride + j] += sums[0] + sums[1];
+        for (int64_t half = 0; half < 2; ++half) {
+          const uint32_t* const a = left + parts[0] * kPart + i * kTileEdge;
+          const uint32_t* const b = right + parts[1] * kPart + half * kTileWords;
+          float* const sums = out + i * stride + half * kTileEdge;
+          float of_lower[kTileEdge] = {};
+          float of_upper[kTileEdge] = {};
+          for (int64_t word = 0; word < kTileEdge; ++word)
+            for (int64_t j = 0; j < kTileEdge; ++j) {
+              const uint32_t of_b = b[word * kTileEdge + j];
+              of_lower[j] = std::fma(lower(a[word]), lower(of_b), of_lower[j]);
+              of_upper[j] = std::fma(upper(a[word]), upper(of_b), of_upper[j]);
+            }
+          for (int64_t j = 0; j < kTileEdge; ++j) sums[j] += of_lower[j] + of_upper[j];
         }
     }
 #endif

@@ -21,8 +21,8 @@ enum class CpuLevel {
   kAmx,     // and matrix tiles of bf16, which the system lets us use (layers/matrix_tiles.h); kernels are kAvx512's
 };
 
-// The best that this CPU has, or what the environment's PKMESH_CPU asks for: "avx2", "avx512" or "amx". Throws UserError
-// if it asks for anything else, or for what this CPU lacks.
+// The best that this CPU has, or what the environment's PKMESH_CPU asks for: "avx2", "avx512" or "amx". Throws
+// UserError if it asks for anything else, or for what this CPU lacks.
 CpuLevel cpu_level();
 std::string_view to_string(CpuLevel level);
 

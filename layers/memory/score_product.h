@@ -2,13 +2,16 @@
 // Scores of tokens against the sub-keys of one half of a head, on one core: scores = queries keys^T, by a product of
 // our own. Such a product is short (c/2 terms), so what a library adds to it tells: clearing the result first, reading
 // it back, packing the keys for every block of tokens. Here keys are packed once per head, and each score is written
-// once. A score is one sum in the order of the columns, whatever the block of tokens that it is taken in.
+// once. A score is one sum in the order of the columns, whatever the block of tokens that it is taken in. On a CPU with
+// matrix tiles they multiply, otherwise its vector registers do.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "layers/matrix_tiles.h"
+#include "runtime/buffer.h"
 #include "runtime/lanes.h"
 #include "runtime/view.h"
 
@@ -16,24 +19,28 @@ namespace pkmesh::PKM_CPU {
 
 class ScoreProduct {
  public:
-  // Tokens at a time: their sums and two vectors of keys fill the registers.
-  static constexpr int64_t kTile = kLanes == 16 ? 12 : 6;
+  explicit ScoreProduct(bool on_tiles) : on_tiles_(on_tiles) {}
 
-  // keys (n, width). They are copied: panels of kPanel keys, which lie side by side, column by column.
+  // Tokens that are multiplied together, so that blocks of tokens are best a multiple of it.
+  static int64_t tokens_at_once(bool on_tiles) { return on_tiles ? kPanel : kTile; }
+
+  // keys (n, width). They are copied: panels of keys, which lie side by side, column by column.
   void take_keys(Matrix<const float> keys) {
     width_ = keys.size(1);
     stride_ = stride(keys.size(0));
+    if (on_tiles_) return pack_tiles_of(keys);
     packed_keys_.resize(static_cast<size_t>(stride_ / kLanes * width_));
-    for (int64_t first = 0; first < stride_; first += kPanel)
-      for (int v = 0; v < kPanelVectors; ++v) pack(keys, first + v * kLanes, &packed_keys_[panel_at(first) + v]);
+    for (int64_t first = 0; first < stride_; first += kKeys)
+      for (int v = 0; v < kKeyVectors; ++v) pack(keys, first + v * kLanes, &packed_keys_[panel_at(first) + v]);
   }
 
   // Numbers from one token's scores to the next one's: n, and what fills the last panel.
   static int64_t stride(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
-  // scores (tokens, stride(n)) = the tokens' queries against every key. The last token's are written again until the
-  // tile is full, for which there must be room. queries: `tokens` times width, `query_stride` apart.
+  // scores (tokens, stride(n)) = the tokens' queries against every key. There must be room for tokens up to a multiple
+  // of tokens_at_once(); what is written there has no meaning. queries: `tokens` times width, `query_stride` apart.
   void multiply(const float* queries, int64_t query_stride, int64_t tokens, float* scores) {
+    if (on_tiles_) return multiply_on_tiles(queries, query_stride, tokens, scores);
     const int64_t tiles = (tokens + kTile - 1) / kTile;
     packed_queries_.resize(static_cast<size_t>(tiles * width_ * kTile));
     for (int64_t t = 0; t < tiles * kTile; ++t) {
@@ -41,20 +48,54 @@ class ScoreProduct {
       const float* const from = queries + std::min(t, tokens - 1) * query_stride;  // the last one fills the tile
       for (int64_t column = 0; column < width_; ++column) to[column * kTile] = from[column];
     }
-    for (int64_t key = 0; key < stride_; key += kPanel)  // a panel serves all tiles while it is in a near cache
+    for (int64_t key = 0; key < stride_; key += kKeys)  // a panel serves all tiles while it is in a near cache
       for (int64_t token = 0; token < tokens; token += kTile)
         multiply_tile(&packed_queries_[static_cast<size_t>(token * width_)], &packed_keys_[panel_at(key)],
                       scores + token * stride_ + key);
   }
 
  private:
-  static constexpr int kPanelVectors = 2;
-  static constexpr int64_t kPanel = kPanelVectors * kLanes;
+  static constexpr int64_t kTile = kLanes == 16 ? 12 : 6;  // their sums and two vectors of keys fill the registers
+  static constexpr int kKeyVectors = 2;
+  static constexpr int64_t kKeys = kKeyVectors * kLanes;  // of a panel
+  static_assert(kPanel % kKeys == 0);
+
+  int64_t tile_words() const { return panel_words<kSingle>(width_); }
+
+  void pack_tiles_of(Matrix<const float> keys) {
+    const int64_t panels = stride_ / kPanel;
+    if (key_tiles_.count() < panels * tile_words()) key_tiles_ = Buffer<uint32_t>({}, panels * tile_words());
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t count = std::min(kPanel, keys.size(0) - panel * kPanel);
+      pack_panel<kSingle, Operand::kRight>({&keys(panel * kPanel, 0), width_, /*inner_together=*/true, count, width_},
+                                           key_tiles_.data() + panel * tile_words());
+    }
+  }
+
+  void multiply_on_tiles(const float* queries, int64_t query_stride, int64_t tokens, float* scores) {
+    [[maybe_unused]] const TileScope tiles;
+    const int64_t panels = (tokens + kPanel - 1) / kPanel;
+    if (query_tiles_.count() < panels * tile_words()) query_tiles_ = Buffer<uint32_t>({}, panels * tile_words());
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t token = panel * kPanel;
+      pack_panel<kSingle, Operand::kLeft>({queries + token * query_stride, query_stride, /*inner_together=*/true,
+                                           std::min(kPanel, tokens - token), width_},
+                                          query_tiles_.data() + panel * tile_words());
+    }
+    for (int64_t key = 0; key < stride_; key += kPanel) {
+      const uint32_t* const keys = key_tiles_.data() + key / kPanel * tile_words();
+      const uint32_t* const next = key + kPanel < stride_ ? keys + tile_words() : keys;
+      for (int64_t panel = 0; panel < panels; ++panel)
+        multiply_panels<kSingle>(query_tiles_.data() + panel * tile_words(), keys, width_, /*accumulate=*/false,
+                                 scores + panel * kPanel * stride_ + key, stride_,
+                                 next + panel % kAheadShares * tile_words() / kAheadShares);
+    }
+  }
 
   // Where the panel that begins with this key is.
   size_t panel_at(int64_t key) const { return static_cast<size_t>(key / kLanes * width_); }
 
-  // kLanes keys from `first` on; zeros behind the last. `to`: every kPanelVectors-th is theirs.
+  // kLanes keys from `first` on; zeros behind the last. `to`: every kKeyVectors-th is theirs.
   void pack(Matrix<const float> keys, int64_t first, Lanes* to) const {
     int64_t column = 0;
     if (first + kLanes <= keys.size(0))
@@ -62,29 +103,32 @@ class ScoreProduct {
         Lanes block[kLanes];
         for (int64_t key = 0; key < kLanes; ++key) block[key] = load_lanes(&keys(first + key, column));
         transpose_lanes(block);
-        for (int64_t j = 0; j < kLanes; ++j) to[(column + j) * kPanelVectors] = block[j];
+        for (int64_t j = 0; j < kLanes; ++j) to[(column + j) * kKeyVectors] = block[j];
       }
     const int64_t count = std::min(kLanes, keys.size(0) - first);
     for (; column < width_; ++column) {
       Lanes lanes{};
       for (int64_t key = 0; key < count; ++key) lanes[key] = keys(first + key, column);
-      to[column * kPanelVectors] = lanes;
+      to[column * kKeyVectors] = lanes;
     }
   }
 
   void multiply_tile(const float* queries, const Lanes* keys, float* scores) const {
-    Lanes sums[kTile][kPanelVectors] = {};
-    for (int64_t column = 0; column < width_; ++column, keys += kPanelVectors, queries += kTile)
+    Lanes sums[kTile][kKeyVectors] = {};
+    for (int64_t column = 0; column < width_; ++column, keys += kKeyVectors, queries += kTile)
       for (int64_t t = 0; t < kTile; ++t)
-        for (int v = 0; v < kPanelVectors; ++v) sums[t][v] += queries[t] * keys[v];
+        for (int v = 0; v < kKeyVectors; ++v) sums[t][v] += queries[t] * keys[v];
     for (int64_t t = 0; t < kTile; ++t)
-      for (int v = 0; v < kPanelVectors; ++v) store_lanes(scores + t * stride_ + v * kLanes, sums[t][v]);
+      for (int v = 0; v < kKeyVectors; ++v) store_lanes(scores + t * stride_ + v * kLanes, sums[t][v]);
   }
 
+  bool on_tiles_;
   int64_t width_ = 0;
   int64_t stride_ = 0;
-  std::vector<Lanes> packed_keys_;     // (panels, width, kPanelVectors)
+  std::vector<Lanes> packed_keys_;     // (panels, width, kKeyVectors)
   std::vector<float> packed_queries_;  // (tiles, width, kTile)
+  Buffer<uint32_t> key_tiles_;
+  Buffer<uint32_t> query_tiles_;
 };
 
 }  // namespace pkmesh::PKM_CPU

@@ -17,12 +17,16 @@
 namespace pkmesh::PKM_CPU {
 namespace {
 
-// Tokens whose scores are taken together: whole tiles, few enough that one half's scores (at most 384 KiB up to n =
-// 2048) stay in the second-level cache. No result depends on it.
+bool on_tiles() {
+  return cpu_level() == CpuLevel::kAmx;
+}
+
+// Tokens whose scores are taken together: few enough that one half's scores (384 KiB with n = 2048, 512 on matrix
+// tiles) stay in the second-level cache. No result depends on it.
 int64_t token_block(int64_t n) {
-  constexpr int64_t kTiles = 12;
-  static_assert(kTiles % ScoreProduct::kTile == 0);
-  return kTiles * (n <= 256 ? 21 : n <= 1024 ? 8 : 4);
+  const int64_t unit = ScoreProduct::tokens_at_once(on_tiles());
+  const int64_t few = n <= 256 ? 252 : n <= 1024 ? 96 : 48;
+  return (few + unit - 1) / unit * unit;
 }
 
 // Most columns of a unit of the backward pass: what a token has of them is four lines of its query, which lies far from
@@ -145,7 +149,7 @@ class HeadSelector {
   std::vector<float> sums_;     // (kLanes, sums_stride())
   std::vector<float> best_;     // (kLanes, k)
   std::array<Half, 2> halves_;  // (token block, k)
-  std::array<ScoreProduct, 2> products_;
+  std::array<ScoreProduct, 2> products_ = {ScoreProduct(on_tiles()), ScoreProduct(on_tiles())};
   TopK top_k_;
   std::vector<float> scores_;  // (token block, ScoreProduct::stride(n))
 };

@@ -244,34 +244,35 @@ TEST(Select, WrongShapesAreNamed) {
 // Tiles and panels that are not full, and queries that lie apart.
 TEST(ScoreProduct, EqualsSumsInDouble) {
   const Random random(4, "score product test");
-  for (const int64_t n : {1, 7, 16, 31, 130})
-    for (const int64_t width : {1, 3, 16, 17, 64})
-      for (const int64_t tokens : {1, 5, 12, 13, 30}) {
-        const int64_t query_stride = width + 5;
-        std::vector<float> queries(static_cast<size_t>(tokens * query_stride));
-        std::vector<float> keys(static_cast<size_t>(n * width));
-        random.normals(0, std::ssize(queries), 1.0F, queries.data());
-        random.normals(1 << 20, std::ssize(keys), 1.0F, keys.data());
-        cpu::ScoreProduct product;
-        product.take_keys(Matrix<const float>(keys.data(), n, width));
-        const int64_t stride = cpu::ScoreProduct::stride(n);
-        constexpr int64_t kTile = cpu::ScoreProduct::kTile;
-        std::vector<float> scores(static_cast<size_t>((tokens + kTile - 1) / kTile * kTile * stride + Case::kGuard),
-                                  Case::kSentinel);
-        product.multiply(queries.data(), query_stride, tokens, scores.data());
-        for (int64_t i = 1; i <= Case::kGuard; ++i) EXPECT_EQ(scores[scores.size() - i], Case::kSentinel);
-        std::vector<float> alone(static_cast<size_t>(kTile * stride));
-        for (int64_t token = 0; token < tokens; ++token) {
-          product.multiply(queries.data() + token * query_stride, query_stride, 1, alone.data());
-          for (int64_t key = 0; key < n; ++key) {
-            double expected = 0;
-            for (int64_t j = 0; j < width; ++j)
-              expected += static_cast<double>(queries[token * query_stride + j]) * keys[key * width + j];
-            ASSERT_NEAR(scores[token * stride + key], expected, 2e-5) << n << " " << width << " " << tokens;
-            ASSERT_EQ(scores[token * stride + key], alone[key]) << "whatever it is taken with";
+  for (const bool on_tiles : {false, true})
+    for (const int64_t n : {1, 7, 16, 31, 130})
+      for (const int64_t width : {1, 3, 16, 17, 64})
+        for (const int64_t tokens : {1, 5, 12, 13, 30, 33}) {
+          const int64_t query_stride = width + 5;
+          std::vector<float> queries(static_cast<size_t>(tokens * query_stride));
+          std::vector<float> keys(static_cast<size_t>(n * width));
+          random.normals(0, std::ssize(queries), 1.0F, queries.data());
+          random.normals(1 << 20, std::ssize(keys), 1.0F, keys.data());
+          cpu::ScoreProduct product(on_tiles);
+          product.take_keys(Matrix<const float>(keys.data(), n, width));
+          const int64_t stride = cpu::ScoreProduct::stride(n);
+          const int64_t unit = cpu::ScoreProduct::tokens_at_once(on_tiles);
+          std::vector<float> scores(static_cast<size_t>((tokens + unit - 1) / unit * unit * stride + Case::kGuard),
+                                    Case::kSentinel);
+          product.multiply(queries.data(), query_stride, tokens, scores.data());
+          for (int64_t i = 1; i <= Case::kGuard; ++i) EXPECT_EQ(scores[scores.size() - i], Case::kSentinel);
+          std::vector<float> alone(static_cast<size_t>(unit * stride));
+          for (int64_t token = 0; token < tokens; ++token) {
+            product.multiply(queries.data() + token * query_stride, query_stride, 1, alone.data());
+            for (int64_t key = 0; key < n; ++key) {
+              double expected = 0;
+              for (int64_t j = 0; j < width; ++j)
+                expected += static_cast<double>(queries[token * query_stride + j]) * keys[key * width + j];
+              ASSERT_NEAR(scores[token * stride + key], expected, 2e-5) << n << " " << width << " " << tokens;
+              ASSERT_EQ(scores[token * stride + key], alone[key]) << "whatever it is taken with";
+            }
           }
         }
-      }
 }
 
 // The positions of the k best of a list, by sorting; NaN is the largest.

@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <string>
 
 #include "runtime/check.h"
 #include "runtime/dispatch.h"
@@ -24,18 +26,22 @@ void cpu::only_in_the_baseline(Stream&, CpuLevel& level) {
 
 namespace {
 
+constexpr CpuLevel kLevels[] = {CpuLevel::kAvx2, CpuLevel::kAvx512, CpuLevel::kAmx};
+
 TEST(Cpu, TheBestThereIsUnlessAnotherIsAskedFor) {
-  for (const char* nothing : {static_cast<const char*>(nullptr), ""}) {
-    EXPECT_EQ(choose_cpu_level(nothing, true), CpuLevel::kAvx512);
-    EXPECT_EQ(choose_cpu_level(nothing, false), CpuLevel::kAvx2);
+  for (const CpuLevel best : kLevels) {
+    for (const char* nothing : {static_cast<const char*>(nullptr), ""})
+      EXPECT_EQ(choose_cpu_level(nothing, best), best);
+    for (const CpuLevel asked : kLevels)
+      if (asked <= best) {
+        EXPECT_EQ(choose_cpu_level(std::string(to_string(asked)).c_str(), best), asked);
+      }
   }
-  for (const bool has_avx512 : {false, true}) EXPECT_EQ(choose_cpu_level("avx2", has_avx512), CpuLevel::kAvx2);
-  EXPECT_EQ(choose_cpu_level("avx512", true), CpuLevel::kAvx512);
 }
 
-void expect_refusal(const char* asked, bool has_avx512, const char* words) {
+void expect_refusal(const char* asked, CpuLevel best, const char* words) {
   try {
-    choose_cpu_level(asked, has_avx512);
+    choose_cpu_level(asked, best);
     FAIL() << asked << " was taken";
   } catch (const UserError& error) {
     EXPECT_STREQ(error.what(), words);
@@ -43,16 +49,17 @@ void expect_refusal(const char* asked, bool has_avx512, const char* words) {
 }
 
 TEST(Cpu, WhatIsUnknownOrLackingIsRefused) {
-  expect_refusal("avx512", false, "PKMESH_CPU=avx512: this CPU has no AVX-512; leave it out, or set it to avx2");
-  for (const bool has_avx512 : {false, true})
-    expect_refusal("sse9", has_avx512, "PKMESH_CPU=sse9: it takes avx2 or avx512");
+  expect_refusal("avx512", CpuLevel::kAvx2, "PKMESH_CPU=avx512: this CPU can do avx2 at best; leave it out");
+  expect_refusal("amx", CpuLevel::kAvx2, "PKMESH_CPU=amx: this CPU can do avx2 at best; leave it out");
+  expect_refusal("amx", CpuLevel::kAvx512, "PKMESH_CPU=amx: this CPU can do avx512 at best; leave it out");
+  for (const CpuLevel best : kLevels) expect_refusal("sse9", best, "PKMESH_CPU=sse9: it takes avx2, avx512 or amx");
 }
 
 TEST(Cpu, DispatchTakesTheLevelsKernelOrElseTheBaselines) {
   Stream stream;
   CpuLevel level{};
   PKM_DISPATCH(stream, level_of_kernel, level);
-  EXPECT_EQ(level, cpu_level());
+  EXPECT_EQ(level, std::min(cpu_level(), CpuLevel::kAvx512));  // whose kernels kAmx shares
   PKM_DISPATCH(stream, only_in_the_baseline, level);
   EXPECT_EQ(level, CpuLevel::kAvx2);
   const char* asked = std::getenv("PKMESH_CPU");
