@@ -29,7 +29,7 @@ enum class Transpose { kNo, kYes };
 // c = alpha op(a) op(b) + beta c, with op(a) (m, k), op(b) (k, n), c (m, n). With beta = 0 the former contents of c do
 // not matter (they may be NaN). Sizes may be 0. c must not overlap a or b.
 // On the CPU the last bits may depend on the thread count and on m (BLAS chooses its kernels by shape), and large
-// products on matrix tiles give NaN where an operand is infinite or above 3.39e38 (layers/matrix_tiles.h).
+// products in fp32 on matrix tiles give NaN where an operand is infinite or above 3.39e38 (runtime/matrix_tiles.h).
 PKM_OP(gemm, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixSlice<const float> a,
        MatrixSlice<const float> b, float beta, MatrixSlice<float> c)
 

@@ -12,6 +12,7 @@
 #include "layers/gemm_onednn.h"
 #include "layers/gemm_tiles.h"
 #include "runtime/bf16.h"
+#include "runtime/matrix_tiles.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
@@ -50,7 +51,7 @@ void multiply(Stream& stream, Transpose transpose_a, Transpose transpose_b, floa
   const int64_t inner = transpose_a == Transpose::kYes ? a.rows : a.columns;
   PKM_CHECK(stream.math() != Math::kFp16, "gemm: the CPU has no fp16 products");
   if (is_large(inner, c)) {
-    if (cpu_level() == CpuLevel::kAmx)
+    if (tiles::are_there())
       return PKM_CPU::gemm_on_tiles(stream, stream.math(), transpose_a, transpose_b, alpha, a, b, bias, beta, c);
     const bool plain = alpha == 1.0F && (beta == 0.0F || beta == 1.0F);
     if (plain && !in_parallel() && OneDnnProducts::suits(stream.math(), c))

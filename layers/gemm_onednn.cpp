@@ -21,15 +21,6 @@ int64_t round_up(int64_t count, int64_t unit) {
   return (count + unit - 1) / unit * unit;
 }
 
-template <class T>
-T* grow(Buffer<T>& buffer, int64_t count) {
-  if (buffer.count() < count) {
-    buffer = {};
-    buffer = Buffer<T>({}, count);
-  }
-  return buffer.data();
-}
-
 }  // namespace
 
 // Executes through oneDNN's C interface, for the C++ one allocates at each call.
@@ -116,7 +107,10 @@ OneDnnProducts::OneDnnProducts() : engine_(std::make_unique<Engine>()) {}
 OneDnnProducts::~OneDnnProducts() = default;
 
 bool OneDnnProducts::suits(Math math, MatrixSlice<float> c) {
-  static const int isas = static_cast<int>(dnnl::get_effective_cpu_isa());
+  static const int isas = [] {
+    dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_bf16);  // tiles are another level's, and our own
+    return static_cast<int>(dnnl::get_effective_cpu_isa());
+  }();
   const auto has = [](dnnl::cpu_isa isa) { return (isas & static_cast<int>(isa)) == static_cast<int>(isa); };
   if (cpu_level() != CpuLevel::kAvx512 || c.stride != c.columns) return false;
   if (math == Math::kBf16) return has(dnnl::cpu_isa::avx512_core_bf16);

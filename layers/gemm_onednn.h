@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// For gemm_cpu.cpp and linear_cpu.cpp: large matrix products by oneDNN, in fp32, or with operands rounded to bf16:
-// several times as fast where the CPU multiplies those (on matrix tiles: AMX). docs/benchmarks.md holds it against
-// BLAS.
+// For gemm_cpu.cpp: large matrix products by oneDNN on CPUs with AVX-512 but without matrix tiles, in fp32, or with
+// operands rounded to bf16, which is faster where the CPU multiplies those. docs/benchmarks.md holds it against BLAS.
 #pragma once
 
 #include <memory>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// For gemm_cpu.cpp: large products on matrix tiles (layers/matrix_tiles.h).
+// For gemm_cpu.cpp: large products on matrix tiles (runtime/matrix_tiles.h).
 #pragma once
 
 #include "layers/gemm.h"
@@ -7,7 +7,7 @@
 namespace pkmesh {
 
 // As gemm(), for inner dimensions of at least 1, plus `bias` (columns of c; empty: none) in every row. math: kFp32, or
-// kBf16 for operands rounded to bf16. The last bits depend on the sizes alone, not on the threads.
+// kBf16 for operands rounded to bf16. No bit depends on the threads.
 PKM_KERNEL(gemm_on_tiles, Math math, Transpose transpose_a, Transpose transpose_b, float alpha,
            MatrixSlice<const float> a, MatrixSlice<const float> b, Vector<const float> bias, float beta,
            MatrixSlice<float> c)

@@ -5,14 +5,21 @@
 #include <algorithm>
 
 #include "layers/gemm_tiles.h"
-#include "layers/matrix_tiles.h"
 #include "runtime/buffer.h"
+#include "runtime/matrix_tiles.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
 namespace {
 
-constexpr int64_t kOwnPanels = kAheadShares;         // at most: while they meet one shared panel, the next one comes
+using tiles::kBrainFloat;
+using tiles::kPanel;
+using tiles::kSingle;
+using tiles::Operand;
+
+// Of its own operand a thread packs this many panels at most. While they meet one shared panel the next one is fetched,
+// a share with each of them: all of it where there are as many.
+constexpr int64_t kOwnPanels = tiles::kAheadShares;
 constexpr int64_t kSharedPanels = 64;                // packed at a time
 constexpr int64_t kWorthAThread = int64_t{1} << 21;  // multiplications
 constexpr int64_t kPackingCost = 64;                 // of an element, in multiplications
@@ -21,12 +28,14 @@ int64_t divide_up(int64_t count, int64_t by) {
   return (count + by - 1) / by;
 }
 
-uint32_t* grow(Buffer<uint32_t>& buffer, int64_t count) {
-  if (buffer.count() < count) {
-    buffer = {};
-    buffer = Buffer<uint32_t>({}, count);
-  }
-  return buffer.data();
+// Packed panels, kept from one product to the next: what the calling thread shares with the others, and a thread's own.
+uint32_t* shared_memory(int64_t words) {
+  thread_local Buffer<uint32_t> memory;
+  return grow(memory, words);
+}
+uint32_t* own_memory(int64_t words) {
+  thread_local Buffer<uint32_t> memory;
+  return grow(memory, words);
 }
 
 // An operand, and which way its lines lie.
@@ -36,10 +45,10 @@ struct Lines {
 
   int64_t count() const { return are_rows ? matrix.rows : matrix.columns; }
   int64_t inner() const { return are_rows ? matrix.columns : matrix.rows; }
-  int64_t panels() const { return divide_up(count(), kPanel); }
+  int64_t panels() const { return tiles::panels_of(count()); }
 
   // A panel's lines, inner elements [k, k + depth).
-  PanelSource source(int64_t panel, int64_t k, int64_t depth) const {
+  tiles::PanelSource source(int64_t panel, int64_t k, int64_t depth) const {
     const int64_t line = panel * kPanel;
     const float* const first = matrix.data + (are_rows ? line * matrix.stride + k : k * matrix.stride + line);
     return {first, matrix.stride, are_rows, std::min(kPanel, count() - line), depth};
@@ -79,7 +88,7 @@ class TiledProduct {
       for (int64_t first = 0; first < shared().panels(); first += kSharedPanels) {
         k_ = k;
         depth_ = std::min(kDepth, own().inner() - k);
-        words_ = panel_words<kParts>(depth_);
+        words_ = tiles::panel_words<kParts>(depth_);
         first_ = first;
         run_block(std::min(kSharedPanels, shared().panels() - first));
       }
@@ -95,20 +104,20 @@ class TiledProduct {
 
   // Everything that meets `count` shared panels from first_ on.
   void run_block(int64_t count) {
-    thread_local Buffer<uint32_t> memory;
-    shared_ = grow(memory, count * words_);
+    shared_ = shared_memory(count * words_);
     last_ = shared_ + (count - 1) * words_;
     parallel_for(0, count, 1 + kWorthAThread / (kPackingCost * kPanel * depth_), [&](int64_t from, int64_t to) {
       for (int64_t panel = from; panel < to; ++panel)
-        pack_panel<kParts, kShared>(shared().source(first_ + panel, k_, depth_), shared_ + panel * words_);
+        tiles::pack_panel<kParts, kShared>(shared().source(first_ + panel, k_, depth_), shared_ + panel * words_);
     });
-    // Pieces of the own panels, as many for each thread; where they are too few, of both.
+    // Pieces of the own panels, as many for each thread; where there are fewer panels than threads, of both.
+    const int64_t workers = in_parallel() ? 1 : threads();
     const int64_t panels = own().panels();
-    const int64_t owns = std::min(panels, divide_up(divide_up(panels, kOwnPanels), threads()) * threads());
-    const int64_t shares = std::min(count, divide_up(threads(), owns));
+    const int64_t owns = std::min(panels, divide_up(divide_up(panels, kOwnPanels), workers) * workers);
+    const int64_t shares = std::min(count, divide_up(workers, owns));
     const int64_t work = panels * count * kPanel * kPanel * depth_ / (owns * shares);
     parallel_for(0, owns * shares, 1 + kWorthAThread / work, [&](int64_t from, int64_t to) {
-      [[maybe_unused]] const TileScope tiles;
+      [[maybe_unused]] const tiles::TileScope scope;
       for (int64_t piece = from; piece < to; ++piece) {
         const int64_t own = piece / shares;
         const int64_t share = piece % shares;
@@ -119,10 +128,9 @@ class TiledProduct {
   }
 
   void multiply_piece(int64_t from, int64_t to, int64_t shared_from, int64_t shared_to) const {
-    thread_local Buffer<uint32_t> memory;
-    uint32_t* const packed = grow(memory, kOwnPanels * words_);
+    uint32_t* const packed = own_memory(kOwnPanels * words_);
     for (int64_t panel = from; panel < to; ++panel)
-      pack_panel<kParts, kOwn>(own().source(panel, k_, depth_), packed + (panel - from) * words_);
+      tiles::pack_panel<kParts, kOwn>(own().source(panel, k_, depth_), packed + (panel - from) * words_);
     for (int64_t j = shared_from; j < shared_to; ++j)
       for (int64_t i = from; i < to; ++i) {
         const uint32_t* const mine = packed + (i - from) * words_;
@@ -146,9 +154,9 @@ class TiledProduct {
     const float* const bias = in_.bias.empty() || k_ > 0 ? nullptr : in_.bias.data() + column;
     const bool whole = part.rows == kPanel && part.columns == kPanel;
     if (whole && in_.alpha == 1.0F && (factor == 0.0F || factor == 1.0F) && bias == nullptr)
-      return multiply_panels<kParts>(left, right, depth_, factor == 1.0F, part.data, part.stride, ahead);
+      return tiles::multiply_panels<kParts>(left, right, depth_, factor == 1.0F, part.data, part.stride, ahead);
     alignas(64) float sums[kPanel * kPanel];
-    multiply_panels<kParts>(left, right, depth_, /*accumulate=*/false, sums, kPanel, ahead);
+    tiles::multiply_panels<kParts>(left, right, depth_, /*accumulate=*/false, sums, kPanel, ahead);
     finish(sums, in_.alpha, factor, bias, part);
   }
 

@@ -33,6 +33,17 @@ class Buffer {
   int64_t count_ = 0;
 };
 
+// Memory of at least `count` elements, for scratch that is kept: a new one if what is there is smaller, its contents
+// lost.
+template <class T>
+T* grow(Buffer<T>& buffer, int64_t count) {
+  if (buffer.count() < count) {
+    buffer = {};  // first, so that both are never held
+    buffer = Buffer<T>({}, count);
+  }
+  return buffer.data();
+}
+
 // Bump allocator for what lives at most one step: activations, exchange buffers, scratch. Contents are undefined.
 class Arena {
  public:

@@ -37,12 +37,12 @@ bool may_use_tiles() {
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
-CpuLevel best_level() {
+CpuLevel best_level(bool want_tiles) {
   if (!has_avx512()) return CpuLevel::kAvx2;
-  return may_use_tiles() ? CpuLevel::kAmx : CpuLevel::kAvx512;
+  return want_tiles && may_use_tiles() ? CpuLevel::kAmx : CpuLevel::kAvx512;
 }
 #else
-CpuLevel best_level() {
+CpuLevel best_level(bool) {
   return CpuLevel::kAvx2;
 }
 #endif
@@ -66,14 +66,18 @@ CpuLevel choose_cpu_level(const char* asked, CpuLevel best) {
   if (name.empty()) return best;
   for (const CpuLevel level : {CpuLevel::kAvx2, CpuLevel::kAvx512, CpuLevel::kAmx}) {
     if (name != to_string(level)) continue;
-    if (level > best) user_error("PKMESH_CPU={}: this CPU can do {} at best; leave it out", name, to_string(best));
+    if (level > best) user_error("PKMESH_CPU={}: this machine can do {} at best; leave it out", name, to_string(best));
     return level;
   }
   user_error("PKMESH_CPU={}: it takes avx2, avx512 or amx", name);
 }
 
 CpuLevel cpu_level() {
-  static const CpuLevel level = choose_cpu_level(std::getenv("PKMESH_CPU"), best_level());
+  static const CpuLevel level = [] {
+    const char* const asked = std::getenv("PKMESH_CPU");
+    const std::string_view name = asked == nullptr ? "" : asked;
+    return choose_cpu_level(asked, best_level(name.empty() || name == to_string(CpuLevel::kAmx)));
+  }();
   return level;
 }
 

@@ -18,7 +18,7 @@ namespace pkmesh {
 enum class CpuLevel {
   kAvx2,    // the baseline: whatever -DPKMESH_MARCH names
   kAvx512,  // x86-64-v4: AVX-512 F, BW, CD, DQ, VL
-  kAmx,     // and matrix tiles of bf16, which the system lets us use (layers/matrix_tiles.h); kernels are kAvx512's
+  kAmx,     // and matrix tiles of bf16, which the system lets us use (runtime/matrix_tiles.h); kernels are kAvx512's
 };
 
 // The best that this CPU has, or what the environment's PKMESH_CPU asks for: "avx2", "avx512" or "amx". Throws

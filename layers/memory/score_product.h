@@ -2,17 +2,17 @@
 // Scores of tokens against the sub-keys of one half of a head, on one core: scores = queries keys^T, by a product of
 // our own. Such a product is short (c/2 terms), so what a library adds to it tells: clearing the result first, reading
 // it back, packing the keys for every block of tokens. Here keys are packed once per head, and each score is written
-// once. A score is one sum in the order of the columns, whatever the block of tokens that it is taken in. On a CPU with
-// matrix tiles they multiply, otherwise its vector registers do.
+// once. A score does not depend on the block of tokens that it is taken in. On a CPU with matrix tiles they multiply,
+// otherwise its vector registers do: one sum in the order of the columns.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
-#include "layers/matrix_tiles.h"
 #include "runtime/buffer.h"
 #include "runtime/lanes.h"
+#include "runtime/matrix_tiles.h"
 #include "runtime/view.h"
 
 namespace pkmesh::PKM_CPU {
@@ -22,7 +22,7 @@ class ScoreProduct {
   explicit ScoreProduct(bool on_tiles) : on_tiles_(on_tiles) {}
 
   // Tokens that are multiplied together, so that blocks of tokens are best a multiple of it.
-  static int64_t tokens_at_once(bool on_tiles) { return on_tiles ? kPanel : kTile; }
+  static int64_t tokens_at_once(bool on_tiles) { return on_tiles ? tiles::kPanel : kTile; }
 
   // keys (n, width). They are copied: panels of keys, which lie side by side, column by column.
   void take_keys(Matrix<const float> keys) {
@@ -35,7 +35,7 @@ class ScoreProduct {
   }
 
   // Numbers from one token's scores to the next one's: n, and what fills the last panel.
-  static int64_t stride(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+  static int64_t stride(int64_t n) { return tiles::panels_of(n) * tiles::kPanel; }
 
   // scores (tokens, stride(n)) = the tokens' queries against every key. There must be room for tokens up to a multiple
   // of tokens_at_once(); what is written there has no meaning. queries: `tokens` times width, `query_stride` apart.
@@ -58,37 +58,38 @@ class ScoreProduct {
   static constexpr int64_t kTile = kLanes == 16 ? 12 : 6;  // their sums and two vectors of keys fill the registers
   static constexpr int kKeyVectors = 2;
   static constexpr int64_t kKeys = kKeyVectors * kLanes;  // of a panel
-  static_assert(kPanel % kKeys == 0);
+  static_assert(tiles::kPanel % kKeys == 0);
 
-  int64_t tile_words() const { return panel_words<kSingle>(width_); }
+  int64_t panel_words() const { return tiles::panel_words<tiles::kSingle>(width_); }
 
   void pack_tiles_of(Matrix<const float> keys) {
-    const int64_t panels = stride_ / kPanel;
-    if (key_tiles_.count() < panels * tile_words()) key_tiles_ = Buffer<uint32_t>({}, panels * tile_words());
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t count = std::min(kPanel, keys.size(0) - panel * kPanel);
-      pack_panel<kSingle, Operand::kRight>({&keys(panel * kPanel, 0), width_, /*inner_together=*/true, count, width_},
-                                           key_tiles_.data() + panel * tile_words());
-    }
+    const int64_t panels = stride_ / tiles::kPanel;
+    uint32_t* out = grow(key_panels_, panels * panel_words());
+    for (int64_t first = 0; first < keys.size(0); first += tiles::kPanel, out += panel_words())
+      tiles::pack_panel<tiles::kSingle, tiles::Operand::kRight>(
+          {&keys(first, 0), width_, /*inner_together=*/true, std::min(tiles::kPanel, keys.size(0) - first), width_},
+          out);
   }
 
   void multiply_on_tiles(const float* queries, int64_t query_stride, int64_t tokens, float* scores) {
-    [[maybe_unused]] const TileScope tiles;
-    const int64_t panels = (tokens + kPanel - 1) / kPanel;
-    if (query_tiles_.count() < panels * tile_words()) query_tiles_ = Buffer<uint32_t>({}, panels * tile_words());
+    const int64_t panels = tiles::panels_of(tokens);
+    uint32_t* const packed = grow(query_panels_, panels * panel_words());
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t token = panel * kPanel;
-      pack_panel<kSingle, Operand::kLeft>({queries + token * query_stride, query_stride, /*inner_together=*/true,
-                                           std::min(kPanel, tokens - token), width_},
-                                          query_tiles_.data() + panel * tile_words());
+      const int64_t token = panel * tiles::kPanel;
+      tiles::pack_panel<tiles::kSingle, tiles::Operand::kLeft>(
+          {queries + token * query_stride, query_stride, /*inner_together=*/true,
+           std::min(tiles::kPanel, tokens - token), width_},
+          packed + panel * panel_words());
     }
-    for (int64_t key = 0; key < stride_; key += kPanel) {
-      const uint32_t* const keys = key_tiles_.data() + key / kPanel * tile_words();
-      const uint32_t* const next = key + kPanel < stride_ ? keys + tile_words() : keys;
+    [[maybe_unused]] const tiles::TileScope scope;
+    for (int64_t key = 0; key < stride_; key += tiles::kPanel) {
+      const uint32_t* const keys = key_panels_.data() + key / tiles::kPanel * panel_words();
+      const uint32_t* const next = key + tiles::kPanel < stride_ ? keys + panel_words() : keys;
       for (int64_t panel = 0; panel < panels; ++panel)
-        multiply_panels<kSingle>(query_tiles_.data() + panel * tile_words(), keys, width_, /*accumulate=*/false,
-                                 scores + panel * kPanel * stride_ + key, stride_,
-                                 next + panel % kAheadShares * tile_words() / kAheadShares);
+        tiles::multiply_panels<tiles::kSingle>(
+            packed + panel * panel_words(), keys, width_, /*accumulate=*/false,
+            scores + panel * tiles::kPanel * stride_ + key, stride_,
+            next + panel % tiles::kAheadShares * panel_words() / tiles::kAheadShares);
     }
   }
 
@@ -127,8 +128,8 @@ class ScoreProduct {
   int64_t stride_ = 0;
   std::vector<Lanes> packed_keys_;     // (panels, width, kKeyVectors)
   std::vector<float> packed_queries_;  // (tiles, width, kTile)
-  Buffer<uint32_t> key_tiles_;
-  Buffer<uint32_t> query_tiles_;
+  Buffer<uint32_t> key_panels_;        // for tiles
+  Buffer<uint32_t> query_panels_;
 };
 
 }  // namespace pkmesh::PKM_CPU

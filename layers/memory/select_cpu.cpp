@@ -17,14 +17,10 @@
 namespace pkmesh::PKM_CPU {
 namespace {
 
-bool on_tiles() {
-  return cpu_level() == CpuLevel::kAmx;
-}
-
 // Tokens whose scores are taken together: few enough that one half's scores (384 KiB with n = 2048, 512 on matrix
 // tiles) stay in the second-level cache. No result depends on it.
 int64_t token_block(int64_t n) {
-  const int64_t unit = ScoreProduct::tokens_at_once(on_tiles());
+  const int64_t unit = ScoreProduct::tokens_at_once(tiles::are_there());
   const int64_t few = n <= 256 ? 252 : n <= 1024 ? 96 : 48;
   return (few + unit - 1) / unit * unit;
 }
@@ -149,7 +145,7 @@ class HeadSelector {
   std::vector<float> sums_;     // (kLanes, sums_stride())
   std::vector<float> best_;     // (kLanes, k)
   std::array<Half, 2> halves_;  // (token block, k)
-  std::array<ScoreProduct, 2> products_ = {ScoreProduct(on_tiles()), ScoreProduct(on_tiles())};
+  std::array<ScoreProduct, 2> products_ = {ScoreProduct(tiles::are_there()), ScoreProduct(tiles::are_there())};
   TopK top_k_;
   std::vector<float> scores_;  // (token block, ScoreProduct::stride(n))
 };

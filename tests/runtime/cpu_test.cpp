@@ -49,9 +49,9 @@ void expect_refusal(const char* asked, CpuLevel best, const char* words) {
 }
 
 TEST(Cpu, WhatIsUnknownOrLackingIsRefused) {
-  expect_refusal("avx512", CpuLevel::kAvx2, "PKMESH_CPU=avx512: this CPU can do avx2 at best; leave it out");
-  expect_refusal("amx", CpuLevel::kAvx2, "PKMESH_CPU=amx: this CPU can do avx2 at best; leave it out");
-  expect_refusal("amx", CpuLevel::kAvx512, "PKMESH_CPU=amx: this CPU can do avx512 at best; leave it out");
+  expect_refusal("avx512", CpuLevel::kAvx2, "PKMESH_CPU=avx512: this machine can do avx2 at best; leave it out");
+  expect_refusal("amx", CpuLevel::kAvx2, "PKMESH_CPU=amx: this machine can do avx2 at best; leave it out");
+  expect_refusal("amx", CpuLevel::kAvx512, "PKMESH_CPU=amx: this machine can do avx512 at best; leave it out");
   for (const CpuLevel best : kLevels) expect_refusal("sse9", best, "PKMESH_CPU=sse9: it takes avx2, avx512 or amx");
 }
 
