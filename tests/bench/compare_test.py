@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import os
+import re
 import stat
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -125,6 +127,16 @@ class Compare(unittest.TestCase):
         with self.assertRaisesRegex(compare.Unavailable, "lost"):
             compare.finish(lost)
         self.assertTrue(all(process.poll() is not None for process in lost))
+
+    def test_ranks_against_threads(self):
+        small = ["--config", "quickstart", "--set", "model.width=16", "--set", "model.heads=2", "--set", "train.batch=4",
+                 "--set", "model.context=16", "--set", "model.memory.0.sub_keys=16", "--set", "tokenizer.vocabulary=512"]
+        command = [sys.executable, "-B", Path(__file__).parent / "ranks", "--program", PKMESH, "--rounds", "1",
+                   "--repeats", "1", *small]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(len(re.findall(r"ms +[0-9]+ tok/s", result.stdout)), 4)
+        self.assertRegex(result.stdout, r"weak scaling, 2 ranks over 1 x 1 of half +[0-9.]+ ")
 
 
 if __name__ == "__main__":

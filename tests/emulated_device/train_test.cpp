@@ -142,7 +142,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"dense_adam", {"values.algorithm=DENSE_ADAM", "model.memory.0.row_type=BF16"}},
                     Case{"values_not_clipped", {"values.clip_norm=0"}},
                     Case{"small_buckets", {"train.bucket_mib=0.01"}},
-                    // Products that are large enough for oneDNN, where the CPU has AVX-512.
+                    // Products that are large (layers/gemm_cpu.cpp).
                     Case{"large_products", {"model.width=64", "train.batch=24"}},
                     Case{"large_products_bf16", {"model.width=64", "train.batch=24", "train.precision=BF16"}}),
     [](const auto& one) { return one.param.name; });
