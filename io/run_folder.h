@@ -57,6 +57,6 @@ class RunFolder {
 };
 
 std::string program_version();  // "0.1.0"
-std::string program_commit();   // of the working tree it was built from, "" if that was none
+std::string program_commit();   // of the working tree it was built from, "" if that was none: ten digits, "-dirty"
 
 }  // namespace pkmesh

@@ -149,7 +149,7 @@ int bench_command(Communicator& world, const BenchArguments& options) {
   bench.repeats = options.repeats > 0 ? options.repeats : benchmark.repeats;
   BenchReport report(/*prints=*/world.rank() == 0);
   report.line(fmt::format("pkmesh {} {} bench {}: median (min-max) of {}", program_version(),
-                          program_commit().substr(0, 10), options.name, bench.repeats));
+                          program_commit(), options.name, bench.repeats));
   report.line(options.threads);
   benchmark.run(world, config, bench, report);
   agree(world, [&] {

@@ -208,7 +208,7 @@ void TrainingRun::describe() {
   const TransformerShape& shape = trainer_->model().transformer().shape();
   const config::Train& plan = config_.train();
   log_info("pkmesh {} {}| {} on {} ({}), {} each, {} ({})", program_version(),
-           program_commit().empty() ? "" : program_commit().substr(0, 10) + " ", counted(world_.size(), "rank"),
+           program_commit().empty() ? "" : program_commit() + " ", counted(world_.size(), "rank"),
            counted(world_.hosts().count(), "host"), fmt::join(world_.hosts().names, ", "), counted(threads(), "thread"),
            computes_on(), to_string(cpu_level()));
   log_info("threads {}", options_.threads);

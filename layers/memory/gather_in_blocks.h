@@ -23,7 +23,7 @@
 namespace pkmesh::PKM_CPU {
 
 // A block's columns are two vectors. Of float it takes 256 KiB, half of a small second-level cache; with AVX-512, whose
-// CPUs have larger ones, 512 KiB (not measured).
+// CPUs have larger ones, 512 KiB.
 constexpr int64_t kBlockRows = 4096;
 constexpr int64_t kBlockColumns = 2 * kLanes;
 
