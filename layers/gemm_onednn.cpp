@@ -44,9 +44,10 @@ struct OneDnnProducts::Engine {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
   std::map<Shape, Product> products;
-  Buffer<uint16_t> packed_a;
-  Buffer<uint32_t> packed_b;  // pairs
-  Buffer<std::byte> scratch;
+  Scratch packed_a;
+  Scratch packed_b;
+  Scratch scratch;
+  int64_t scratch_bytes = 0;  // the most that a product so far wants
 
   Product make(const Shape& shape) {
     const bool packed = shape.math == Math::kBf16;
@@ -69,7 +70,7 @@ struct OneDnnProducts::Engine {
     const memory::desc bias({1, shape.n}, memory::data_type::f32, memory::format_tag::ab);
     const auto operation = shape.bias ? dnnl::matmul::desc(a, b, bias, c) : dnnl::matmul::desc(a, b, c);
     const dnnl::matmul::primitive_desc description(operation, attributes, engine);
-    grow(scratch, static_cast<int64_t>(description.scratchpad_desc().get_size()));
+    scratch_bytes = std::max(scratch_bytes, static_cast<int64_t>(description.scratchpad_desc().get_size()));
     return {dnnl::matmul(description),           memory(a, engine, DNNL_MEMORY_NONE),
             memory(b, engine, DNNL_MEMORY_NONE), memory(bias, engine, DNNL_MEMORY_NONE),
             memory(c, engine, DNNL_MEMORY_NONE), memory(description.scratchpad_desc(), engine, DNNL_MEMORY_NONE)};
@@ -84,7 +85,7 @@ struct OneDnnProducts::Engine {
     product.b.set_data_handle(const_cast<void*>(b));
     product.bias.set_data_handle(const_cast<float*>(bias));
     product.c.set_data_handle(c);
-    product.scratch.set_data_handle(scratch.data());
+    product.scratch.set_data_handle(scratch.take<std::byte>(scratch_bytes));
     const std::array<dnnl_exec_arg_t, 5> arguments = {{{DNNL_ARG_SRC, product.a.get()},
                                                        {DNNL_ARG_WEIGHTS, product.b.get()},
                                                        {DNNL_ARG_DST, product.c.get()},
@@ -142,11 +143,11 @@ void OneDnnProducts::multiply(Math math, Transpose transpose_a, Transpose transp
     shape.inner = round_up(depth, kPackBlock);
     shape.accumulate = accumulate || k > 0;
     shape.bias = !bias.empty() && k == 0;
-    uint32_t* const panels = grow(engine_->packed_b, shape.inner / 2 * round_up(c.columns, kPackPanel));
+    uint32_t* const panels = engine_->packed_b.take<uint32_t>(shape.inner / 2 * round_up(c.columns, kPackPanel));
     pack_panels(engine_->host, b, transpose_b, {k, depth, 0, c.columns}, panels);
     for (int64_t row = 0; row < c.rows; row += kSlab) {
       shape.m = std::min(kSlab, c.rows - row);
-      uint16_t* const rows = grow(engine_->packed_a, shape.m * shape.inner);
+      uint16_t* const rows = engine_->packed_a.take<uint16_t>(shape.m * shape.inner);
       pack_rows(engine_->host, a, transpose_a, {row, shape.m, k, depth}, rows);
       engine_->run(shape, rows, panels, bias.data(), c.data + row * c.columns);
     }

@@ -30,12 +30,12 @@ int64_t divide_up(int64_t count, int64_t by) {
 
 // Packed panels, kept from one product to the next: what the calling thread shares with the others, and a thread's own.
 uint32_t* shared_memory(int64_t words) {
-  thread_local Buffer<uint32_t> memory;
-  return grow(memory, words);
+  thread_local Scratch memory;
+  return memory.take<uint32_t>(words);
 }
 uint32_t* own_memory(int64_t words) {
-  thread_local Buffer<uint32_t> memory;
-  return grow(memory, words);
+  thread_local Scratch memory;
+  return memory.take<uint32_t>(words);
 }
 
 // An operand, and which way its lines lie.

@@ -7,6 +7,18 @@ constexpr int64_t kAlignment = 64;
 constexpr int64_t kFirstChunk = int64_t{4} << 20;
 }  // namespace
 
+Scratch::Scratch() = default;
+Scratch::~Scratch() = default;
+
+std::byte* Scratch::take_bytes(int64_t bytes) {
+  if (memory_.count() < bytes) {
+    const int64_t more = std::max(bytes, 2 * memory_.count());  // what differs from step to step stops growing soon
+    memory_ = {};                                               // first, so that both are never held
+    memory_ = Buffer<std::byte>({}, more);
+  }
+  return memory_.data();
+}
+
 void* Arena::take_bytes(int64_t bytes) {
   const int64_t rounded = (std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
   while (current_ < chunks_.size() && used_ + rounded > chunks_[current_].count()) {

@@ -33,16 +33,26 @@ class Buffer {
   int64_t count_ = 0;
 };
 
-// Memory of at least `count` elements, for scratch that is kept: a new one if what is there is smaller, its contents
-// lost.
-template <class T>
-T* grow(Buffer<T>& buffer, int64_t count) {
-  if (buffer.count() < count) {
-    buffer = {};  // first, so that both are never held
-    buffer = Buffer<T>({}, count);
+// Host memory that a kernel keeps from one call to the next, and that grows. None of it is inline, so that files that
+// are compiled for one kind of CPU (docs/adding-an-op.md) have no part of a shared_ptr.
+class Scratch {
+ public:
+  Scratch();
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  // Room for `count` elements, at the beginning of a cache line. Contents are undefined; what was taken before is gone.
+  template <class T>
+  T* take(int64_t count) {
+    return reinterpret_cast<T*>(take_bytes(count * static_cast<int64_t>(sizeof(T))));
   }
-  return buffer.data();
-}
+
+ private:
+  std::byte* take_bytes(int64_t bytes);
+
+  Buffer<std::byte> memory_;
+};
 
 // Bump allocator for what lives at most one step: activations, exchange buffers, scratch. Contents are undefined.
 class Arena {

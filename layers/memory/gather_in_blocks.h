@@ -107,9 +107,9 @@ class ColumnsOfBlock {
   static constexpr int kVectors = kBlockColumns / kLanes;
   static constexpr int64_t kAhead = 8;  // rows, pairs: their lines lie far apart, where the hardware foresees nothing
 
-  static float* memory_of_this_thread() {  // kept from call to call; a row is whole cache lines
-    thread_local const Buffer<float> memory({}, kBlockRows * kBlockColumns);
-    return memory.data();
+  static float* memory_of_this_thread() {  // a row is whole cache lines
+    thread_local Scratch memory;
+    return memory.take<float>(kBlockRows * kBlockColumns);
   }
 
   template <class T>

@@ -64,7 +64,8 @@ class ScoreProduct {
 
   void pack_tiles_of(Matrix<const float> keys) {
     const int64_t panels = stride_ / tiles::kPanel;
-    uint32_t* out = grow(key_panels_, panels * panel_words());
+    key_panels_ = key_memory_.take<uint32_t>(panels * panel_words());
+    uint32_t* out = key_panels_;
     for (int64_t first = 0; first < keys.size(0); first += tiles::kPanel, out += panel_words())
       tiles::pack_panel<tiles::kSingle, tiles::Operand::kRight>(
           {&keys(first, 0), width_, /*inner_together=*/true, std::min(tiles::kPanel, keys.size(0) - first), width_},
@@ -73,7 +74,7 @@ class ScoreProduct {
 
   void multiply_on_tiles(const float* queries, int64_t query_stride, int64_t tokens, float* scores) {
     const int64_t panels = tiles::panels_of(tokens);
-    uint32_t* const packed = grow(query_panels_, panels * panel_words());
+    uint32_t* const packed = query_memory_.take<uint32_t>(panels * panel_words());
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t token = panel * tiles::kPanel;
       tiles::pack_panel<tiles::kSingle, tiles::Operand::kLeft>(
@@ -83,7 +84,7 @@ class ScoreProduct {
     }
     [[maybe_unused]] const tiles::TileScope scope;
     for (int64_t key = 0; key < stride_; key += tiles::kPanel) {
-      const uint32_t* const keys = key_panels_.data() + key / tiles::kPanel * panel_words();
+      const uint32_t* const keys = key_panels_ + key / tiles::kPanel * panel_words();
       const uint32_t* const next = key + tiles::kPanel < stride_ ? keys + panel_words() : keys;
       for (int64_t panel = 0; panel < panels; ++panel)
         tiles::multiply_panels<tiles::kSingle>(
@@ -128,8 +129,9 @@ class ScoreProduct {
   int64_t stride_ = 0;
   std::vector<Lanes> packed_keys_;     // (panels, width, kKeyVectors)
   std::vector<float> packed_queries_;  // (tiles, width, kTile)
-  Buffer<uint32_t> key_panels_;        // for tiles
-  Buffer<uint32_t> query_panels_;
+  Scratch key_memory_;                 // for tiles
+  Scratch query_memory_;
+  uint32_t* key_panels_ = nullptr;
 };
 
 }  // namespace pkmesh::PKM_CPU

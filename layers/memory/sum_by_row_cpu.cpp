@@ -116,11 +116,9 @@ class ByRow {
 
  private:
   void slices(int64_t first, int64_t last) const {
-    thread_local Buffer<float> memory;  // kept from call to call; a pair's part of it is whole cache lines
+    thread_local Scratch memory;
     const int64_t pairs = gradients_.size(0);
-    // How many pairs there are differs from step to step: doubling ends soon.
-    if (memory.count() < pairs * kSlice) memory = Buffer<float>({}, std::max(pairs * kSlice, 2 * memory.count()));
-    float* const slice = memory.data();
+    float* const slice = memory.take<float>(pairs * kSlice);  // a pair's part is whole cache lines
     int64_t column = 0;
     for (; column + kSlice <= width_; column += kSlice) {
       for (int64_t pair = 0; pair < pairs; ++pair)
