@@ -165,7 +165,7 @@ const std::vector<Case> kCases = {
     {1, 1, 1, 1, 0, false},          {32, 64, 32, 1, 0, false},   {33, 31, 45, 1, 1, false},
     {129, 195, 601, 0.5F, 2, false}, {67, 2113, 33, 1, 0, true},  {2113, 67, 35, 1, 1, false},
     {35, 97, 2111, 1, 0, true},      {64, 32, 1024, 1, 1, false}, {45, 70, 2111, 0.5F, 2, false}};
-const Case kManyPanels[] = {{2081, 2084, 33, 1, 1, false}, {2084, 2081, 33, 1, 1, false}};
+const Case kManyPanels[] = {{2081, 2084, 16, 1, 1, false}, {2084, 2081, 16, 1, 1, false}};
 
 template <class Check>
 void for_all_products(const Check& check) {
