@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "runtime/bf16.h"
@@ -17,6 +18,18 @@ TEST(Buffer, IsZeroedAndAlignedWhateverItsSize) {
     EXPECT_EQ(buffer.count(), count);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % 64, 0U);
     EXPECT_TRUE(std::all_of(buffer.view().begin(), buffer.view().end(), [](float x) { return x == 0.0F; }));
+  }
+}
+
+TEST(Scratch, GrowsToWhatIsTakenAndStaysThere) {
+  Scratch scratch;
+  for (const int64_t count : {int64_t{1}, int64_t{1000}, int64_t{1} << 20, int64_t{8} << 20}) {
+    int64_t* const memory = scratch.take<int64_t>(count);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(memory) % 64, 0U);
+    std::fill_n(memory, count, count);
+    EXPECT_EQ(std::count(memory, memory + count, count), count);
+    EXPECT_EQ(scratch.take<int64_t>(count), memory);
+    EXPECT_EQ(scratch.take<int64_t>(count / 2), memory);
   }
 }
 
