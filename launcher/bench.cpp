@@ -148,8 +148,8 @@ int bench_command(Communicator& world, const BenchArguments& options) {
   BenchOptions bench;
   bench.repeats = options.repeats > 0 ? options.repeats : benchmark.repeats;
   BenchReport report(/*prints=*/world.rank() == 0);
-  report.line(fmt::format("pkmesh {} {} bench {}: median (min-max) of {}", program_version(),
-                          program_commit(), options.name, bench.repeats));
+  report.line(fmt::format("pkmesh {} {} bench {}: median (min-max) of {}", program_version(), program_commit(),
+                          options.name, bench.repeats));
   report.line(options.threads);
   benchmark.run(world, config, bench, report);
   agree(world, [&] {
