@@ -153,10 +153,10 @@ class TiledProduct {
     const float factor = k_ == 0 ? in_.beta : 1.0F;  // of what is there
     const float* const bias = in_.bias.empty() || k_ > 0 ? nullptr : in_.bias.data() + column;
     const bool whole = part.rows == kPanel && part.columns == kPanel;
-    if (whole && in_.alpha == 1.0F && (factor == 0.0F || factor == 1.0F) && bias == nullptr)
-      return tiles::multiply_panels<kParts>(left, right, depth_, factor == 1.0F, part.data, part.stride, ahead);
+    if (whole && in_.alpha == 1.0F && factor == 0.0F && bias == nullptr)
+      return tiles::multiply_panels<kParts>(left, right, depth_, part.data, part.stride, ahead);
     alignas(64) float sums[kPanel * kPanel];
-    tiles::multiply_panels<kParts>(left, right, depth_, /*accumulate=*/false, sums, kPanel, ahead);
+    tiles::multiply_panels<kParts>(left, right, depth_, sums, kPanel, ahead);
     finish(sums, in_.alpha, factor, bias, part);
   }
 

@@ -152,12 +152,11 @@ constexpr int64_t kAheadShares = 4;
 // Sets up this thread's tiles for as long as it lives. Wanted around multiply_panels(); scopes do not nest.
 class TileScope;
 
-// out (kPanel, kPanel), rows `stride` apart, = the left panel times the right one, over `inner` elements; added to what
-// is there if `accumulate`. Meanwhile the panel's part that begins at `ahead`, one of kAheadShares, is fetched into the
-// second-level cache.
+// out (kPanel, kPanel), rows `stride` apart, = the left panel times the right one, over `inner` elements. Meanwhile the
+// panel's part that begins at `ahead`, one of kAheadShares, is fetched into the second-level cache.
 template <int kParts>
-void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner, bool accumulate, float* out,
-                     int64_t stride, const uint32_t* ahead);
+void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner, float* out, int64_t stride,
+                     const uint32_t* ahead);
 
 }  // namespace pkmesh::PKM_CPU::tiles
 

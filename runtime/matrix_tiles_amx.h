@@ -96,21 +96,14 @@ template <class Between>
 }
 
 template <int kParts>
-void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner, bool accumulate, float* out,
-                     int64_t stride, const uint32_t* ahead) {
+void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner, float* out, int64_t stride,
+                     const uint32_t* ahead) {
   const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
   asm volatile("" ::: "memory");  // the compiler does not see what tiles read
-  if (accumulate) {
-    _tile_loadd(0, out, bytes);
-    _tile_loadd(1, out + kTileEdge, bytes);
-    _tile_loadd(2, out + kTileEdge * stride, bytes);
-    _tile_loadd(3, out + kTileEdge * stride + kTileEdge, bytes);
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
   const auto fetch = [&ahead] {  // what belongs to one part of a step
 #pragma GCC unroll 16
     for (int64_t line = 0; line < kPartWords / kTileEdge / kAheadShares; ++line, ahead += kTileEdge)

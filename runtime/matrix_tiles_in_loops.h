@@ -39,11 +39,11 @@ inline void add_products(const uint32_t* left, const uint32_t* right, float* sum
 }
 
 template <int kParts>
-void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner, bool accumulate, float* out,
-                     int64_t stride, const uint32_t* /*ahead*/) {
+void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner, float* out, int64_t stride,
+                     const uint32_t* /*ahead*/) {
   constexpr int64_t kOrder[6][2] = {{0, 2}, {0, 1}, {0, 0}, {1, 0}, {1, 1}, {2, 0}};  // parts of left and right
   const uint32_t* const end = left + panel_words<kParts>(inner);
-  for (int64_t i = 0; i < kPanel && !accumulate; ++i) std::fill_n(out + i * stride, kPanel, 0.0F);
+  for (int64_t i = 0; i < kPanel; ++i) std::fill_n(out + i * stride, kPanel, 0.0F);
   for (; left < end; left += kParts * kPartWords, right += kParts * kPartWords)
     for (const auto& parts : kOrder)
       if (std::max(parts[0], parts[1]) < kParts)

@@ -88,8 +88,7 @@ class ScoreProduct {
       const uint32_t* const next = key + tiles::kPanel < stride_ ? keys + panel_words() : keys;
       for (int64_t panel = 0; panel < panels; ++panel)
         tiles::multiply_panels<tiles::kSingle>(
-            packed + panel * panel_words(), keys, width_, /*accumulate=*/false,
-            scores + panel * tiles::kPanel * stride_ + key, stride_,
+            packed + panel * panel_words(), keys, width_, scores + panel * tiles::kPanel * stride_ + key, stride_,
             next + panel % tiles::kAheadShares * panel_words() / tiles::kAheadShares);
     }
   }

@@ -189,6 +189,31 @@ TEST(GemmOnTiles, AmxGivesTheSameBitsAsLoops) {
   for_all_products([](const GemmOnTiles& product, bool a_flips, bool b_flips) { product.check_amx(a_flips, b_flips); });
 }
 
+// One sum over all of them would be several times as far off as sums of 512, which are added up here.
+TEST(GemmOnTiles, LongSumsAreAddedUpInBlocks) {
+  constexpr int64_t kSize = 64;
+  constexpr int64_t kInner = 16384;
+  Tensor<float> a(normals("a", kSize * kInner));
+  Tensor<float> b(normals("b", kInner * kSize));
+  Tensor<float> c(kSize * kSize);
+  Stream stream;
+  cpu::gemm_on_tiles(stream, Math::kFp32, Transpose::kNo, Transpose::kNo, 1.0F, a.view(kSize, kInner),
+                     b.view(kInner, kSize), {}, 0.0F, c.view(kSize, kSize));
+  double worst = 0;
+  for (int64_t i = 0; i < kSize; ++i)
+    for (int64_t j = 0; j < kSize; ++j) {
+      double expected = 0;
+      double magnitude = 0;
+      for (int64_t k = 0; k < kInner; ++k) {
+        const double term = static_cast<double>(a.data()[i * kInner + k]) * b.data()[k * kSize + j];
+        expected += term;
+        magnitude += std::abs(term);
+      }
+      worst = std::max(worst, std::abs(c.data()[i * kSize + j] - expected) / magnitude);
+    }
+  EXPECT_LT(worst, 0x1p-26);
+}
+
 TEST(GemmOnTiles, NoNumberHidesOneThatIsNotFinite) {
   constexpr int64_t kSize = 40;
   std::vector kernels = {&cpu::gemm_on_tiles};
