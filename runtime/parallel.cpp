@@ -27,4 +27,14 @@ bool in_parallel() {
 }
 #endif
 
+Thrown::Thrown() = default;
+Thrown::~Thrown() = default;
+
+void Thrown::keep() noexcept {
+  if (!any_.test_and_set()) first_ = std::current_exception();
+}
+void Thrown::rethrow() const {
+  if (first_) std::rethrow_exception(first_);
+}
+
 }  // namespace pkmesh
