@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory of this process and its machine, as the kernel counts it, in bytes; zero where it does not say.
+// Memory of this process and its machine, as the kernel counts it, in bytes; zero where it does not say. Of a machine a
+// process has what its control groups let it have (containers, jobs of a scheduler).
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <string_view>
 
 namespace pkmesh {
@@ -14,6 +17,9 @@ struct ProcessMemory {
   int64_t machine_available = 0;  // without swapping
 };
 ProcessMemory process_memory();
+// The least limit of the control groups that `groups`, the text of /proc/self/cgroup, names, of version 1 or 2, mounted
+// at `root`; of their parents, too. Nothing if there is none.
+std::optional<int64_t> cgroup_limit(std::string_view groups, const std::string& root = "/sys/fs/cgroup");
 // The number of kibibytes behind "key:" in the style of /proc/self/status, in bytes; zero if it is not there.
 int64_t proc_bytes(std::string_view text, std::string_view key);
 
