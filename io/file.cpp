@@ -37,6 +37,15 @@ std::string reason(int error) {
                               : "choose another folder or mend its permissions");
 }
 
+// Calls `call` until no signal interrupts it.
+template <class Call>
+auto through_signals(const Call& call) {
+  while (true) {
+    const auto result = call();
+    if (result >= 0 || errno != EINTR) return result;
+  }
+}
+
 struct Descriptor {
   int value;
   ~Descriptor() {
@@ -57,8 +66,7 @@ void read_pieces(const std::string& path, const Take& take) {
   const Descriptor file{open_to_read(path)};
   std::vector<char> piece(kPiece);
   while (true) {
-    const ssize_t got = ::read(file.value, piece.data(), piece.size());
-    if (got < 0 && errno == EINTR) continue;
+    const ssize_t got = through_signals([&] { return ::read(file.value, piece.data(), piece.size()); });
     if (got < 0) fail_to_read(path, errno);
     if (got == 0) return;
     take(std::string_view(piece.data(), static_cast<size_t>(got)));
@@ -93,19 +101,18 @@ void File::fail() const {
 }
 
 void File::reserve(int64_t bytes) {
-  if (bytes > 0 && ::fallocate(descriptor_, 0, 0, bytes) == 0) return;
+  if (bytes > 0 && through_signals([&] { return ::fallocate(descriptor_, 0, 0, bytes); }) == 0) return;
   if (bytes > 0 && errno != EOPNOTSUPP && errno != ENOSYS) fail();
   truncate(bytes);
 }
 
 void File::truncate(int64_t bytes) {
-  if (::ftruncate(descriptor_, bytes) != 0) fail();
+  if (through_signals([&] { return ::ftruncate(descriptor_, bytes); }) != 0) fail();
 }
 
 void File::write_at(std::span<const std::byte> bytes, int64_t offset) {
   while (!bytes.empty()) {
-    const ssize_t done = ::pwrite(descriptor_, bytes.data(), bytes.size(), offset);
-    if (done < 0 && errno == EINTR) continue;
+    const ssize_t done = through_signals([&] { return ::pwrite(descriptor_, bytes.data(), bytes.size(), offset); });
     if (done < 0) fail();
     bytes = bytes.subspan(static_cast<size_t>(done));
     offset += done;
@@ -114,15 +121,15 @@ void File::write_at(std::span<const std::byte> bytes, int64_t offset) {
 
 void File::append(std::string_view text) {
   while (!text.empty()) {
-    const ssize_t done = ::write(descriptor_, text.data(), text.size());
-    if (done < 0 && errno == EINTR) continue;
+    const ssize_t done = through_signals([&] { return ::write(descriptor_, text.data(), text.size()); });
     if (done < 0) fail();
     text.remove_prefix(static_cast<size_t>(done));
   }
 }
 
 void File::sync() {
-  if (::fsync(descriptor_) != 0 && errno != EINVAL) fail();  // EINVAL: a pipe or a device, nothing to sync
+  if (through_signals([&] { return ::fsync(descriptor_); }) != 0 && errno != EINVAL)
+    fail();  // EINVAL: a pipe or a device, nothing to sync
 }
 
 MappedFile::MappedFile(const std::string& path) {
