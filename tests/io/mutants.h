@@ -71,6 +71,7 @@ bool survives(const Work& work) {
     const std::string line = error.what();
     EXPECT_FALSE(line.empty());
     EXPECT_LT(line.size(), 1000U) << line;
+    EXPECT_EQ(line.find('\n'), std::string::npos) << line;
     return false;
   }
 }

@@ -144,8 +144,8 @@ TEST(Mutants, Manifest) {
   const TemporaryFolder folder;
   SelfCommunicator world;
   SmallModel model;
-  const std::string path =
-      save_checkpoint(world, folder.path(), {7, "model {}\n", 1, 2, {{"tokenizer.json", "{}"}}}, model.contents());
+  const std::string path = save_checkpoint(world, folder.path(),
+                                           {7, "model {}\n", "words", 2, {{"tokenizer.json", "{}"}}}, model.contents());
   const std::string manifest = path + "/manifest.textproto";
   const std::string original = read_text(manifest);
   const std::vector<std::string> words = {
