@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <string_view>
+#include <utility>
 
 #include "runtime/check.h"
 
@@ -41,13 +42,12 @@ int64_t kept_bytes(const std::string& path, int64_t resume_step) {
 }  // namespace
 
 MetricsFile::MetricsFile(const std::string& path, int64_t resume_step)
-    : file_(File::open_for_appending(path)), last_step_(resume_step) {
-  file_.truncate(kept_bytes(path, resume_step));
-}
+    : file_(File::open_for_appending(path)), kept_(kept_bytes(path, resume_step)), last_step_(resume_step) {}
 
 void MetricsFile::append(const json& values) {
   const int64_t step = values.at("step").get<int64_t>();
   PKM_CHECK(step > last_step_, "metrics of step {} after those of step {}", step, last_step_);
+  if (kept_) file_.truncate(*std::exchange(kept_, std::nullopt));
   file_.append(values.dump() + "\n");
   last_step_ = step;
 }

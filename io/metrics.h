@@ -13,6 +13,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,14 +23,16 @@ namespace pkmesh {
 
 class MetricsFile {
  public:
-  // Opens or creates the file for the steps after `resume_step` (0: from the beginning). Lines of later steps, which a
-  // lost continuation wrote, and a torn last line are cut off. UserError if it cannot be written or is no metrics file.
+  // Opens or creates the file for the steps after `resume_step` (0: from the beginning). The first append() cuts off
+  // lines of later steps, which a lost continuation wrote, and a torn last line. UserError if it cannot be written or
+  // is no metrics file.
   MetricsFile(const std::string& path, int64_t resume_step);
   // Appends one line, at once. `values` is an object whose "step" is greater than the last line's.
   void append(const nlohmann::json& values);
 
  private:
   File file_;
+  std::optional<int64_t> kept_;  // bytes, until the rest is cut off
   int64_t last_step_;
 };
 

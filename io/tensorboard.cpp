@@ -75,7 +75,6 @@ TensorBoardWriter::TensorBoardWriter(const std::string& folder, int64_t resume_s
   event.set_wall_time(wall_time());
   event.set_file_version("brain.Event:2");
   write(event.SerializeAsString());
-  if (resume_step == 0) return;
   event.set_step(resume_step + 1);
   event.mutable_session_log()->set_status(tensorboard::SessionLog::START);
   write(event.SerializeAsString());

@@ -13,8 +13,7 @@ namespace pkmesh {
 
 class TensorBoardWriter {
  public:
-  // Starts a new event file in the folder. With resume_step > 0, TensorBoard forgets what older files say of later
-  // steps.
+  // Starts a new event file in the folder. TensorBoard forgets what older files say of steps after `resume_step`.
   TensorBoardWriter(const std::string& folder, int64_t resume_step);
   // One event with every number in `values`, an object with "step"; nested names become "memory/L6/used".
   void append(const nlohmann::json& values);

@@ -37,7 +37,9 @@ TEST(Metrics, EachStepOnceAfterResuming) {
             "{\"loss\":9,\"step\":1}\n{\"loss\":8,\"step\":2}\n{\"loss\":7,\"step\":3}\n"
             "{\"loss\":0.5,\"lr\":null,\"step\":4}\n");
   MetricsFile fresh(path, 0);
-  EXPECT_EQ(read_text(path), "");
+  EXPECT_EQ(read_metrics(path).size(), 4) << "nothing is lost before there is something new";
+  fresh.append({{"step", 1}});
+  EXPECT_EQ(read_text(path), "{\"step\":1}\n");
 }
 
 TEST(Metrics, GarbageIsNotCutOff) {
@@ -83,14 +85,16 @@ TEST(TensorBoard, EveryNumberIsAScalar) {
   TensorBoardWriter writer(folder.path(), 0);
   writer.append({{"step", 7}, {"loss", 2.5}, {"note", "text"}, {"memory", {{"L6", {{"used", 0.5}, {"kl", nullptr}}}}}});
   const auto events = read_events(folder / list_folder(folder.path()).back());
-  ASSERT_EQ(events.size(), 2);
+  ASSERT_EQ(events.size(), 3);
   EXPECT_EQ(events[0].file_version(), "brain.Event:2");
   EXPECT_GT(events[0].wall_time(), 1.6e9);
-  EXPECT_EQ(events[1].step(), 7);
-  ASSERT_EQ(events[1].summary().value_size(), 2);
-  EXPECT_EQ(events[1].summary().value(0).tag(), "loss");
-  EXPECT_EQ(events[1].summary().value(0).simple_value(), 2.5F);
-  EXPECT_EQ(events[1].summary().value(1).tag(), "memory/L6/used");
+  EXPECT_EQ(events[1].session_log().status(), tensorboard::SessionLog::START);
+  EXPECT_EQ(events[1].step(), 1) << "a killed run that saved nothing may have left older files";
+  EXPECT_EQ(events[2].step(), 7);
+  ASSERT_EQ(events[2].summary().value_size(), 2);
+  EXPECT_EQ(events[2].summary().value(0).tag(), "loss");
+  EXPECT_EQ(events[2].summary().value(0).simple_value(), 2.5F);
+  EXPECT_EQ(events[2].summary().value(1).tag(), "memory/L6/used");
 
   TensorBoardWriter resumed(folder.path(), 4);
   const auto files = list_folder(folder.path());
