@@ -8,15 +8,6 @@
 namespace pkmesh {
 namespace {
 
-// The root's text, on every rank.
-std::string broadcast_text(Communicator& world, int root, std::string text) {
-  std::array<int64_t, 1> length = {static_cast<int64_t>(text.size())};
-  world.broadcast(std::span<int64_t>(length), root, Purpose::kControl);
-  text.resize(static_cast<size_t>(length[0]));
-  world.broadcast(std::span<char>(text), root, Purpose::kControl);
-  return text;
-}
-
 // Takes the first line off a text.
 std::string_view take_line(std::string_view& text) {
   const std::string_view line = text.substr(0, text.find('\n'));
@@ -44,6 +35,14 @@ std::string host_of(const Communicator& world, int rank) {
 }
 
 }  // namespace
+
+std::string broadcast_text(Communicator& world, int root, std::string text) {
+  std::array<int64_t, 1> length = {static_cast<int64_t>(text.size())};
+  world.broadcast(std::span<int64_t>(length), root, Purpose::kControl);
+  text.resize(static_cast<size_t>(length[0]));
+  world.broadcast(std::span<char>(text), root, Purpose::kControl);
+  return text;
+}
 
 void agree(Communicator& world, const std::function<void()>& work) {
   std::string words;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <string>
 #include <string_view>
 
 #include "comm/communicator.h"
@@ -20,6 +21,9 @@ class AgreedError : public UserError {
 // Calls work() on every rank. If any threw a UserError, all throw AgreedError with the words of the lowest such rank.
 // work() must not call collectives. Other exceptions pass through: they end the job.
 void agree(Communicator& world, const std::function<void()>& work);
+
+// The root's text, on every rank.
+std::string broadcast_text(Communicator& world, int root, std::string text);
 
 // Throws AgreedError on all ranks unless `text` is the same on all of them; `what` names it: "configuration". The words
 // show the first line that differs.

@@ -71,7 +71,7 @@ RowTensor row_tensor(std::string name, const Matrix<T>& rows) {  // (local_rows,
 struct CheckpointFacts {
   int64_t step = 0;
   std::string config_text;  // kept as config.textproto in the folder
-  uint64_t config_hash = 0;
+  std::string corpus;       // what says which tokens it was trained on; "" in checkpoints of earlier versions
   uint64_t tokenizer_hash = 0;
   std::map<std::string, std::string> attachments;  // more small files of the folder: name -> contents (a tokenizer)
 };
@@ -88,13 +88,12 @@ std::string save_checkpoint(Communicator& world, const std::string& folder, cons
                             const CheckpointContents& contents, const SaveOptions& options = {});
 
 struct LoadOptions {
-  bool verify = true;  // checksums of all files, spread over the ranks
-  bool exact = true;   // a tensor in the checkpoint that `contents` lacks is an error; off to read parameters alone
+  bool exact = true;  // a tensor in the checkpoint that `contents` lacks is an error; off to read parameters alone
 };
 
 // Collective. Fills `contents`, whose names, types and shapes the checkpoint must match. Anything that is missing,
-// torn, altered or of another shape is a UserError, the same on all ranks; nothing is filled before all checks have
-// passed.
+// torn, altered (by the checksums of all files, spread over the ranks) or of another shape is a UserError, the same on
+// all ranks; nothing is filled before these checks have passed.
 CheckpointFacts load_checkpoint(Communicator& world, const std::string& path, const CheckpointContents& contents,
                                 const LoadOptions& options = {});
 
@@ -121,7 +120,7 @@ struct CheckpointManifest {
   };
   int64_t step = 0;
   int ranks = 1;
-  uint64_t config_hash = 0;
+  std::string corpus;
   uint64_t tokenizer_hash = 0;
   std::vector<FileFacts> files;
   std::vector<TensorInfo> dense;

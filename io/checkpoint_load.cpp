@@ -163,7 +163,7 @@ void read_table(const std::string& path, const CheckpointManifest::TableFacts& f
 }
 
 CheckpointFacts read_facts(const std::string& path, const CheckpointManifest& manifest) {
-  CheckpointFacts facts{manifest.step, {}, manifest.config_hash, manifest.tokenizer_hash, {}};
+  CheckpointFacts facts{manifest.step, {}, manifest.corpus, manifest.tokenizer_hash, {}};
   for (const auto& file : manifest.files) {
     if (file.name == kConfigFile) {
       facts.config_text = read_text(path + "/" + file.name);
@@ -188,7 +188,7 @@ CheckpointFacts load_checkpoint(Communicator& world, const std::string& path, co
   agree(world, [&] {
     manifest = read_manifest(path);
     match(path, manifest, contents, options.exact);
-    if (options.verify) verify_files(world, path, manifest);
+    verify_files(world, path, manifest);
   });
   agree_on(world, "checkpoint", describe_files(manifest));
   agree(world, [&] {

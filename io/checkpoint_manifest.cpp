@@ -91,7 +91,7 @@ std::string manifest_text(const CheckpointManifest& manifest) {
   message.set_format_version(kFormatVersion);
   message.set_step(manifest.step);
   message.set_ranks(manifest.ranks);
-  message.set_config_hash(manifest.config_hash);
+  message.set_corpus(manifest.corpus);
   message.set_tokenizer_hash(manifest.tokenizer_hash);
   for (const auto& file : manifest.files) {
     auto* entry = message.add_files();
@@ -139,7 +139,7 @@ CheckpointManifest read_manifest(const std::string& folder) {
   CheckpointManifest manifest;
   manifest.step = message.step();
   manifest.ranks = message.ranks();
-  manifest.config_hash = message.config_hash();
+  manifest.corpus = message.corpus();
   manifest.tokenizer_hash = message.tokenizer_hash();
   for (const auto& file : message.files()) {
     uint64_t checksum = 0;

@@ -53,7 +53,7 @@ CheckpointManifest plan(const CheckpointFacts& facts, const CheckpointContents& 
   CheckpointManifest manifest;
   manifest.step = facts.step;
   manifest.ranks = ranks;
-  manifest.config_hash = facts.config_hash;
+  manifest.corpus = facts.corpus;
   manifest.tokenizer_hash = facts.tokenizer_hash;
   manifest.files = {{kConfigFile}, {kDenseFile}};
   for (const auto& [name, text] : facts.attachments) manifest.files.push_back({name});

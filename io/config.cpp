@@ -4,7 +4,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <google/protobuf/text_format.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -172,10 +171,6 @@ config::Config parse_config(std::string_view text, const std::string& file, std:
   return resolved;
 }
 
-void check_config(const config::Config& config) {
-  config::check(config, {});
-}
-
 config::Config resolve(config::Config config) {
   config::Model& model = *config.mutable_model();
   if (model.ffn_width() == 0) model.set_ffn_width(4 * model.width());
@@ -193,11 +188,6 @@ std::string to_text(const config::Config& config) {
   std::string text;
   PKM_CHECK(printer.PrintToString(config, &text), "a configuration does not print");
   return text;
-}
-
-uint64_t config_hash(const config::Config& config) {
-  const std::string text = to_text(resolve(config));
-  return XXH3_64bits(text.data(), text.size());
 }
 
 std::vector<std::string> config_changes(const config::Config& from, const config::Config& to) {

@@ -23,15 +23,11 @@ config::Config load_config(const std::string& name, std::span<const std::string>
 config::Config parse_config(std::string_view text, const std::string& file,
                             std::span<const std::string> overrides = {});
 
-// Throws UserError unless every value is within its limits and agrees with the others. Resolved or not.
-void check_config(const config::Config& config);
-// Fills in every absent field. Needs a config that passes check_config; resolving twice changes nothing.
+// Fills in every absent field. Needs values that parse_config() would accept; resolving twice changes nothing.
 config::Config resolve(config::Config config);
 
 // In text format; parse_config gives the same config back.
 std::string to_text(const config::Config& config);
-// Equal for configurations that mean the same, on every machine: for comparing ranks, and a run with its checkpoint.
-uint64_t config_hash(const config::Config& config);
 
 // What `to` says otherwise than `from`, key by key: "train.batch: 12 -> 6". Both resolved.
 std::vector<std::string> config_changes(const config::Config& from, const config::Config& to);

@@ -272,10 +272,9 @@ CheckpointReport describe_checkpoint(const std::string& path) {
   const std::string found = find_checkpoint(path);
   const CheckpointManifest manifest = read_manifest(found);
   CheckpointReport report = describe_files(found, manifest);
-  report.text = fmt::format(
-      "checkpoint {}\n  step {}, written by {} rank(s), tokenizer {:016x}, configuration {:016x}\n\n{}\n{}\n{}", found,
-      manifest.step, manifest.ranks, manifest.tokenizer_hash, manifest.config_hash, describe_groups(manifest),
-      describe_bytes_per_rank(manifest), report.text);
+  report.text = fmt::format("checkpoint {}\n  step {}, written by {} rank(s), tokenizer {:016x}\n\n{}\n{}\n{}", found,
+                            manifest.step, manifest.ranks, manifest.tokenizer_hash, describe_groups(manifest),
+                            describe_bytes_per_rank(manifest), report.text);
   return report;
 }
 

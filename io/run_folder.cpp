@@ -9,6 +9,7 @@
 #include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "io/file.h"
 #include "runtime/check.h"
@@ -84,7 +85,7 @@ void RunFolder::open(bool resume) {
   if (!resumed_ && !list_folder(path_).empty()) user_error("{}: exists and is no run; give another --out", path_);
   if (resumed_) read_description(description());
   owns_contents_ = !resumed_;
-  if (!resumed_) File::create(unfinished());
+  if (!resumed_) File::create(unfinished()).append(fmt::format("{} {}\n", now_utc(), std::random_device()()));
   for (const std::string& folder : {tensorboard(), trace(), checkpoints()}) make_folder(folder);
 }
 
@@ -98,13 +99,17 @@ void RunFolder::undo() try {
 } catch (const UserError&) {  // it cannot be read any more
 }
 
-// Nothing but what a run makes before it begins: a mark in the folder does not make ours what a user puts beside it.
-// The mark goes when all has gone, so that what could not be removed stays ours.
+// Nothing but what a run makes before it begins: a mark in the folder does not make ours what a user puts beside it,
+// and tokens are ours beside the text that we made them of. The mark goes when all has gone, so that what could not be
+// removed stays ours.
 void RunFolder::remove_contents() {
   constexpr std::array kOurs = {"built-in.txt", "checkpoints", "config.textproto", "metrics.jsonl", "run.json", "tb",
                                 "tokens",       "trace",       "train.log"};
+  std::error_code error;
+  const bool built_in = fs::exists(path_ + "/built-in.txt", error);
   for (const std::string& name : list_folder(path_))
     if (std::ranges::any_of(kOurs, [&](std::string_view ours) {
+          if (ours == "tokens" && !built_in) return false;
           return name == ours || name == fmt::format("{}.tmp", ours) || name == fmt::format("{}.partial", ours);
         }))
       remove_quietly(path_ + "/" + name);

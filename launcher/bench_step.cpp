@@ -56,14 +56,14 @@ void report_model(const std::string& name, const Spread& ms, double tokens, doub
 
 // Enough for a few steps without a sequence coming twice.
 Tokens step_tokens(Communicator& world, const config::Config& config) {
-  const int64_t step = config.train().batch() * (config.model().context() + 1);
+  const int64_t step = int64_t{config.train().batch()} * (config.model().context() + 1);
   std::optional<Tokens> tokens;
   agree(world, [&] { tokens = random_tokens(std::max<int64_t>(1 << 18, 4 * step), config.tokenizer().vocabulary()); });
   return std::move(*tokens);
 }
 
 double tokens_per_step(const config::Config& config) {
-  return static_cast<double>(config.train().batch() * config.model().context());
+  return static_cast<double>(config.train().batch()) * config.model().context();
 }
 
 double flops(const config::Config& config) {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 
 #include "comm/host_staged.h"
@@ -250,7 +251,8 @@ void check_fits(const MemoryPlan& plan, const Communicator& world, Device device
 
 int64_t planned_vocabulary(const config::Config& config) {
   const std::string& tokens = config.data().train();
-  if (!tokens.empty()) return load_tokenizer(tokens)->vocabulary_size();
+  std::error_code error;
+  if (std::filesystem::exists(tokens, error)) return load_tokenizer(tokens)->vocabulary_size();
   const bool bytes = config.tokenizer().kind() == config::Tokenizer::BYTE;
   return bytes ? make_byte_tokenizer()->vocabulary_size() : config.tokenizer().vocabulary();
 }

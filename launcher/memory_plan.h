@@ -31,7 +31,8 @@ struct MemoryPlan {
 // Parameters of the model without its tables' rows.
 int64_t count_dense_parameters(const TransformerShape& shape);
 
-// Of the tokens if they are there already, else what the tokenizer is to learn: a plan needs no data.
+// Of the tokens if they are there already, else what the tokenizer is to learn: a plan needs no data. UserError if what
+// is there is no folder of tokens.
 int64_t planned_vocabulary(const config::Config& config);
 
 // `config` is resolved; vocabulary as the tokenizer says; `hosts` of all ranks.

@@ -127,7 +127,7 @@ LoadedModel load_model(Communicator& world, const std::string& path) {
   agree_on(world, "device", device_choice(loaded.config, device));
   agree_on(world, "configuration", to_text(loaded.config));
   loaded.model = std::make_unique<Model>(loaded.config, world, device, loaded.tokenizer->vocabulary_size());
-  load_checkpoint(world, loaded.path, loaded.model->contents(), {.verify = true, .exact = false});
+  load_checkpoint(world, loaded.path, loaded.model->contents(), {.exact = false});
   return loaded;
 }
 

@@ -9,6 +9,7 @@
 #include "comm/agree.h"
 #include "io/checkpoint.h"
 #include "io/config.h"
+#include "io/tokenizer.h"
 #include "launcher/commands.h"
 #include "launcher/memory_plan.h"
 #include "launcher/training_run.h"
@@ -46,6 +47,7 @@ std::string describe_plan(const config::Config& config, const Communicator& worl
   const MemoryPlan plan = plan_memory(config, planned_vocabulary(config), hosts, planned_device(config));
   if (elsewhere) return to_text(plan);
   try {
+    if (!config.data().train().empty()) load_tokenizer(config.data().train());
     check_fits(plan, world, choose_device(config, world));
     return to_text(plan);
   } catch (const UserError& error) {
@@ -65,7 +67,7 @@ void train(TrainingRun& run, Communicator& world) {
     const int64_t step = run.steps_done();
     stopped = stop_agreed(world);
     const bool last = step == plan.steps();
-    if (due(step, plan.memory_every()) || last) run.report_memory();
+    if (plan.memory_every() > 0 && (due(step, plan.memory_every()) || last)) run.report_memory();
     // A scheduler leaves seconds between its signal and the end: they are for saving.
     if ((due(step, plan.eval_every()) || last) && !stopped) stopped = !run.validate([&] { return stop_agreed(world); });
     run.end_step();

@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <filesystem>
+#include <thread>
 
 #include "comm/agree.h"
 #include "io/config.h"
@@ -51,15 +52,24 @@ std::string describe_split(const char* what, const std::optional<Tokens>& tokens
                 : fmt::format("no {}", what);
 }
 
-// `given`, if the run that goes on from there finds no other checkpoint to be its newest: metrics behind `given` are
-// discarded, and what a run has saved is not for us to remove.
-std::string checkpoint_to_resume(const std::string& given, const std::string& folder) {
-  std::string checkpoint = find_checkpoint(given);
+// The run that goes on from `checkpoint` ("": from the beginning) must find no other one to be its newest: metrics
+// behind it are discarded, and what a run has saved is not for us to remove.
+void expect_newest(const std::string& checkpoint, const std::string& folder) {
   const std::optional<std::string> newest = newest_folder(folder);
-  if (newest && !std::filesystem::equivalent(*newest, checkpoint))
+  if (newest && (checkpoint.empty() || !std::filesystem::equivalent(*newest, checkpoint)))
     user_error("{}: is in the way of going on from {}: resume it (auto), remove it, or give another --out", *newest,
-               checkpoint);
-  return checkpoint;
+               checkpoint.empty() ? "the beginning" : checkpoint);
+}
+
+// Whether there is a file with this text; on other hosts a shared file system may show it some seconds later.
+bool holds(const std::string& path, const std::string& text, std::chrono::seconds patience) {
+  const auto end = Clock::now() + patience;
+  while (true) {
+    std::error_code ignored;
+    if (std::filesystem::exists(path, ignored) && read_text(path) == text) return true;
+    if (Clock::now() >= end) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
 }
 
 double exchange_bytes(const Ledger& ledger) {
@@ -98,11 +108,10 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
   Device device;
   agree(world_, [&] {
     if (options_.out.empty()) user_error("train needs a run folder: --out FOLDER");
-    const std::string checkpoints = options_.out + "/checkpoints";
     if (options_.resume == "auto")
-      checkpoint = latest_checkpoint(checkpoints).value_or("");
+      checkpoint = latest_checkpoint(options_.out + "/checkpoints").value_or("");
     else if (!options_.resume.empty())
-      checkpoint = checkpoint_to_resume(options_.resume, checkpoints);
+      checkpoint = find_checkpoint(options_.resume);
     device = choose_device(config_, world_);
     if (config_.data().source() == config::Data::FOLDER) open_tokens(config_.data().train());
   });
@@ -111,7 +120,7 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
   agree_on(world_, "device", device_choice(config_, device));
   const bool built_in = config_.data().source() == config::Data::BUILT_IN;
   if (!built_in) agree_on(world_, "corpus", describe_data());
-  make_folder();
+  make_folder(checkpoint);
   std::optional<BatchSampler> sampler;
   agree(world_, [&] {
     if (built_in) open_tokens(options_.out + "/tokens");
@@ -153,13 +162,32 @@ void TrainingRun::open_tokens(const std::string& folder) {
 }
 
 std::string TrainingRun::describe_data() const {
-  return describe_split("training tokens", train_tokens_) + "\n" + describe_split("validation tokens", valid_tokens_);
+  return describe_split("training tokens", train_tokens_) + ", " + describe_split("validation tokens", valid_tokens_);
 }
 
-void TrainingRun::make_folder() {
+void TrainingRun::make_folder(const std::string& checkpoint) {
+  std::string mark;
+  std::string text;
   agree(world_, [&] {
     if (world_.rank() != 0) return;
     folder_.emplace(options_.out, !options_.resume.empty());
+    // Only now is it ours: the run that had it may have saved meanwhile.
+    if (!options_.resume.empty()) expect_newest(checkpoint, folder_->checkpoints());
+    mark = folder_->mark();
+    text = read_text(options_.out + "/" + mark);
+  });
+  // All ranks write rows into its checkpoints.
+  mark = broadcast_text(world_, 0, mark);
+  text = broadcast_text(world_, 0, text);
+  agree(world_, [&] {
+    const Hosts& hosts = world_.hosts();
+    const int host = hosts.of_rank[static_cast<size_t>(world_.rank())];
+    if (!holds(options_.out + "/" + mark, text, std::chrono::seconds(host == hosts.of_rank[0] ? 0 : 60)))
+      user_error("{}: is not on {} what it is on {}; give an --out that all hosts share", options_.out,
+                 hosts.names[static_cast<size_t>(host)], hosts.names[static_cast<size_t>(hosts.of_rank[0])]);
+  });
+  agree(world_, [&] {
+    if (world_.rank() != 0) return;
     if (config_.data().source() == config::Data::BUILT_IN) tokenize_built_in_text(*folder_, options_.out + "/tokens");
   });
 }
@@ -188,6 +216,8 @@ CheckpointFacts TrainingRun::resume(const std::string& checkpoint) {
 
 // A run may go on with other options; that it does is said.
 void TrainingRun::report_changes(const CheckpointFacts& facts) const {
+  if (!facts.corpus.empty() && facts.corpus != describe_data())
+    log_info("changed corpus: {} -> {}", facts.corpus, describe_data());
   try {
     const auto changes = config_changes(parse_config(facts.config_text, "the checkpoint's configuration"), config_);
     for (const std::string& change : changes) log_info("changed {}", change);
@@ -347,7 +377,7 @@ void TrainingRun::save(bool at_the_end) {
   CheckpointFacts facts;
   facts.step = steps_done();
   facts.config_text = to_text(config_);
-  facts.config_hash = config_hash(config_);
+  facts.corpus = describe_data();
   facts.tokenizer_hash = tokenizer_->hash();
   facts.attachments = tokenizer_->files();
   const auto begin = Clock::now();

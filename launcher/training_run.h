@@ -41,7 +41,7 @@ class TrainingRun {
  private:
   void open_tokens(const std::string& folder);
   std::string describe_data() const;  // the same where the same is read
-  void make_folder();
+  void make_folder(const std::string& checkpoint);
   void begin_folder();
   CheckpointFacts resume(const std::string& checkpoint);
   void report_changes(const CheckpointFacts& facts) const;

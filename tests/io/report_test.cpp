@@ -33,7 +33,7 @@ std::string save_one(const std::string& folder) {
        1000,
        [](int64_t row) { return row; },
        {row_tensor("values", values.view().reshape(1000, 64)), row_tensor("v", moments.view().reshape(1000, 1))}}};
-  return save_checkpoint(world, folder, {40, "", 1, 255, {}}, contents);
+  return save_checkpoint(world, folder, {40, "", "", 255, {}}, contents);
 }
 
 TEST(Report, DescribesARun) {

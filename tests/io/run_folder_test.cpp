@@ -109,6 +109,18 @@ TEST(RunFolder, OneThatEndedBeforeItBeganIsBegunAnew) {
   EXPECT_TRUE(fs::exists(folder / "mine/thesis.tex"));
   EXPECT_TRUE(fs::exists(folder / "other/thesis.tex"));
 
+  {
+    const RunFolder first(folder / "tokens", true);
+    make_folder(first.path() + "/tokens");
+    fs::copy(folder / "tokens", folder / "a_users", fs::copy_options::recursive);
+    replace_text(first.path() + "/built-in.txt", "x");
+    fs::copy(folder / "tokens", folder / "built_in", fs::copy_options::recursive);
+  }
+  EXPECT_NE(refusal(folder / "a_users", true).find("is no run"), std::string::npos);
+  EXPECT_TRUE(fs::exists(folder / "a_users/tokens"));
+  EXPECT_EQ(refusal(folder / "built_in", true), "accepted");
+  EXPECT_FALSE(fs::exists(folder / "built_in/tokens"));
+
   replace_text(folder / "killed/more", "x");
   const std::vector<std::string> left = {"checkpoints", "config.textproto", "more", "run.json", "tb", "trace"};
   EXPECT_EQ(list_folder(folder / "killed"), left);

@@ -239,6 +239,7 @@ class Configuration(program.Test):
         self.run_well(*train, cwd="a")
         shutil.rmtree("b/tokens")
         shutil.copytree("a/tokens", "b/tokens")
+        self.refuse_in("ab", train[:-1] + ["elsewhere"], "elsewhere: is not on", "give an --out that all hosts share")
         more = train[:-3] + ["train.steps=5", "--out", "run", "--resume", "auto"]
         self.refuse_in("ab", more, "another checkpoint to go on from than rank 0")
         shutil.copytree("a/run", "b/run")

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs: any number of ranks computes the same, a stopped or killed run goes on as if it had never stopped."""
+"""Whole runs: any number of ranks computes the same, and what a run says of itself is so."""
 import gzip
 import json
 import os
 import re
 import shutil
-import signal
 import time
 
 import program
@@ -85,6 +84,21 @@ class Figures(program.Test):
         self.assertAlmostEqual(sum(sent[purpose]["mib"] for purpose in lookups), table["mib_per_step"])
         self.assertGreater(sent["dense gradients"]["ms"], 0)
 
+    def test_memory_lines_may_be_left_out(self):
+        self.assertIn("memory layer", self.train("some", "train.steps=2", "train.memory_every=1").err)
+        self.assertNotIn("hottest shard", self.train("none", "train.steps=2", "train.memory_every=0").err)
+        self.assertNotIn("memory", metrics("none")[-1])
+
+    def test_a_profile_is_printed_and_kept(self):
+        job = self.train("run", "train.steps=3", ranks=2, options=("--profile",))
+        self.assertRegex(job.err, r"communication \| 2 ranks on 1 host \| 3 steps of [0-9.]+ ms\npurpose +calls/step")
+        self.assertRegex(job.err, r"\ndense gradients +[0-9.]+ ")
+        with open("run/profile.json", encoding="utf-8") as file:
+            self.assertGreater(json.load(file)["purposes"]["partials"]["bytes"], 0)
+        with open("run/trace/trace.json", encoding="utf-8") as file:
+            names = {event["name"] for event in json.load(file)["traceEvents"] if event["ph"] == "X"}
+        self.assertLess({"memory forward", "memory backward", "partials: all_to_all_v"}, names)
+
     def test_of_several_tables_nothing_is_said_that_is_not_known(self):
         job = self.train("run", "train.steps=2", "train.memory_every=2", "model.memory.0.layers=[0,1]", ranks=2)
         self.assertEqual(len(re.findall(r"memory layer[01] \|.*hottest shard", job.err)), 2)
@@ -101,143 +115,6 @@ class Figures(program.Test):
         job.finish()
         self.assertEqual(job.code, 0, job.err)
         self.run_well("generate", "--checkpoint", "run", "--prompt", "a", "--tokens", "3")
-
-
-class Interrupted(program.Test):
-    LONG_RUN = ("train.steps=80", "train.log_every=50", "train.memory_every=0", "train.eval_every=0",
-                "train.checkpoint_every=20")
-
-    def setUp(self):
-        super().setUp()
-        self.arguments = ["train", "--config", "debug", "--out", "run"]
-        for override in self.LONG_RUN:
-            self.arguments += ["--set", override]
-
-    def start(self, ranks, steps):
-        """A run that has done `steps` steps and goes on."""
-        job = Job(self.arguments, ranks)
-        while not os.path.exists("run/metrics.jsonl") or len(metrics("run")) < steps:
-            if job.process.poll() is not None:
-                raise AssertionError(f"it ended by itself:\n{job.finish().err}")
-            time.sleep(0.01)
-        return job
-
-    def assert_goes_on(self, ranks):
-        """A resumed run ends with the same losses as one that was never interrupted, bit for bit."""
-        self.run_well(*self.arguments, "--resume", "auto", ranks=ranks)
-        self.train("whole", *self.LONG_RUN, ranks=ranks)
-        self.assertEqual(len(losses("run")), 80)
-        self.assertEqual(losses("run"), losses("whole"))
-
-    def stop_by(self, number, ranks, whom):
-        job = self.start(ranks, steps=5)
-        if whom == "launcher":
-            job.process.send_signal(number)
-        else:
-            job.kill(whom, number)
-        job.finish(timeout=program.SOON)
-        self.assertEqual(job.code, 0, job.err)
-        self.assertIn("stopped by a signal after step", job.err)
-        done = metrics("run")[-1]["step"]
-        self.assertLess(done, 80)
-        self.assertEqual(sorted(os.listdir("run/checkpoints"))[-1], f"step_{done:08}")
-        self.assert_goes_on(ranks)
-
-    def test_sigterm(self):
-        self.stop_by(signal.SIGTERM, 0, "launcher")
-
-    def test_sigterm_to_one_rank(self):
-        self.stop_by(signal.SIGTERM, 2, 1)
-
-    def test_sigusr1_through_mpirun(self):
-        self.stop_by(signal.SIGUSR1, 2, "launcher")
-
-    def test_a_killed_rank(self):
-        job = self.start(ranks=3, steps=45)
-        job.kill(1, signal.SIGKILL)
-        killed = time.monotonic()
-        job.finish(timeout=program.SOON)
-        self.assertNotEqual(job.code, 0)
-        self.assertLess(time.monotonic() - killed, program.SOON)
-        self.assert_goes_on(ranks=3)
-
-    def test_a_rank_that_does_not_come(self):
-        self.arguments += ["--set", "train.hang_minutes=0.05", "--set", "train.steps=100000"]
-        job = self.start(ranks=2, steps=5)
-        job.kill(0, signal.SIGSTOP)
-        job.finish()
-        self.assertNotEqual(job.code, 0)
-        self.assertRegex(job.err, r"rank 1 has waited \d")
-        with open("run/train.log", encoding="utf-8") as file:
-            self.assertRegex(file.read(), r"\d pkmesh: rank 1 has waited \d")
-
-    def test_a_step_short(self):
-        self.train("run", "train.steps=7")
-        self.train("run", "train.steps=20", options=("--resume", "auto"))
-        self.train("whole", "train.steps=20")
-        self.assertEqual(losses("run"), losses("whole"))
-        job = self.run_well("train", "--out", "run", "--resume", "auto")
-        self.assertIn("nothing to do: all 20 steps are done", job.err)
-        self.assertEqual(losses("run"), losses("whole"))
-
-
-class Diverged(program.Test):
-    OVERRIDES = ("optimizer.learning_rate=10", "optimizer.weight_decay=10", "train.eval_every=0")
-
-    def test_ends_and_keeps_what_was_saved_before(self):
-        self.train("run", "train.steps=2")
-        arguments = ["train", "--out", "run", "--resume", "auto"]
-        for override in self.OVERRIDES + ("train.steps=200", "train.checkpoint_every=5"):
-            arguments += ["--set", override]
-        job = Job(arguments).finish()
-        self.assertEqual(job.code, 2, job.err)
-        self.assertIn("20 steps in turn were not finite: the run has diverged", job.err)
-        self.assertIn("no checkpoint after step", job.err)
-        with open("run/train.log", encoding="utf-8") as file:
-            self.assertIn("error: 20 steps in turn were not finite", file.read().splitlines()[-1])
-        last = metrics("run")[-1]
-        self.assertIsNone(last["loss"])
-        self.assertTrue(last["skipped"])
-        first_bad = next(line["step"] for line in metrics("run") if line.get("skipped"))
-        for name in os.listdir("run/checkpoints"):
-            self.assertLess(int(name.split("_")[1]), first_bad)
-        self.assertIn("loss", self.run_well("inspect", "run").out)
-
-
-class Resumed(program.Test):
-    def test_what_a_run_has_saved_is_not_overtaken(self):
-        self.train("run", "train.steps=4", "train.checkpoint_every=2")
-        self.train("other", "train.steps=2")
-        for checkpoint in ("run/checkpoints/step_00000002", "other"):
-            self.assert_refused(["train", "--out", "run", "--resume", checkpoint, "--set", "train.steps=3"],
-                                "run/checkpoints/step_00000004: is in the way of going on from", checkpoint)
-        self.run_well("train", "--out", "again", "--resume", "run/checkpoints/step_00000002",
-                      "--set", "train.steps=4", "--set", "train.checkpoint_every=2")
-        self.assertEqual(losses("again"), losses("run")[2:])
-
-    def test_refused_it_leaves_the_folder_as_it_was(self):
-        self.train("run", "train.steps=2")
-        with open("run/metrics.jsonl", "w", encoding="utf-8") as file:
-            file.write("no json\nnone\n")
-        self.assert_refused(["train", "--out", "run", "--resume", "auto", "--set", "train.steps=4"], "metrics.jsonl:1")
-
-    def test_with_other_options(self):
-        self.train("run", "train.steps=4")
-        job = self.train("run", "train.steps=6", "optimizer.learning_rate=2e-3", options=("--resume", "auto"))
-        for change in ("train.steps: 4 -> 6", "optimizer.learning_rate: 0.001 -> 0.002"):
-            self.assertIn(f"changed {change}", job.err)
-        self.assertEqual(job.err.count("changed "), 2)
-        with open("run/train.log", encoding="utf-8") as file:
-            kept = [line for line in file.read().splitlines() if "changed " in line]
-        self.assertEqual([line.split("changed ")[1] for line in kept],
-                         [line.split("changed ")[1] for line in job.err.splitlines() if "changed " in line])
-
-    def test_from_a_checkpoint_with_its_configuration(self):
-        self.train("run", "train.steps=4", "train.seed=7")
-        self.run_well("train", "--resume", "run", "--set", "train.steps=6", "--out", "new", ranks=2)
-        self.assertEqual([line["step"] for line in metrics("new")], [5, 6])
-        with open("new/config.textproto", encoding="utf-8") as file:
-            self.assertIn("seed: 7", file.read())
 
 
 class Threads(program.Test):
@@ -311,6 +188,11 @@ class Commands(program.Test):
         large = self.run_well(*plan, "model.memory.0.sub_keys=40000").out
         self.assertIn("\nwould not start here: this run needs", large)
         self.assertIn("\nwould not start here: train.precision", self.run_well(*plan, "train.precision=FP16").out)
+        options = ["data.source=FOLDER", "--set", "data.train=nosuch"]
+        self.assertIn("\nwould not start here: nosuch/", self.run_well(*plan, *options).out)
+        with open("my.textproto", "w", encoding="utf-8") as file:
+            file.write(self.run_well(*plan[:3], "--print-config", "--set", *options).out)
+        self.assertIn("1024 of 1024 rows", self.run_well("inspect", "my.textproto").out)
 
     def test_holds_what_was_planned(self):
         table = ["--set", "model.memory.0.sub_keys=1024", "--set", "model.width=64", "--set", "model.memory.0.layers=[1]"]
