@@ -24,7 +24,7 @@ struct StepLine {
 };
 
 struct MemoryLine {
-  std::string layer;  // "L6"
+  std::string layer;  // the table's name: "layer6"
   double used = 0;    // share of the slots with weight, 0..1
   double kl = 0;
   double hottest_shard = 1;              // greatest over mean of the ranks' reads

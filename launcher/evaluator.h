@@ -23,8 +23,8 @@ struct Evaluation {
   double bits_per_byte(TextSize text, int64_t all_tokens) const;
 };
 
-// Reads `sequences` windows from the beginning, or all if 0; each rank `at_once` at a time, of which nothing depends
-// but memory (what as many take in training is enough) and rounding. Collective. Empties the tables' usage counters
+// Reads `sequences` windows from the beginning, or all if 0; each rank `at_once` at a time, which changes the memory
+// that is needed (no more than as many take in training) and rounding, nothing else. Collective. Empties the tables' usage counters
 // first. Nothing if stop(), asked before each pass, says so: the same on all ranks.
 std::optional<Evaluation> evaluate(Model& model, const Tokens& tokens, int64_t sequences, int64_t at_once = 16,
                                    const std::function<bool()>& stop = {});

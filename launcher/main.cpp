@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program. It owns the ranks, reads the command line, and turns every error into one line and an exit code:
-// 0 done, 2 the user's mistake (nothing was written), 1 anything else.
+// 0 done, 2 what the user can mend (nothing was written, unless a run was under way), 1 anything else.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
