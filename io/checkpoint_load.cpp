@@ -74,11 +74,15 @@ void match(const std::string& path, const CheckpointManifest& manifest, const Ch
       user_error("{}: the model has no table {}; {}", path, table.name, kMend);
 }
 
+void refuse_fault(const std::string& path, const CheckpointManifest::FileFacts& file) {
+  if (const auto fault = file_fault(path, file))
+    user_error("{}/{}: {}; use another checkpoint", path, file.name, *fault);
+}
+
 // This rank's share of the files.
 void verify_files(const Communicator& world, const std::string& path, const CheckpointManifest& manifest) {
   for (size_t i = static_cast<size_t>(world.rank()); i < manifest.files.size(); i += static_cast<size_t>(world.size()))
-    if (const auto fault = file_fault(path, manifest.files[i]))
-      user_error("{}/{}: {}; use another checkpoint", path, manifest.files[i].name, *fault);
+    refuse_fault(path, manifest.files[i]);
 }
 
 // The same on all ranks, unless each has a disk of its own under that name.
@@ -165,11 +169,9 @@ void read_table(const std::string& path, const CheckpointManifest::TableFacts& f
 CheckpointFacts read_facts(const std::string& path, const CheckpointManifest& manifest) {
   CheckpointFacts facts{manifest.step, {}, manifest.corpus, manifest.tokenizer_hash, {}};
   for (const auto& file : manifest.files) {
-    if (file.name == kConfigFile) {
-      facts.config_text = read_text(path + "/" + file.name);
-    } else if (!file.name.ends_with(".safetensors")) {
-      facts.attachments[file.name] = read_text(path + "/" + file.name);
-    }
+    if (file.name.ends_with(".safetensors")) continue;
+    refuse_fault(path, file);  // before its words are taken for the user's
+    (file.name == kConfigFile ? facts.config_text : facts.attachments[file.name]) = read_text(path + "/" + file.name);
   }
   return facts;
 }

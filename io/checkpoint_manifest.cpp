@@ -125,8 +125,8 @@ std::string manifest_text(const CheckpointManifest& manifest) {
 
 CheckpointManifest read_manifest(const std::string& folder) {
   const std::string path = folder + "/" + kManifestFile;
-  std::error_code ignored;
-  if (!std::filesystem::exists(path, ignored))
+  std::error_code error;
+  if (!std::filesystem::exists(path, error) && !error)  // else reading it says why not
     user_error("{}: not a whole checkpoint: it has no {}; use another checkpoint", folder, kManifestFile);
   checkpoint::Manifest message;
   google::protobuf::TextFormat::Parser parser;

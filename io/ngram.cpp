@@ -140,7 +140,7 @@ struct Model {
   }
 };
 
-Model count(const Tokens& train, int64_t most_tokens) {
+Model count_tokens(const Tokens& train, int64_t most_tokens) {
   Model model(train.vocabulary_size());
   const bool all = train.count() <= most_tokens;
   const int64_t pieces =
@@ -162,7 +162,7 @@ Model count(const Tokens& train, int64_t most_tokens) {
 
 }  // namespace
 
-NgramBaseline ngram_baseline(const Tokens& train, const Tokens& valid, int64_t most_tokens) {
+NgramBaseline ngram_baseline(const Tokens& train, const Tokens& valid, int64_t predicted, int64_t most_tokens) {
   PKM_CHECK(most_tokens >= kPieceTokens, "{} tokens are too few to count", most_tokens);
   if (train.count() < 1 || valid.count() < 2)
     user_error("no baseline from {} training and {} validation tokens; tokenize a longer corpus", train.count(),
@@ -170,21 +170,22 @@ NgramBaseline ngram_baseline(const Tokens& train, const Tokens& valid, int64_t m
   if (train.tokenizer_hash() != valid.tokenizer_hash())
     user_error("training tokens are of tokenizer {:016x}, validation tokens of {:016x}; tokenize both with one",
                train.tokenizer_hash(), valid.tokenizer_hash());
-  const Model model = count(train, most_tokens);
+  PKM_CHECK(predicted >= 1 && predicted < valid.count(), "{} of {} tokens to predict", predicted, valid.count());
+  const Model model = count_tokens(train, most_tokens);
 
   double unigram = 0;  // sums of -log p
   double bigram = 0;
   std::vector<int32_t> ids;
-  for (int64_t begin = 0; begin + 1 < valid.count(); begin += kPieceTokens) {
-    ids.resize(static_cast<size_t>(std::min(kPieceTokens + 1, valid.count() - begin)));
+  for (int64_t begin = 0; begin < predicted; begin += kPieceTokens) {
+    ids.resize(static_cast<size_t>(std::min(kPieceTokens, predicted - begin) + 1));
     valid.read(begin, ids);
     for (size_t i = 1; i < ids.size(); ++i) {
       unigram -= std::log(model.unigram[static_cast<size_t>(ids[i])]);
       bigram -= std::log(model.bigram(ids[i - 1], ids[i]));
     }
   }
-  const auto predicted = static_cast<double>(valid.count() - 1);
-  return {std::exp(unigram / predicted), std::exp(bigram / predicted)};
+  const auto count = static_cast<double>(predicted);
+  return {std::exp(unigram / count), std::exp(bigram / count)};
 }
 
 }  // namespace pkmesh

@@ -15,12 +15,13 @@
 namespace pkmesh {
 
 struct NgramBaseline {
-  double unigram_perplexity = 0;  // per token, over every validation token but the first, as EvaluationWindows predicts
+  double unigram_perplexity = 0;  // per token, of what EvaluationWindows predicts: not of the very first
   double bigram_perplexity = 0;
 };
 
-// Counts all training tokens, or `most_tokens` of them in evenly spread pieces. Memory: at most 64 bytes per distinct
-// pair. UserError if there are no training tokens, fewer than two validation tokens, or their tokenizers differ.
-NgramBaseline ngram_baseline(const Tokens& train, const Tokens& valid, int64_t most_tokens = int64_t{32} << 20);
+// Of the first `predicted` validation tokens behind the very first. Counts all training tokens, or `most_tokens` of them
+// in evenly spread pieces. Memory: at most 64 bytes per distinct pair. UserError if there are no training tokens, fewer than two validation tokens, or their tokenizers differ.
+NgramBaseline ngram_baseline(const Tokens& train, const Tokens& valid, int64_t predicted,
+                             int64_t most_tokens = int64_t{32} << 20);
 
 }  // namespace pkmesh

@@ -46,7 +46,8 @@ ordered_json to_json(const RunDescription& description) {
 
 ordered_json read_description(const std::string& path) {
   ordered_json json = ordered_json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) user_error("{}: not JSON; restore the file, or give another --out", path);
+  if (!json.is_object() || (json.contains("resumed") && !json["resumed"].is_array()))
+    user_error("{}: does not describe a run; restore the file, or give another --out", path);
   return json;
 }
 
@@ -86,7 +87,12 @@ void RunFolder::open(bool resume) {
   if (resumed_) read_description(description());
   owns_contents_ = !resumed_;
   if (!resumed_) File::create(unfinished()).append(fmt::format("{} {}\n", now_utc(), std::random_device()()));
-  for (const std::string& folder : {tensorboard(), trace(), checkpoints()}) make_folder(folder);
+  for (const std::string& folder : {tensorboard(), trace(), checkpoints()}) {
+    make_folder(folder);
+    const std::string probe = folder + "/.writable";  // or the first checkpoint would be lost, and the steps before it
+    File::create(probe);
+    remove_quietly(probe);
+  }
 }
 
 RunFolder::~RunFolder() {

@@ -195,7 +195,10 @@ Corpus open_corpus(const TokenizeOptions& options, const std::string& folder) {
 
 void check_options(const TokenizeOptions& options) {
   if (options.inputs.empty()) user_error("no text to tokenize; pass --input FILE...");
-  if (std::ranges::count(options.inputs, "-") > 1) user_error("--input - (standard input) can be given once only");
+  for (const std::string& input : options.inputs)
+    if (std::ranges::count(options.inputs, input) > 1)
+      user_error("--input {}{}: is given twice; what is read twice counts twice, and as text that was not trained on",
+                 input, input == "-" ? " (standard input)" : "");
   for (const std::string& input : options.inputs)
     if (input != "-") size_of(input);  // before anything is made
   if (options.folder.empty()) user_error("no folder to write to; pass --out DIR");

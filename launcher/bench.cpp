@@ -104,7 +104,7 @@ void check(const Benchmark& benchmark, const config::Config& config, const Commu
     user_error("bench {} measures the CPU and its memory; leave train.device out", benchmark.name);
   if (benchmark.memory) first_memory(config);                                        // an error if there is none
   const Device device = benchmark.trains ? choose_device(config, world) : Device{};  // an error if it is not there
-  check_fits(plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), device.kind), world, device);
+  check_fits(plan_memory(config, planned_vocabulary(config), world.hosts(), device.kind), world, device);
 }
 
 void write_figures(const std::string& path, const std::string& name, const config::Config& config,
@@ -129,7 +129,7 @@ std::vector<std::string> benchmark_names() {
 }
 
 MemorySite first_memory(const config::Config& config) {
-  const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
+  const TransformerShape shape = model_shape(config, planned_vocabulary(config));
   if (shape.memories.empty())
     user_error("the configuration has no memory to measure; add one: --set model.memory.0.layers=[0]");
   return shape.memories.front();

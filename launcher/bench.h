@@ -41,7 +41,8 @@ void bench_layer(Communicator& world, const config::Config& config, const BenchO
 void bench_model(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report);
 // Training steps of the model with its memories and without, in turn.
 void bench_step(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report);
-// The layer's step over how many of a table's rows are read, then over sizes of the table. Takes no shape but `options`'.
+// The layer's step over how many of a table's rows are read, then over sizes of the table. Takes no shape but
+// `options`'.
 void bench_flat(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report);
 // What a training run holds in memory against its plan.
 void bench_memory(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report);

@@ -313,14 +313,14 @@ void time_adam(const TransformerShape& shape, Stream& stream, PhaseTable& table)
 int64_t free_memory(const config::Config& config, const Communicator& world) {
   const ProcessMemory now = process_memory();
   const int64_t planned =
-      plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), DeviceKind::kCpu).bytes_per_rank();
+      plan_memory(config, planned_vocabulary(config), world.hosts(), DeviceKind::kCpu).bytes_per_rank();
   return now.machine_available - std::max<int64_t>(planned - now.resident, 0);
 }
 
 }  // namespace
 
 void bench_ops(Communicator& world, const config::Config& config, const BenchOptions& options, BenchReport& report) {
-  const TransformerShape shape = model_shape(config, config.tokenizer().vocabulary());
+  const TransformerShape shape = model_shape(config, planned_vocabulary(config));
   LayerBench bench(config, world, {});
   bench.forward();
   const LookupShape lookup = bench.lookup();

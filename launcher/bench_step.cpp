@@ -23,7 +23,7 @@ constexpr int kWarmUp = 2;
 std::unique_ptr<Trainer> make_trainer(const config::Config& config, Communicator& world, const Tokens& tokens) {
   return std::make_unique<Trainer>(config, world, choose_device(config, world),
                                    BatchSampler(tokens, config.model().context(), config.data().seed()),
-                                   config.tokenizer().vocabulary());
+                                   planned_vocabulary(config));
 }
 
 double timed_step(Trainer& trainer, Communicator& world) {
@@ -39,7 +39,7 @@ void report_memory(Communicator& world, const config::Config& config, const Proc
   const auto peak = slowest(world, static_cast<double>(process_memory().peak));
   const auto grown = slowest(world, static_cast<double>(process_memory().peak - before.resident));
   const auto planned = static_cast<double>(
-      plan_memory(config, config.tokenizer().vocabulary(), world.hosts(), DeviceKind::kCpu).bytes_per_rank());
+      plan_memory(config, planned_vocabulary(config), world.hosts(), DeviceKind::kCpu).bytes_per_rank());
   report.line(
       fmt::format("peak memory of a rank  {} with the memory, {} of it before the model; planned {}: "
                   "measured / planned {:.3f}",
@@ -58,7 +58,7 @@ void report_model(const std::string& name, const Spread& ms, double tokens, doub
 Tokens step_tokens(Communicator& world, const config::Config& config) {
   const int64_t step = int64_t{config.train().batch()} * (config.model().context() + 1);
   std::optional<Tokens> tokens;
-  agree(world, [&] { tokens = random_tokens(std::max<int64_t>(1 << 18, 4 * step), config.tokenizer().vocabulary()); });
+  agree(world, [&] { tokens = random_tokens(std::max<int64_t>(1 << 18, 4 * step), planned_vocabulary(config)); });
   return std::move(*tokens);
 }
 
@@ -67,13 +67,13 @@ double tokens_per_step(const config::Config& config) {
 }
 
 double flops(const config::Config& config) {
-  return cost::step_flops(model_shape(config, config.tokenizer().vocabulary()), config.train().batch());
+  return cost::step_flops(model_shape(config, planned_vocabulary(config)), config.train().batch());
 }
 
 void describe(const config::Config& config, const Communicator& world, BenchReport& report) {
   report.line(fmt::format("{} blocks, width {}, context {}, {} sequences per step, vocabulary {}; {}, {} each",
                           config.model().layers(), config.model().width(), config.model().context(),
-                          config.train().batch(), config.tokenizer().vocabulary(), counted(world.size(), "rank"),
+                          config.train().batch(), planned_vocabulary(config), counted(world.size(), "rank"),
                           counted(threads(), "thread")));
 }
 

@@ -15,30 +15,40 @@
 namespace pkmesh {
 namespace {
 
-// The validation tokens of the run. Tokens of the built-in text stand in the run's own folder.
-std::string validation_folder(const LoadedModel& loaded) {
+// Where the run's tokens are: `named`, or for the built-in text the run's own folder.
+std::string tokens_folder(const LoadedModel& loaded, const std::string& named) {
   const std::filesystem::path run = std::filesystem::canonical(loaded.path).parent_path().parent_path();
-  const bool built_in = loaded.config.data().source() == config::Data::BUILT_IN;
-  std::string folder = built_in ? (run / "tokens").string() : loaded.config.data().valid();
+  return loaded.config.data().source() == config::Data::BUILT_IN ? (run / "tokens").string() : named;
+}
+
+std::string validation_folder(const LoadedModel& loaded) {
+  std::string folder = tokens_folder(loaded, loaded.config.data().valid());
   std::error_code error;
   if (!std::filesystem::exists(folder, error))
     user_error("{}: the validation data of its run, {}, is not there; pass --data FOLDER", loaded.path, folder);
   return folder;
 }
 
-// What counting alone achieves on the same tokens; nothing from a folder without training tokens.
-std::optional<NgramBaseline> baseline_of(const std::string& folder, const Tokens& valid) {
-  if (!Tokens::exist(folder, "train")) return std::nullopt;
-  const Tokens train = Tokens::open(folder, "train", valid.tokenizer_hash());
-  return train.count() < 2 ? std::nullopt : std::optional(ngram_baseline(train, valid));
+bool has_training_tokens(const std::string& folder, const Tokens& valid) {
+  std::error_code error;
+  return std::filesystem::exists(folder, error) && Tokens::exist(folder, "train") &&
+         Tokens::open(folder, "train").tokenizer_hash() == valid.tokenizer_hash();
 }
 
-std::string describe_baseline(const std::string& folder, const std::optional<NgramBaseline>& baseline,
-                              double perplexity) {
-  if (!baseline) return fmt::format("baselines    none: {} has no training tokens to count\n", folder);
+// What counting achieves on the same tokens as the model: counting the run's training tokens or, where these are not
+// there any more, those beside the data.
+std::string describe_baseline(const LoadedModel& loaded, const std::string& data, const Tokens& valid,
+                              const Evaluation& evaluation) {
+  const std::string trained = tokens_folder(loaded, loaded.config.data().train());
+  const std::string& counted = has_training_tokens(trained, valid) ? trained : data;
+  if (!has_training_tokens(counted, valid))
+    return fmt::format("baselines    none: {} has no training tokens to count\n", counted);
+  const NgramBaseline baseline = ngram_baseline(Tokens::open(counted, "train"), valid, evaluation.tokens);
   return fmt::format(
-      "baselines    unigram {:.2f}, bigram {:.2f} per token; the model's perplexity is {:.2f} times the bigram's\n",
-      baseline->unigram_perplexity, baseline->bigram_perplexity, perplexity / baseline->bigram_perplexity);
+      "baselines    unigram {:.2f}, bigram {:.2f} per token{}; the model's perplexity is {:.2f} times the bigram's\n",
+      baseline.unigram_perplexity, baseline.bigram_perplexity,
+      counted == data ? "" : fmt::format(" (counts of {})", counted),
+      evaluation.perplexity() / baseline.bigram_perplexity);
 }
 
 std::string describe_health(const std::string& table, int64_t slots, const MemoryHealth& health) {
@@ -52,15 +62,19 @@ std::string describe_health(const std::string& table, int64_t slots, const Memor
 }
 
 std::string describe(const LoadedModel& loaded, const std::string& folder, const Tokens& tokens,
-                     const Evaluation& evaluation, const std::optional<NgramBaseline>& baseline) {
+                     const Evaluation& evaluation) {
   std::string text = fmt::format("checkpoint   {} (step {})\n", loaded.path, loaded.facts.step);
-  text += fmt::format("data         {}: {} tokens in {} sequences of {}\n", folder, evaluation.tokens,
-                      evaluation.sequences, loaded.config.model().context());
+  text +=
+      fmt::format("data         {}: {} tokens in {} sequences of {}{}\n", folder, evaluation.tokens,
+                  evaluation.sequences, loaded.config.model().context(), evaluation.whole ? "" : ", the first of more");
   text += fmt::format("loss         {:.4f} nats per token\n", evaluation.loss);
-  text += fmt::format("perplexity   {:.2f} per token, {:.6g} per word, {:.3f} bits per byte\n", evaluation.perplexity(),
-                      evaluation.perplexity_per_word(tokens.text(), tokens.count()),
-                      evaluation.bits_per_byte(tokens.text(), tokens.count()));
-  text += describe_baseline(folder, baseline, evaluation.perplexity());
+  text += fmt::format("perplexity   {:.2f} per token", evaluation.perplexity());
+  if (evaluation.whole) {  // how many words and bytes a part has is not known
+    if (tokens.text().words > 0)
+      text += fmt::format(", {:.6g} per word", evaluation.perplexity_per_word(tokens.text(), tokens.count()));
+    text += fmt::format(", {:.3f} bits per byte", evaluation.bits_per_byte(tokens.text(), tokens.count()));
+  }
+  text += fmt::format("\n{}", describe_baseline(loaded, folder, tokens, evaluation));
   const auto& tables = loaded.model->transformer().tables();
   for (size_t i = 0; i < tables.size(); ++i)
     text += describe_health(tables[i]->shape().name, tables[i]->shape().slots, evaluation.memories[i]);
@@ -84,7 +98,7 @@ int eval_command(Communicator& world, const EvalArguments& options) {
   const Evaluation evaluation = *evaluate(*loaded.model, *tokens, options.sequences);
   agree(world, [&] {
     if (world.rank() != 0) return;
-    print_out(describe(loaded, folder, *tokens, evaluation, baseline_of(folder, *tokens)));
+    print_out(describe(loaded, folder, *tokens, evaluation));
   });
   return 0;
 }

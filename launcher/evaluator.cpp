@@ -58,6 +58,7 @@ std::optional<Evaluation> evaluate(Model& model, const Tokens& tokens, int64_t s
   evaluation.loss = sums[0] / sums[1];
   evaluation.tokens = static_cast<int64_t>(sums[1]);
   evaluation.sequences = all;
+  evaluation.whole = all == windows.count();
   evaluation.memories = model.memory_health();
   return evaluation;
 }

@@ -116,7 +116,8 @@ void add_eval(CLI::App& app, EvalArguments& options, Action& action) {
   auto* command = app.add_subcommand("eval", "Perplexity and memory health of a checkpoint");
   command->add_option("--checkpoint", options.checkpoint, "A checkpoint, or a run folder (its newest one)")->required();
   command->add_option("--data", options.data, "Token folder (default: the run's validation data)");
-  command->add_option("--sequences", options.sequences, "Sequences to read (default: all)")->check(whole_number(0));
+  command->add_option("--sequences", options.sequences, "The first so many sequences only (default, and 0: all)")
+      ->check(whole_number(0));
   command->callback([&] { action = [&](Communicator& world) { return eval_command(world, options); }; });
 }
 
@@ -166,14 +167,22 @@ void add_others(CLI::App& app, Options& options, Action& action) {
   });
 }
 
-// An empty value is a variable that was not set: refused, or it would count as an option that was not given. Only the
-// empty prompt means something: text without a beginning.
-void refuse_empty_values(CLI::App& app) {
-  const CLI::Validator given([](const std::string& text) { return text.empty() ? "the value is empty" : ""; }, "");
+// An empty value is a variable that was not set: refused, or it would count as an option that was not given. So is an
+// option in a value's place, where the variable stood without quotes. Only the empty prompt means something: text
+// without a beginning.
+void refuse_absent_values(CLI::App& app) {
   for (CLI::App* command : app.get_subcommands(nullptr))
-    for (CLI::Option* option : command->get_options())
-      if (option->get_items_expected_max() > 0 && option->get_name() != "--prompt")
-        option->transform(given);  // before its own checks
+    for (CLI::Option* option : command->get_options()) {
+      if (option->get_items_expected_max() == 0) continue;
+      const bool may_be_empty = option->get_name() == "--prompt";
+      const auto absent = [=](const std::string& text) -> std::string {
+        if (text.empty()) return may_be_empty ? "" : "the value is empty";
+        const bool is_option =
+            text[0] == '-' && command->get_option_no_throw(text.substr(0, text.find('='))) != nullptr;
+        return is_option ? fmt::format("its value is missing: {} is an option itself", text) : "";
+      };
+      option->transform(CLI::Validator(absent, ""));  // before its own checks
+    }
 }
 
 // "--out=" as "--out" and "": CLI11 would take the argument that follows for the value.
@@ -194,6 +203,13 @@ std::string one_line(std::string text) {
   return text;
 }
 
+// The command's option that `word` may have been meant for, or nothing.
+std::string nearest_option(const CLI::App& command, const std::string& word) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : command.get_options()) names.push_back(option->get_name());
+  return word.starts_with("--") ? config::nearest(word.substr(0, word.find('=')), names) : "";
+}
+
 // One line for a command line that cannot be read, in our words where the library's would puzzle.
 std::string complaint(const CLI::App& app, const std::vector<std::string>& arguments, const CLI::ParseError& error) {
   const auto chosen = app.get_subcommands();
@@ -208,8 +224,19 @@ std::string complaint(const CLI::App& app, const std::vector<std::string>& argum
   }
   const std::vector<std::string> left_over = app.remaining(/*recurse=*/true);
   if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError) && !left_over.empty()) {
-    const auto unknown = std::ranges::find_first_of(arguments, left_over);
-    return fmt::format("{} is not understood here; {}", *unknown, help);
+    const std::string& unknown = *std::ranges::find_first_of(arguments, left_over);
+    const std::string near = nearest_option(*chosen[0], unknown);
+    return fmt::format("{} is not understood here{}; {}", unknown,
+                       near.empty() ? "" : fmt::format(" (did you mean {}?)", near), help);
+  }
+  // What is required and missing may have been misspelt.
+  const bool missing = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError) && !chosen.empty();
+  for (const std::string& argument : arguments) {
+    const std::string name = argument.substr(0, argument.find('='));
+    if (!missing || !name.starts_with("--") || chosen[0]->get_option_no_throw(name) != nullptr) continue;
+    const std::string near = nearest_option(*chosen[0], name);
+    return fmt::format("{}: no such option{}; {}", name, near.empty() ? "" : fmt::format(" (did you mean {}?)", near),
+                       help);
   }
   return fmt::format("{}; {}", error.what(), help);
 }
@@ -238,7 +265,7 @@ int run(Communicator& world, int argc, char** argv, const std::string& threads) 
   add_eval(app, options.eval, action);
   add_generate(app, options.generate, action);
   add_others(app, options, action);
-  refuse_empty_values(app);
+  refuse_absent_values(app);
   try {
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
   } catch (const CLI::ParseError& error) {  // every rank reads the same line: rank 0 speaks for all

@@ -13,6 +13,7 @@
 #include "io/tokenizer.h"
 #include "layers/cross_entropy.h"
 #include "layers/memory/sum_by_row.h"
+#include "runtime/parallel.h"
 #include "runtime/process_memory.h"
 #include "runtime/text.h"
 
@@ -240,6 +241,14 @@ void check_fits(const MemoryPlan& plan, const Communicator& world, Device device
     if (!plan.trains) user_error("this checkpoint needs {}; start it on more {}", text, remedy);
     user_error("this run needs {}: see pkmesh train --dry-run; use more {} or a smaller model", text, remedy);
   };
+  // OpenBLAS maps so much for each thread that multiplies and, where it gets none, asks again for ever.
+  constexpr int64_t kBlasBytes = int64_t{128} << 20;
+  const int64_t space = plan.bytes_per_rank(DeviceKind::kCpu) + threads() * kBlasBytes;
+  const int64_t left = process_memory().address_space_left;
+  if (space > left)
+    user_error("{} of address space are left to a rank on {}, and it needs {}: raise `ulimit -v`",
+               bytes_text(static_cast<double>(std::max<int64_t>(left, 0))), name,
+               bytes_text(static_cast<double>(space)));
   check(ranks * plan.bytes_per_rank(DeviceKind::kCpu), process_memory().machine_total, name, "hosts");
   if (device.kind == DeviceKind::kCpu) return;
   const int64_t gpus = device_count(device.kind);

@@ -26,7 +26,7 @@ std::string settled_text(const std::string& plan) {
 std::optional<int> number_in(const char* name) {
   const char* text = std::getenv(name);
   if (text == nullptr) return {};
-  const int number = std::atoi(text);  // OMP_NUM_THREADS may be a list, one count per level
+  const int number = std::atoi(text);
   return number >= 1 || std::string_view(text).starts_with('0') ? std::optional<int>(number) : std::nullopt;
 }
 
@@ -82,8 +82,9 @@ bool leads_its_core(int cpu) {
 Cores look_around() {
   Cores cores;
   cores.bound = affinity();
-  cores.threads = number_in("OMP_NUM_THREADS");
-  if (cores.threads == 0) cores.threads.reset();  // OpenMP does not heed it
+  const char* asked = std::getenv("OMP_NUM_THREADS");
+  if (asked != nullptr) cores.threads = openmp_threads(asked);
+  cores.misled = asked != nullptr && !cores.threads;
   cores.waits = std::getenv("OMP_WAIT_POLICY") != nullptr;
   // Open MPI binds each rank to one core unless told otherwise, and tells its ranks what it was told.
   const auto told = [](const char* name) { return std::getenv(name) != nullptr; };
@@ -120,6 +121,23 @@ std::optional<int> tasks_of_node(std::string_view list, int node) {
   return std::nullopt;
 }
 
+std::optional<int> openmp_threads(std::string_view list) {
+  if (list.ends_with(',')) return std::nullopt;
+  int first = 0;
+  while (!list.empty()) {
+    const size_t comma = std::min(list.find(','), list.size());
+    std::string_view entry = list.substr(0, comma);
+    list.remove_prefix(std::min(list.size(), comma + 1));
+    while (entry.starts_with(' ')) entry.remove_prefix(1);
+    while (entry.ends_with(' ')) entry.remove_suffix(1);
+    int number = 0;
+    const auto [end, error] = std::from_chars(entry.data(), entry.data() + entry.size(), number);
+    if (error != std::errc() || end != entry.data() + entry.size() || number < 1) return std::nullopt;
+    if (first == 0) first = number;
+  }
+  return first > 0 ? std::optional(first) : std::nullopt;
+}
+
 ThreadPlan plan_threads(const Cores& cores) {
   ThreadPlan plan;
   const auto available = static_cast<int>(cores.available.size());
@@ -146,7 +164,7 @@ std::string settle_threads(char** argv) {
   }
   const Cores cores = look_around();
   const ThreadPlan plan = plan_threads(cores);
-  const bool as_is = plan.cores.empty() && !plan.passive &&
+  const bool as_is = plan.cores.empty() && !plan.passive && !cores.misled &&
                      (cores.threads.has_value() || plan.threads == static_cast<int>(cores.bound.size()));
   if (as_is) return plan.text;
   if (!plan.cores.empty()) bind(plan.cores);

@@ -19,6 +19,7 @@ struct Cores {
   int ranks = 1;
   bool may_bind = false;            // it is bound by a launcher's default, or not at all under one; nobody chose that
   std::optional<int> threads = {};  // OMP_NUM_THREADS
+  bool misled = false;              // it is set to what is no number of threads, which OpenMP may read otherwise
   bool waits = false;               // OMP_WAIT_POLICY is set
 };
 
@@ -33,6 +34,9 @@ ThreadPlan plan_threads(const Cores& cores);
 
 // Entry `node` of Slurm's "2(x3),1", which says 2 for nodes 0 to 2 and 1 for node 3; nothing if it has none.
 std::optional<int> tasks_of_node(std::string_view list, int node);
+
+// Of OMP_NUM_THREADS, a list with one count per level of nesting, the first; nothing if it is none.
+std::optional<int> openmp_threads(std::string_view list);
 
 // Starts the program anew, with the same arguments, as the plan says, if that is not how it runs already: OpenMP and
 // BLAS read the environment once, before main(). Call it first. Returns the plan's text.

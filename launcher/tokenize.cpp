@@ -104,7 +104,9 @@ int tokenize_command(Communicator& world, const TokenizeArguments& arguments) {
   log_info("valid      {}", describe(summary.valid));
   log_info("speed      {}/s", bytes_text(static_cast<double>(summary.train.text.bytes + summary.valid.text.bytes) /
                                          summary.encoding_seconds));
-  log_info("folder     {} (train with --set data.train={})", arguments.out, arguments.out);
+  const bool plain = arguments.out.find_first_of(" \t\"'$&;()<>|*?`\\") == std::string::npos;  // for a shell
+  log_info("folder     {} (train with --set {})", arguments.out,
+           plain ? "data.train=" + arguments.out : fmt::format("'data.train={}'", arguments.out));
   return 0;
 }
 

@@ -343,10 +343,10 @@ bool TrainingRun::validate(const std::function<bool()>& stop) {
   if (!measured) return false;
   const Evaluation& evaluation = *measured;
   line_["validation"] = {
-      {"loss", evaluation.loss},
-      {"perplexity", evaluation.perplexity()},
-      {"perplexity_per_word", evaluation.perplexity_per_word(valid_tokens_->text(), valid_tokens_->count())},
-      {"tokens", evaluation.tokens}};
+      {"loss", evaluation.loss}, {"perplexity", evaluation.perplexity()}, {"tokens", evaluation.tokens}};
+  if (evaluation.whole)
+    line_["validation"]["perplexity_per_word"] =
+        evaluation.perplexity_per_word(valid_tokens_->text(), valid_tokens_->count());
   for (size_t i = 0; i < evaluation.memories.size(); ++i)
     line_["validation"]["memory"][trainer_->model().transformer().tables()[i]->shape().name] =
         to_json(evaluation.memories[i]);

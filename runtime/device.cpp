@@ -8,6 +8,7 @@
 
 #include "runtime/check.h"
 #include "runtime/parallel.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 
@@ -50,8 +51,8 @@ std::shared_ptr<std::byte> allocate_plain(int64_t bytes) {
   const auto length = static_cast<size_t>((bytes + kHugePage - 1) / kHugePage * kHugePage + kHugePage);
   void* base = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED)
-    user_error("out of memory: {:.2f} GiB were not to be had; use more ranks, a smaller table or bf16 rows",
-               static_cast<double>(bytes) / (1 << 30));
+    user_error("out of memory: {} were not to be had; free memory or raise its limit (ulimit -v), or use more ranks",
+               bytes_text(static_cast<double>(bytes)));
   const auto address = reinterpret_cast<uintptr_t>(base);
   auto* aligned = static_cast<std::byte*>(base) + (kHugePage - address % kHugePage) % kHugePage;
   madvise(aligned, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // advice: the system may lend none

@@ -31,7 +31,8 @@ struct fp16 {
     return std::bit_cast<float>(sign | (magnitude < kInfinite ? scaled : magnitude | 0x7F800000U));
   }
 
-  // Rounds away from zero with the probability that the 16 random bits give: unbiased in the mean. Finite values only.
+  // Rounds away from zero with the probability that the 16 random bits give: unbiased in the mean. Finite values only,
+  // and none becomes infinite: what is beyond 65504 is 65504.
   PKM_HOST_DEVICE static fp16 stochastic(float value, uint32_t random16) {
     const auto u = std::bit_cast<uint32_t>(value);
     const uint32_t magnitude = u & 0x7FFFFFFFU;
@@ -41,7 +42,8 @@ struct fp16 {
     const uint32_t small = static_cast<uint32_t>(whole) + (rest > static_cast<float>(random16 & 0xFFFFU) ? 1U : 0U);
     const uint32_t normal = (magnitude + ((random16 & 0xFFFFU) >> 3) - kRebias) >> 13;
     fp16 result;
-    result.bits = static_cast<uint16_t>((u >> 16 & 0x8000U) | pick(magnitude, small, normal));
+    const uint32_t rounded = pick(magnitude, small, normal);
+    result.bits = static_cast<uint16_t>((u >> 16 & 0x8000U) | (rounded < kLargest ? rounded : kLargest));
     return result;
   }
   friend bool operator==(fp16, fp16) = default;
@@ -51,6 +53,7 @@ struct fp16 {
   static constexpr uint32_t kRebias = 112U << 23;          // between the exponents of float and fp16
   static constexpr uint32_t kSmallestNormal = 113U << 23;  // 2^-14
   static constexpr uint32_t kBeyond = 143U << 23;          // 2^16
+  static constexpr uint32_t kLargest = 0x7BFFU;            // 65504, as an fp16
   static constexpr uint32_t kInfinite = 0x7C00U << 13;     // an fp16's, where a float has its fraction and exponent
 
   // Of a float's magnitude, rounded as a subnormal or as a normal number, the one that it is.

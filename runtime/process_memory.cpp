@@ -2,11 +2,13 @@
 #include "runtime/process_memory.h"
 
 #include <fmt/core.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cctype>
 #include <charconv>
 #include <fstream>
+#include <limits>
 #include <sstream>
 #include <string>
 
@@ -85,6 +87,10 @@ ProcessMemory process_memory() {
                           proc_bytes(machine, "MemAvailable")};
   const std::optional<int64_t> limit = cgroup_limit(slurp("/proc/self/cgroup"));
   if (limit) memory.machine_total = std::min(memory.machine_total, *limit);
+  rlimit space{};
+  const bool limited = ::getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != RLIM_INFINITY;
+  memory.address_space_left = limited ? static_cast<int64_t>(space.rlim_cur) - proc_bytes(status, "VmSize")
+                                      : std::numeric_limits<int64_t>::max();
   memory.machine_available = std::min(memory.machine_available, memory.machine_total - memory.resident);
   return memory;
 }

@@ -9,7 +9,7 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 build_packages=(g++ cmake ninja-build ccache pkg-config openmpi-bin libopenmpi-dev libopenblas-openmp-dev libdnnl-dev libprotobuf-dev
   protobuf-compiler libsentencepiece-dev libcli11-dev libspdlog-dev libfmt-dev nlohmann-json3-dev libxxhash-dev zlib1g-dev
-  libgtest-dev libbenchmark-dev)
+  libgtest-dev)
 
 # need PACKAGE...: installs the Debian packages that are missing (as root, or through sudo).
 need() {

@@ -87,17 +87,19 @@ TEST(Ngram, AgreesWithTheFormulas) {
     const auto valid = chain(60, 21, 2);  // with tokens that training has not seen
     const Tokens train_tokens = written_tokens(folder.path(), train, 21, 100);
     const Tokens valid_tokens = written_tokens(folder.path(), valid, 21, 17, "valid");
-    const NgramBaseline baseline = ngram_baseline(train_tokens, valid_tokens);
-    const Reference reference{train, 21};
-    double unigram = 0;
-    double bigram = 0;
-    for (size_t i = 1; i < valid.size(); ++i) {
-      unigram -= std::log(reference.unigram(valid[i]));
-      if (count > 1) bigram -= std::log(reference.bigram(valid[i - 1], valid[i]));
+    for (const int64_t predicted : {1, 20, 59}) {
+      const NgramBaseline baseline = ngram_baseline(train_tokens, valid_tokens, predicted);
+      const Reference reference{train, 21};
+      double unigram = 0;
+      double bigram = 0;
+      for (size_t i = 1; i <= static_cast<size_t>(predicted); ++i) {
+        unigram -= std::log(reference.unigram(valid[i]));
+        if (count > 1) bigram -= std::log(reference.bigram(valid[i - 1], valid[i]));
+      }
+      if (count == 1) bigram = unigram;  // no pair was seen
+      EXPECT_NEAR(baseline.unigram_perplexity / std::exp(unigram / static_cast<double>(predicted)), 1, 1e-9);
+      EXPECT_NEAR(baseline.bigram_perplexity / std::exp(bigram / static_cast<double>(predicted)), 1, 1e-9);
     }
-    if (count == 1) bigram = unigram;  // no pair was seen
-    EXPECT_NEAR(baseline.unigram_perplexity / std::exp(unigram / 59), 1, 1e-9);
-    EXPECT_NEAR(baseline.bigram_perplexity / std::exp(bigram / 59), 1, 1e-9);
   }
 }
 
@@ -123,12 +125,12 @@ TEST(Ngram, ALongChainIsLearntWhole) {
   std::vector<int32_t> cycle(200001);
   for (size_t i = 0; i < cycle.size(); ++i) cycle[i] = static_cast<int32_t>(i % 50000);
   const Tokens train = written_tokens(folder.path(), cycle, 50000, 70000);
-  const NgramBaseline all = ngram_baseline(train, train);
+  const NgramBaseline all = ngram_baseline(train, train, train.count() - 1);
   // No count is one: half is taken from each, and given back evenly to tokens that were all seen.
   const double unigram = 200001 / (std::pow(4, 49999.0 / 50000) * std::pow(5, 1.0 / 50000));
   EXPECT_NEAR(all.unigram_perplexity / unigram, 1, 1e-9);
   EXPECT_NEAR(all.bigram_perplexity, 4 / (3.5 + 0.5 / 50000), 1e-9);
-  const NgramBaseline some = ngram_baseline(train, train, 1 << 16);
+  const NgramBaseline some = ngram_baseline(train, train, train.count() - 1, 1 << 16);
   const double twice = (1 << 16) - 1 - 50000;
   const double once = 50000 - twice;
   const double discount = once / (once + 2 * twice);
@@ -142,13 +144,13 @@ TEST(Ngram, MistakesAreTheUsersErrors) {
   const Tokens some = written_tokens(folder.path(), {1, 2, 3}, 21);
   const Tokens one = written_tokens(folder.path(), {1}, 21, 100, "one");
   const Tokens none = written_tokens(folder.path(), {}, 21, 100, "none");
-  EXPECT_THROW(ngram_baseline(none, some), UserError);
-  EXPECT_THROW(ngram_baseline(some, one), UserError);
-  EXPECT_NO_THROW(ngram_baseline(one, some));
+  EXPECT_THROW(ngram_baseline(none, some, 1), UserError);
+  EXPECT_THROW(ngram_baseline(some, one, 1), UserError);
+  EXPECT_NO_THROW(ngram_baseline(one, some, 1));
   TokenWriter writer(folder.path(), "other", SizedTokenizer(21, 8), 100);
   writer.append(std::vector<int32_t>{1, 2, 3}, {});
   writer.finish();
-  EXPECT_THROW(ngram_baseline(some, Tokens::open(folder.path(), "other")), UserError);
+  EXPECT_THROW(ngram_baseline(some, Tokens::open(folder.path(), "other"), 1), UserError);
 }
 
 }  // namespace

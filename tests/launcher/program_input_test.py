@@ -28,6 +28,26 @@ class CommandLine(program.Test):
         self.assert_refused(["generate", "--checkpoint", "x"], "--prompt is required", ranks=(0,))
         self.assert_refused(["tokenize", "--out", "tokens"], "--input is required", ranks=(0,))
 
+    def test_options_in_a_values_place(self):
+        """`--out $OUT` where the variable is not set."""
+        for arguments, words in (([*DEBUG, "--out", "--dry-run"], "--out: its value is missing: --dry-run is an option itself"),
+                                 ([*DEBUG, "--out", "-h"], "-h is an option itself"),
+                                 ([*DEBUG, "--out", "--resume=auto"], "--resume=auto is an option itself"),
+                                 (["generate", "--checkpoint", "x", "--prompt", "--tokens=5"], "--prompt: its value"),
+                                 (["eval", "--checkpoint", "--sequences", "3"], "--checkpoint: its value is missing")):
+            self.assert_refused(arguments, words, ranks=(0,))
+        self.train("-", "train.steps=1")
+
+    def test_misspelt_options(self):
+        for arguments, words in ((["generate", "--propmt", "x"], "--propmt: no such option (did you mean --prompt?)"),
+                                 (["eval", "--chekpoint=x"], "--chekpoint: no such option (did you mean --checkpoint?)"),
+                                 (["eval", "--checkpoint", "x", "--sequence", "3"], "(did you mean --sequences?)"),
+                                 (["inspect", "--foo"], "--foo: no such option; ")):
+            self.assert_refused(arguments, words, ranks=(0,))
+
+    def test_address_space_that_is_too_small(self):
+        self.assert_refused([*DEBUG, "--out", "run"], "address space", "ulimit -v", ranks=(0,), shell="ulimit -v 400000; exec")
+
     def test_options_that_exclude_each_other(self):
         self.assert_refused(DEBUG + ["--dry-run", "--print-config"], "--print-config", "--dry-run", ranks=(0,))
 
@@ -331,10 +351,13 @@ class Corpus(program.Test):
         os.remove("valid/train-00000.tok")
         for ranks in (0, 2):
             evaluation = self.run_well("eval", "--checkpoint", "run", "--data", "valid", ranks=ranks).out
-            self.assertIn("baselines    none: valid has no training tokens", evaluation)
-        shutil.copy("run/tokens/train-00000.tok", "valid")
-        flip_a_bit("valid/train-00000.tok", 4001)  # found when the baseline is counted
-        self.assert_refused(["eval", "--checkpoint", "run", "--data", "valid"], "valid/train-00000.tok", "checksum")
+            self.assertRegex(evaluation, r"baselines +unigram .* per token \(counts of \S*run/tokens\)")
+        shutil.move("run/tokens/train-00000.tok", "kept")
+        evaluation = self.run_well("eval", "--checkpoint", "run", "--data", "valid").out
+        self.assertIn("baselines    none: valid has no training tokens", evaluation)
+        shutil.move("kept", "run/tokens/train-00000.tok")
+        flip_a_bit("run/tokens/train-00000.tok", 4001)  # found when the baseline is counted
+        self.assert_refused(["eval", "--checkpoint", "run", "--data", "valid"], "tokens/train-00000.tok", "checksum")
 
     def test_a_context_longer_than_the_built_in_text(self):
         self.assert_refused(setting("model.context=100000", out="not/yet/there"), "smaller context")

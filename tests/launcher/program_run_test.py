@@ -256,6 +256,10 @@ class Commands(program.Test):
         last = metrics("run")[-1]["validation"]["loss"]
         whole = loss(self.run_well("eval", "--checkpoint", "run", "--sequences", "12").out)
         self.assertLess(abs(whole - last), 2e-4)
+        part = self.run_well("eval", "--checkpoint", "run", "--sequences", "1").out
+        self.assertIn(", the first of more\n", part)
+        self.assertNotIn("per word", part)  # nobody knows how many words it has
+        self.assertIn("per word", alone)
         self.run_well("eval", "--checkpoint", "run/checkpoints/step_00000010", "--data", "more")
 
     def check_generate(self):

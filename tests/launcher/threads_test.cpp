@@ -40,6 +40,13 @@ TEST(Threads, SlurmsListOfTasks) {
   for (const char* list : {"2(x3),1", "", "x", "0"}) EXPECT_FALSE(tasks_of_node(list, 4)) << list;
 }
 
+TEST(Threads, OpenMpsListOfThreads) {
+  EXPECT_EQ(openmp_threads("4"), 4);
+  EXPECT_EQ(openmp_threads(" 4 , 2"), 4);
+  for (const char* list : {"", "0", "-1", "1.5", "1e3", "abc", "2147483648", "4,", "4,x", ","})
+    EXPECT_FALSE(openmp_threads(list)) << list;
+}
+
 TEST(Threads, MoreRanksThanCoresComputeWithOneAndAreNotBound) {
   const ThreadPlan plan = plan_threads(on_eight(8, 9));
   EXPECT_EQ(plan.threads, 1);

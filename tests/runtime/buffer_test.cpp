@@ -116,6 +116,11 @@ TEST(Fp16, RoundsStochasticallyWithoutBias) {
     }
     EXPECT_NEAR(sum / 65536, value, std::max(std::abs(value) * 1e-7, 1e-12)) << value;
   }
+  for (const float value : {65504.0F, 65519.0F, 65535.0F, 65536.0F, 1e30F, 3.4e38F})
+    for (const uint32_t r : {0U, 1U, 65535U}) {
+      EXPECT_EQ(static_cast<float>(fp16::stochastic(value, r)), 65504.0F) << value;
+      EXPECT_EQ(static_cast<float>(fp16::stochastic(-value, r)), -65504.0F) << value;
+    }
 }
 
 }  // namespace
