@@ -46,7 +46,7 @@ ordered_json to_json(const RunDescription& description) {
 
 ordered_json read_description(const std::string& path) {
   ordered_json json = ordered_json::parse(read_text(path), nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || (json.contains("resumed") && !json["resumed"].is_array()))
+  if (!json.is_object() || !json.contains("command") || (json.contains("resumed") && !json["resumed"].is_array()))
     user_error("{}: does not describe a run; restore the file, or give another --out", path);
   return json;
 }

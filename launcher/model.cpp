@@ -114,11 +114,6 @@ LoadedModel load_model(Communicator& world, const std::string& path) {
     loaded.facts = read_checkpoint_facts(loaded.path);
     loaded.config = resolve(parse_config(loaded.facts.config_text, loaded.path + "/config.textproto"));
     loaded.tokenizer = load_tokenizer(loaded.path);
-    if (loaded.tokenizer->hash() != loaded.facts.tokenizer_hash)
-      user_error(
-          "{}: its tokenizer is not the one that the model was trained with; restore tokenizer.json and "
-          "tokenizer.model, or use another checkpoint",
-          loaded.path);
     suit_this_machine(loaded.config);
     device = choose_device(loaded.config, world);
     check_fits(plan_reading(loaded.config, loaded.tokenizer->vocabulary_size(), world.hosts(), device.kind), world,

@@ -62,8 +62,10 @@ TEST(RunFolder, AnotherRunIsNotWrittenOver) {
   replace_text(folder / "other/thesis.tex", "x");
   for (const bool resume : {false, true})
     EXPECT_NE(refusal(folder / "other", resume).find("is no run"), std::string::npos);
-  replace_text(folder / "run/run.json", "[torn");
-  EXPECT_NE(refusal(folder / "run", true).find("not JSON"), std::string::npos);
+  for (const char* text : {"[torn", "{}", R"({"resumed": {"a": 1}})", R"({"resumed": "x"})"}) {
+    replace_text(folder / "run/run.json", text);
+    EXPECT_NE(refusal(folder / "run", true).find("does not describe a run"), std::string::npos) << text;
+  }
   EXPECT_EQ(read_text(folder / "run/config.textproto"), "second\n");
   make_folder(folder / "empty");
   EXPECT_EQ(refusal(folder / "empty", true), "accepted");

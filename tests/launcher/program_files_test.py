@@ -62,7 +62,7 @@ class Checkpoints(program.Test):
         for name in ("tokenizer.json", "tokenizer.model"):
             shutil.copy(f"other/{name}", self.newest)
         for command in (["eval"], ["generate", "--prompt", "a"]):
-            self.assert_refused(command + ["--checkpoint", "run"], "its tokenizer is not the one", ranks=(0,))
+            self.assert_refused(command + ["--checkpoint", "run"], "tokenizer.json: has ", ranks=(0,))
 
     def test_another_model(self):
         for override, words in [("model.width=32", "tokens.weight"), ("model.memory.0.sub_keys=16", "memory"),
