@@ -47,7 +47,7 @@ std::shared_ptr<std::byte> allocate_plain(int64_t bytes) {
     return {static_cast<std::byte*>(memory), std::free};
   }
   // Fresh pages are zero already. Aligning to a huge page by hand wastes address space only, and what it wastes keeps a
-  // table and its moments from lying exactly a power of two apart, where an update took twice as long (benchmarks.md).
+  // table and its moments from lying exactly a power of two apart, where an update took twice as long (docs/tried.md).
   const auto length = static_cast<size_t>((bytes + kHugePage - 1) / kHugePage * kHugePage + kHugePage);
   void* base = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED)

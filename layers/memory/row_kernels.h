@@ -42,7 +42,7 @@ struct WeightedRow {
 };
 
 // Fetches the beginning of a row that comes next into the second-level cache. What follows the hardware fetches by
-// itself, once it sees the row being read; hints for all of a row only got in its way (docs/benchmarks.md).
+// itself, once it sees the row being read; hints for all of a row only got in its way (docs/tried.md).
 template <class T>
 [[gnu::always_inline]] inline void prefetch_beginning(const T* row) {
   constexpr int64_t kLine = 64 / sizeof(T);
