@@ -235,6 +235,7 @@ class NcclCommunicator final : public DeviceCommunicator {
     }
     return {};
   }
+  bool polls() const override { return true; }
 
   void settle() override {
     for (; !waits_.empty() && waits_.front().end->reached(); waits_.pop_front())

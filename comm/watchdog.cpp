@@ -111,8 +111,11 @@ Watchdog::~Watchdog() {
 void Watchdog::look() {
   int64_t call = 0;  // that was under way at the last look, and since when
   auto since = Clock::now();
+  const bool limited = limit_ > Clock::duration::zero();
+  const Clock::duration second = std::chrono::seconds(1);
+  const auto between_looks = limited ? std::min(limit_ / 8, second) : second;
   std::unique_lock lock(mutex_);
-  while (!wake_.wait_for(lock, std::min<Clock::duration>(limit_ / 8, std::chrono::seconds(1)), [&] { return stop_; })) {
+  while (!wake_.wait_for(lock, between_looks, [&] { return stop_; })) {
     if (const std::string error = poll_(); !error.empty()) {
       lock.unlock();
       on_hang_(error);
@@ -123,7 +126,7 @@ void Watchdog::look() {
     if (!status.inside || status.call != call) {
       call = status.inside ? status.call : 0;
       since = now;
-    } else if (now - since > limit_) {
+    } else if (limited && now - since > limit_) {
       lock.unlock();
       on_hang_(report_hang(board_, status, std::chrono::duration<double>(now - since).count()));
       return;
