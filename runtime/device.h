@@ -41,6 +41,7 @@ enum class Math { kFp32, kBf16, kFp16 };
 class Stream {
  public:
   explicit Stream(Device device = {});
+  Stream(Stream&&) noexcept = default;
   Device device() const { return device_; }
   // What gemm does on this stream; ops that need fp32 say so (MathScope).
   Math math() const { return math_; }
@@ -72,9 +73,12 @@ class MathScope {
 };
 
 // A place in a stream's order, for timing and for making another stream wait. On the CPU it is a moment in time.
+// Move-only.
 class Event {
  public:
   explicit Event(Device device = {});
+  Event(Event&&) noexcept = default;
+  Event& operator=(Event&&) noexcept = default;
   void record(Stream& stream);  // the place is behind all work queued so far
   void hold(Stream& stream);    // work queued on `stream` from now on starts after the recorded place
   void synchronize();           // returns once the place is reached
