@@ -78,7 +78,7 @@ RankStatus& StatusBoard::own() const {
 
 namespace {
 
-// "rank 1 has waited 600.0 s in X. Not there: rank 3, last in Y." From this rank's view of its host.
+// "rank 1 has waited 600.0 s in X; rank 3 is not there: it left Y". From this rank's view of its host.
 std::string report_hang(const StatusBoard& board, const RankStatus::Snapshot& mine, double seconds) {
   std::string report = fmt::format("rank {} has waited {:.1f} s in {}", board.rank, seconds, to_string(mine));
   bool all_here = true;
