@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-int narrow(int64_t count) {
+int to_int(int64_t count) {
   PKM_CHECK(count >= 0 && count <= std::numeric_limits<int32_t>::max(), "{} records to sort", count);
   return static_cast<int>(count);
 }
@@ -112,14 +112,14 @@ int64_t sort_bytes(int64_t count) {
   size_t bytes = 0;
   cub::DoubleBuffer<int32_t> keys;
   cub::DoubleBuffer<Origin> values;
-  PKM_CUDA(cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, values, narrow(count)));
+  PKM_CUDA(cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, values, to_int(count)));
   return static_cast<int64_t>(bytes);
 }
 
 int64_t runs_bytes(int64_t count) {
   size_t bytes = 0;
   PKM_CUDA(cub::DeviceSelect::If(nullptr, bytes, thrust::counting_iterator<int64_t>(0), static_cast<int64_t*>(nullptr),
-                                 static_cast<int64_t*>(nullptr), narrow(count), BeginsRun{nullptr}));
+                                 static_cast<int64_t*>(nullptr), to_int(count), BeginsRun{nullptr}));
   return static_cast<int64_t>(bytes);
 }
 
@@ -129,7 +129,7 @@ int sort_records(Stream& stream, RecordBuffers buffers, int64_t count, int64_t r
   cub::DoubleBuffer<int32_t> keys(buffers.rows[0], buffers.rows[1]);
   cub::DoubleBuffer<Origin> values(buffers.origins[0], buffers.origins[1]);
   auto size = static_cast<size_t>(bytes);
-  PKM_CUDA(cub::DeviceRadixSort::SortPairs(temporary, size, keys, values, narrow(count), 0,
+  PKM_CUDA(cub::DeviceRadixSort::SortPairs(temporary, size, keys, values, to_int(count), 0,
                                            std::bit_width(static_cast<uint64_t>(row_count - 1)), native(stream)));
   PKM_CHECK(keys.selector == values.selector, "rows and their origins are in different buffers");
   return keys.selector;
@@ -138,7 +138,7 @@ int sort_records(Stream& stream, RecordBuffers buffers, int64_t count, int64_t r
 void find_runs(Stream& stream, const int32_t* sorted_rows, int64_t count, int64_t* begins, int64_t* number,
                std::byte* temporary, int64_t bytes) {
   auto size = static_cast<size_t>(bytes);
-  PKM_CUDA(cub::DeviceSelect::If(temporary, size, thrust::counting_iterator<int64_t>(0), begins, number, narrow(count),
+  PKM_CUDA(cub::DeviceSelect::If(temporary, size, thrust::counting_iterator<int64_t>(0), begins, number, to_int(count),
                                  BeginsRun{sorted_rows}, native(stream)));
 }
 

@@ -324,8 +324,8 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
       std::clamp<int64_t>(kScoreBytes / (scores_per_token * static_cast<int64_t>(sizeof(float))), 1, tokens);
   const int64_t shared = (3 * k + pairs) * static_cast<int64_t>(sizeof(uint64_t));
   const int warps = warps_for(shared, k);
-  PKM_CHECK(scores_per_token * std::max<int64_t>(keys.size(3), 1) < int64_t{1} << 31,
-            "select: {} heads of {} sub-keys: more than cuBLAS counts", heads, n);
+  PKM_CHECK(std::max(scores_per_token, heads * 2 * keys.size(3)) < int64_t{1} << 31,
+            "select: {} heads of {} sub-keys of width {}: more than cuBLAS counts", heads, n, keys.size(3));
   float* const scores = scratch<float>(stream, block * scores_per_token);
   for (int64_t begin = 0; begin < tokens; begin += block) {
     const int64_t count = std::min(block, tokens - begin);
