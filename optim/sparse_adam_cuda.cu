@@ -8,6 +8,7 @@
 #include <cub/device/device_scan.cuh>
 
 #include "layers/memory/row_sums_cuda.h"
+#include "layers/sums_cuda.h"
 #include "optim/row_coefficients.h"
 #include "runtime/cuda_scratch.h"
 
@@ -182,14 +183,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block.
-__global__ void __launch_bounds__(kThreads) add_terms_kernel(const double* terms, int64_t count, double* total) {
-  double mine = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) mine += terms[i];
-  const double sum = block_sum<kThreads>(mine);
-  if (threadIdx.x == 0) *total += sum;
-}
-
 struct NameRow {
   int32_t* rows;
   __device__ void operator()(int64_t row) const { rows[row] = static_cast<int32_t>(row); }
@@ -287,8 +280,7 @@ void squares_bound(Stream& stream, const RowGradients& gradients, Vector<double>
 }
 
 void add_in_order(Stream& stream, Vector<const double> terms, Vector<double> total) {
-  add_terms_kernel<<<1, kThreads, 0, native(stream)>>>(terms.data(), terms.count(), total.data());
-  PKM_CUDA(cudaGetLastError());
+  add_terms(stream, terms.data(), terms.count(), Identity{}, total.data());
 }
 
 void list_every_row(Stream& stream, const RowGradients& gradients, const EveryRow& out) {

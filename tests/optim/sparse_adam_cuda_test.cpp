@@ -210,7 +210,7 @@ TEST_F(SparseAdamCuda, ListsOfEveryRowAndSumsEqualTheCpus) {
     const EveryRow every = {every_row.view(), every_offset.view(), touched.view()};
     PKM_DISPATCH(stream, list_every_row, gradients, every);
     std::vector<double> terms;
-    for (int i = 0; i < 1000; ++i) terms.push_back(i % 17);
+    for (int i = 0; i < 20'000; ++i) terms.push_back(i % 17);  // several blocks
     const Placed<double> placed_terms(stream, terms);
     const Placed<double> total(stream, std::vector<double>{3.0});
     PKM_DISPATCH(stream, add_in_order, placed_terms.view(), total.view());
