@@ -183,6 +183,22 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+struct Magnitude {
+  __device__ double operator()(double value) const { return fabs(value); }
+};
+
+struct Store {
+  double* place;
+  __device__ void operator()(double sum) const { *place = sum; }
+};
+
+// Of the sum of all output gradients' squares.
+struct AddBound {
+  const double* weights;
+  double* total;
+  __device__ void operator()(double squares) const { *total += squares_bound_of(*weights, sqrt(squares)); }
+};
+
 struct NameRow {
   int32_t* rows;
   __device__ void operator()(int64_t row) const { rows[row] = static_cast<int32_t>(row); }
@@ -273,10 +289,16 @@ void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> s
   PKM_CUDA(cudaGetLastError());
 }
 
-// The sum itself: to pass over all contributions costs as much as to sum them.
-void squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> squares, Vector<double> total) {
-  cuda::row_squares(stream, gradients, squares);
-  cuda::add_in_order(stream, squares, total);
+void squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> total) {
+  const Matrix<const float>& vectors = gradients.d_output;
+  const Vector<const float>& weights = gradients.weights;
+  ScratchPlan plan;
+  const auto partial = plan.add<double>(partial_sums_of(std::max(vectors.count(), weights.count())));
+  const auto sum_of_weights = plan.add<double>(1);
+  std::byte* const memory = plan.take(stream);
+  sum_terms(stream, weights.data(), weights.count(), Magnitude{}, partial.in(memory), Store{sum_of_weights.in(memory)});
+  sum_terms(stream, vectors.data(), vectors.count(), Square{}, partial.in(memory),
+            AddBound{sum_of_weights.in(memory), total.data()});
 }
 
 void add_in_order(Stream& stream, Vector<const double> terms, Vector<double> total) {
