@@ -55,17 +55,6 @@ void collect(Stream& stream, std::span<const GradientPiece> pieces, int32_t* row
   }
 }
 
-struct Unpack {
-  const Origin* origins;
-  float* weights;
-  int32_t* sources;
-  __device__ void operator()(int64_t i) const {
-    const Origin origin = origins[i];
-    weights[i] = origin.weight;
-    sources[i] = origin.source;
-  }
-};
-
 struct NameRuns {
   const int32_t* sorted_rows;
   int64_t records;
@@ -87,14 +76,8 @@ __global__ void __launch_bounds__(kThreads)
     sum_chunks_kernel(SortedContributions sums, RowCount row_count, float* chunks) {
   const int64_t rows = row_count.value();
   const int64_t span = static_cast<int64_t>(blockIdx.x) * kChunk;
-  int64_t u = 0;  // offsets[u] < span + kChunk: true of row 0, which begins at 0
-  for (int64_t high = rows; high - u > 1;) {
-    const int64_t middle = (u + high) / 2;
-    if (sums.offsets[middle] < span + kChunk)
-      u = middle;
-    else
-      high = middle;
-  }
+  // Row 0 begins no later, at 0.
+  const int64_t u = lower_bound(1, rows, [&](int64_t row) { return sums.offsets[row] < span + kChunk; }) - 1;
   const int64_t row_begin = sums.offsets[u];
   const int64_t before = row_begin < span ? (span - row_begin + kChunk - 1) / kChunk : 0;  // chunks of u before it
   const int64_t begin = row_begin + before * kChunk;

@@ -18,6 +18,18 @@ struct alignas(8) Origin {
   int32_t source;
 };
 
+// For for_each(): what sorted origins say, in arrays of their own.
+struct Unpack {
+  const Origin* origins;
+  float* weights;
+  int32_t* sources;
+  __device__ void operator()(int64_t i) const {
+    const Origin origin = origins[i];
+    weights[i] = origin.weight;
+    sources[i] = origin.source;
+  }
+};
+
 // Records and as much memory again.
 struct RecordBuffers {
   int32_t* rows[2];

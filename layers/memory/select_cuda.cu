@@ -268,26 +268,7 @@ struct FindRows {
   int64_t count;
   int64_t* offsets;
   __device__ void operator()(int64_t r) const {
-    int64_t low = 0;
-    int64_t high = count;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (sorted_rows[middle] < r)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    offsets[r] = low;
-  }
-};
-
-struct Unpack {
-  const Origin* origins;
-  float* weights;
-  int32_t* sources;
-  __device__ void operator()(int64_t i) const {
-    weights[i] = origins[i].weight;
-    sources[i] = origins[i].source;
+    offsets[r] = lower_bound(0, count, [&](int64_t i) { return sorted_rows[i] < r; });
   }
 };
 
