@@ -13,6 +13,9 @@
 #include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
+namespace cpu_avx512 {
+[[gnu::weak]] decltype(cpu::gemm_on_tiles) gemm_on_tiles;
+}
 namespace {
 
 using namespace reference;
