@@ -2,6 +2,7 @@
 #include "layers/memory/value_table.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <numeric>
 #include <span>
@@ -192,11 +193,12 @@ void ValueTable::mark_best(Stream& stream, Matrix<const int32_t> slots, int64_t 
 std::vector<uint8_t> ValueTable::best_rows(Stream& stream, Communicator& world) const {
   const OnHost best(stream, best_.span());
   std::vector<std::vector<int32_t>> of_owner(static_cast<size_t>(world.size()));
-  for (int64_t slot = 0; slot < shape_.slots; ++slot) {
-    if ((best.span()[static_cast<size_t>(slot / 32)] >> (slot % 32) & 1U) == 0) continue;
-    const RowAddress address = placement_.locate(static_cast<int32_t>(slot));
-    of_owner[static_cast<size_t>(address.owner)].push_back(address.local);
-  }
+  for (size_t word = 0; word < best.span().size(); ++word)
+    for (uint32_t bits = best.span()[word]; bits != 0; bits &= bits - 1) {
+      const auto slot = static_cast<int32_t>(32 * word) + std::countr_zero(bits);
+      const RowAddress address = placement_.locate(slot);
+      of_owner[static_cast<size_t>(address.owner)].push_back(address.local);
+    }
   std::vector<int64_t> sent;
   std::vector<int32_t> rows;
   for (const auto& list : of_owner) {
