@@ -273,7 +273,8 @@ class NcclCommunicator final : public DeviceCommunicator {
       under_way_.push_back({call(), done});
     }
     return Pending([this, done, purpose = call().purpose] {
-      const Wait wait{purpose, std::make_shared<Event>(device_), std::make_shared<Event>(device_)};
+      const auto timed = [&] { return std::make_shared<Event>(device_, Event::Kind::kTimed); };
+      const Wait wait{purpose, timed(), timed()};
       wait.begin->record(*stream());
       done->hold(*stream());
       wait.end->record(*stream());

@@ -16,8 +16,8 @@ namespace {
 // Milliseconds between two events around work().
 template <class Work>
 Spread time_on(Stream& stream, int repeats, const Work& work) {
-  Event begin(stream.device());
-  Event end(stream.device());
+  Event begin(stream.device(), Event::Kind::kTimed);
+  Event end(stream.device(), Event::Kind::kTimed);
   std::vector<double> samples;
   for (int i = -2; i < repeats; ++i) {  // two warm-ups: the first allocates
     begin.record(stream);

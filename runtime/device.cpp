@@ -19,7 +19,7 @@ namespace cuda {
 [[gnu::weak]] bool has_bf16(int index);
 [[gnu::weak]] std::shared_ptr<void> make_stream(int index);
 [[gnu::weak]] void synchronize(void* stream);
-[[gnu::weak]] std::shared_ptr<void> make_event(int index);
+[[gnu::weak]] std::shared_ptr<void> make_event(int index, bool timed);
 [[gnu::weak]] void record(void* event, void* stream);
 [[gnu::weak]] void hold(void* event, void* stream);
 [[gnu::weak]] void synchronize_event(void* event);
@@ -103,8 +103,8 @@ void Stream::synchronize() {
   cuda::synchronize(native_.get());
 }
 
-Event::Event(Device device) : device_(device) {
-  if (device.kind == DeviceKind::kCuda) native_ = cuda::make_event(device.index);
+Event::Event(Device device, Kind kind) : device_(device), kind_(kind) {
+  if (device.kind == DeviceKind::kCuda) native_ = cuda::make_event(device.index, kind == Kind::kTimed);
 }
 
 void Event::record(Stream& stream) {
@@ -129,6 +129,7 @@ bool Event::reached() {
 }
 
 double Event::milliseconds(Event& from, Event& to) {
+  PKM_CHECK(from.kind_ == Kind::kTimed && to.kind_ == Kind::kTimed, "time between events that keep none");
   for (Event* const event : {&from, &to})
     if (!event->reached()) event->synchronize();
   if (from.native_ != nullptr) return cuda::milliseconds(from.native_.get(), to.native_.get());

@@ -72,22 +72,24 @@ class MathScope {
   Math former_;
 };
 
-// A place in a stream's order, for timing and for making another stream wait. On the CPU it is a moment in time.
-// Move-only.
+// A place in a stream's order, for making another stream wait and, if it is to keep time, for timing: that costs the
+// device more. On the CPU it is a moment in time. Move-only.
 class Event {
  public:
-  explicit Event(Device device = {});
+  enum class Kind { kPlace, kTimed };
+  explicit Event(Device device = {}, Kind kind = Kind::kPlace);
   Event(Event&&) noexcept = default;
   Event& operator=(Event&&) noexcept = default;
   void record(Stream& stream);  // the place is behind all work queued so far
   void hold(Stream& stream);    // work queued on `stream` from now on starts after the recorded place
   void synchronize();           // returns once the place is reached
   bool reached();               // whether it is; never waits
-  // Milliseconds between two recorded places; waits for both.
+  // Milliseconds between two recorded places, both timed; waits for both.
   static double milliseconds(Event& from, Event& to);
 
  private:
   Device device_;
+  Kind kind_;
   std::shared_ptr<void> native_;  // cudaEvent_t
   Clock::time_point moment_;
 };

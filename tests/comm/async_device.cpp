@@ -131,7 +131,7 @@ std::shared_ptr<void> make_stream(int) {
   return std::make_shared<EmulatedStream>();
 }
 
-std::shared_ptr<void> make_event(int) {
+std::shared_ptr<void> make_event(int, bool) {
   return std::make_shared<EmulatedEvent>();
 }
 

@@ -242,7 +242,7 @@ void synchronize(void* stream) {
   as_stream(stream).run_to(as_stream(stream).queued());
 }
 
-std::shared_ptr<void> make_event(int) {
+std::shared_ptr<void> make_event(int, bool) {
   return std::make_shared<FakeEvent>();
 }
 
