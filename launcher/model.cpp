@@ -120,7 +120,7 @@ LoadedModel load_model(Communicator& world, const std::string& path) {
           "tokenizer.model, or use another checkpoint",
           loaded.path);
     suit_this_machine(loaded.config);
-    device = choose_device(loaded.config, world);
+    device = choose_device(loaded.config, world, /*trains=*/false);
     check_fits(plan_reading(loaded.config, loaded.tokenizer->vocabulary_size(), world.hosts(), device.kind), world,
                device);
   });

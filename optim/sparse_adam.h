@@ -23,6 +23,8 @@
 
 namespace pkmesh {
 
+constexpr int64_t kMostGpuRowWidth = 12000;  // a row's gradient in the 48 KiB that every GPU lends a block
+
 struct RowAdamOptions {
   enum class Update {
     kTouched,  // lazy: rows without a contribution keep value and moments (torch.optim.SparseAdam)

@@ -15,8 +15,9 @@
 namespace pkmesh::cuda {
 namespace {
 
+static_assert(kMostGpuRowWidth * sizeof(float) <= 48 << 10);
+
 constexpr int kThreads = 128;
-constexpr int64_t kMostWidth = 12000;  // a row's gradient in the 48 KiB that every device lends
 constexpr int64_t kMostBlocks = 16384;
 
 int64_t half_of(int64_t width) {
@@ -256,7 +257,8 @@ void update_rows(Stream& stream, const RowUpdate& update, const TableRows& value
   PKM_CHECK(dweights.empty(), "update_rows: dweights are for the CPU alone");
   const RowAdamOptions& options = update.options;
   const int64_t width = gradients.d_output.size(1);
-  PKM_CHECK(width <= kMostWidth, "rows of width {}: the CUDA kernel holds {} in shared memory", width, kMostWidth);
+  PKM_CHECK(width <= kMostGpuRowWidth, "rows of width {}: the CUDA kernel holds {} in shared memory", width,
+            kMostGpuRowWidth);
   if (width == 0) return;
   const bool own_steps = options.correction == RowAdamOptions::Correction::kOwnSteps;
   const Update arguments = {.run = update,

@@ -21,6 +21,7 @@
 namespace pkmesh {
 
 constexpr int64_t kMaxSubKeys = 46340;
+constexpr int64_t kMostGpuNeighbours = 512;  // k, for a GPU's kernels
 
 // A sub-key that a token selected in one half of one head, with the gradient of its score. Several of the k slots may
 // share a sub-key; their gradients are summed. A token's list ends before the first index < 0, or after k entries.

@@ -153,7 +153,7 @@ __device__ void write_softmax(const uint64_t* best, int k, int32_t* slots, float
 }
 
 // Pairs of 0-based ranks (a, b) with (a + 1)(b + 1) <= k.
-int64_t count_pairs(int64_t k) {
+constexpr int64_t count_pairs(int64_t k) {
   int64_t count = 0;
   for (int64_t a = 0; a < k; ++a) count += k / (a + 1);
   return count;
@@ -283,11 +283,24 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) dkeys_kernel(SortedContribu
   }
 }
 
+// Shared memory that a warp needs, forwards and backwards.
+constexpr int64_t forward_bytes(int64_t k) {
+  return (3 * k + count_pairs(k)) * static_cast<int64_t>(sizeof(uint64_t));
+}
+constexpr int64_t backward_bytes(int64_t k) {
+  return 2 * k * static_cast<int64_t>(sizeof(float));
+}
+static_assert(std::max(forward_bytes(kMostGpuNeighbours), backward_bytes(kMostGpuNeighbours)) <= kSharedBytes);
+
+void check_neighbours(int64_t k) {
+  if (k > kMostGpuNeighbours)
+    user_error("{} neighbours are more than the CUDA kernel's shared memory holds; use {} at most", k,
+               kMostGpuNeighbours);
+}
+
 // Warps of a block whose shared memory holds `bytes` for each.
-int warps_for(int64_t bytes, int64_t k) {
-  const int64_t warps = std::min<int64_t>(kSharedBytes / bytes, kMostWarps);
-  if (warps == 0) user_error("{} neighbours are more than the CUDA kernel's shared memory holds; use 512 at most", k);
-  return static_cast<int>(warps);
+int warps_for(int64_t bytes) {
+  return static_cast<int>(std::min<int64_t>(kSharedBytes / bytes, kMostWarps));
 }
 
 }  // namespace
@@ -303,8 +316,9 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
   const int64_t scores_per_token = heads * 2 * n;
   const int64_t block =
       std::clamp<int64_t>(kScoreBytes / (scores_per_token * static_cast<int64_t>(sizeof(float))), 1, tokens);
-  const int64_t shared = (3 * k + pairs) * static_cast<int64_t>(sizeof(uint64_t));
-  const int warps = warps_for(shared, k);
+  check_neighbours(k);
+  const int64_t shared = forward_bytes(k);
+  const int warps = warps_for(shared);
   PKM_CHECK(std::max(scores_per_token, heads * 2 * keys.size(3)) < int64_t{1} << 31,
             "select: {} heads of {} sub-keys of width {}: more than cuBLAS counts", heads, n, keys.size(3));
   float* const scores = scratch<float>(stream, block * scores_per_token);
@@ -331,6 +345,7 @@ void select_backward(Stream& stream, View<const float, 3> queries, View<const fl
   const int64_t sub_keys = heads * 2 * n;
   const int64_t records = scratch.count();
   if (units == 0 || width == 0) return;
+  check_neighbours(k);
   PKM_CHECK(records < int64_t{1} << 31 && sub_keys < int64_t{1} << 31, "select: {} gradients of {} sub-keys", records,
             sub_keys);
   ScratchPlan plan;
@@ -347,8 +362,8 @@ void select_backward(Stream& stream, View<const float, 3> queries, View<const fl
   const RecordBuffers buffers = {{rows.in(memory), spare_rows.in(memory)},
                                  {origins.in(memory), spare_origins.in(memory)}};
 
-  const int64_t shared = 2 * k * static_cast<int64_t>(sizeof(float));
-  const int warps = warps_for(shared, k);
+  const int64_t shared = backward_bytes(k);
+  const int warps = warps_for(shared);
   group_kernel<<<static_cast<unsigned>(ceil_divide(units, warps)), warps * kWarp, static_cast<size_t>(warps * shared),
                  native(stream)>>>(slots.data(), weights.data(), dweights.data(), units, static_cast<int>(heads),
                                    static_cast<int>(n), static_cast<int>(k), scratch.data(), buffers.rows[0],
