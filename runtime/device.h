@@ -33,6 +33,8 @@ int device_count(DeviceKind kind);
 int64_t total_memory(Device gpu);
 int64_t used_memory(Device gpu);
 bool has_bf16(Device gpu);  // whether it multiplies bf16
+// What cuBLAS has on each stream that multiplies: it recommends so much for Hopper; older devices need less.
+constexpr int64_t kBlasWorkspaceBytes = int64_t{32} << 20;
 
 // How matrix products treat their fp32 operands: as they are, or rounded to 16 bits. They add up in fp32.
 enum class Math { kFp32, kBf16, kFp16 };

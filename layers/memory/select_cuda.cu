@@ -17,9 +17,8 @@
 namespace pkmesh::cuda {
 namespace {
 
-constexpr int64_t kScoreBytes = int64_t{32} << 20;  // of one block of tokens
-constexpr int kMostWarps = 4;                       // of a block
-constexpr int64_t kSharedBytes = 48 << 10;          // that every device lends without being asked
+constexpr int kMostWarps = 4;               // of a block
+constexpr int64_t kSharedBytes = 48 << 10;  // that every device lends without being asked
 constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
 // --- the order of scores: that of score_order() in top_k.h, as unsigned integers ---
@@ -315,7 +314,7 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
   if (tokens == 0) return;
   const int64_t scores_per_token = heads * 2 * n;
   const int64_t block =
-      std::clamp<int64_t>(kScoreBytes / (scores_per_token * static_cast<int64_t>(sizeof(float))), 1, tokens);
+      std::clamp<int64_t>(kGpuScoreBytes / (scores_per_token * static_cast<int64_t>(sizeof(float))), 1, tokens);
   check_neighbours(k);
   const int64_t shared = forward_bytes(k);
   const int warps = warps_for(shared);
@@ -348,6 +347,7 @@ void select_backward(Stream& stream, View<const float, 3> queries, View<const fl
   check_neighbours(k);
   PKM_CHECK(records < int64_t{1} << 31 && sub_keys < int64_t{1} << 31, "select: {} gradients of {} sub-keys", records,
             sub_keys);
+  static_assert(kGpuBytesPerGradient == 2 * (sizeof(int32_t) + sizeof(Origin)) + sizeof(float) + sizeof(int32_t));
   ScratchPlan plan;
   const auto rows = plan.add<int32_t>(records);
   const auto spare_rows = plan.add<int32_t>(records);
