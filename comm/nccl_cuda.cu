@@ -3,7 +3,7 @@
 //
 // Two links, each an NCCL communicator with a stream of its own: one for buckets of dense gradients, which are issued
 // early and waited for late, one for everything else, which must not queue up behind them. All ranks issue on both from
-// one thread in one order, so that whatever a GPU starts first, its peers start too.
+// one thread in one order, and a GPU has room for the kernels of both, so that neither waits for the other's to end.
 //
 // The host waits until NCCL has launched a call, never until a GPU is through with it. A call puts its link's stream
 // behind the caller's; wait() puts the caller's stream behind the link's. NCCL's own calls do not block: they are
@@ -13,7 +13,9 @@
 // Plain C++: a test compiles this file against an NCCL of its own, on an emulated device.
 #include <nccl.h>
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <deque>
 #include <exception>
 #include <mutex>
@@ -81,9 +83,10 @@ class Link {
   Link(const Link&) = delete;
   Link& operator=(const Link&) = delete;
 
-  void connect(int size, const ncclUniqueId& id) {
+  void connect(int size, const ncclUniqueId& id, int most_blocks) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
+    config.maxCTAs = most_blocks;
     check(ncclCommInitRankConfig(&comm_, size, id, rank_, &config), "ncclCommInitRankConfig", kPatience);
   }
 
@@ -151,6 +154,14 @@ class Link {
   std::atomic<bool> aborted_{false};
 };
 
+// Blocks of a link's kernel. NCCL's manual: kernels that run side by side must fit into the GPU together, and a block
+// may need a multiprocessor for itself. A power of two, for NCCL rounds the blocks of sends and receives up to one.
+int blocks_of_a_link(Device device) {
+  constexpr unsigned kMost = 32;
+  const auto half = static_cast<unsigned>(std::max(multiprocessors(device) / 2, 1));
+  return static_cast<int>(std::min(std::bit_floor(half), kMost));
+}
+
 class NcclCommunicator final : public DeviceCommunicator {
  public:
   NcclCommunicator(Communicator& host, Device device)
@@ -158,11 +169,14 @@ class NcclCommunicator final : public DeviceCommunicator {
         device_(device),
         exchange_(std::make_shared<Link>("exchange", device, host.rank())),
         dense_(std::make_shared<Link>("dense", device, host.rank())) {
+    int32_t most_blocks = blocks_of_a_link(device);  // alike on all ranks, whose GPUs may not be
+    const auto bytes = std::as_writable_bytes(std::span(&most_blocks, 1));
+    start_all_reduce_of(host_, {bytes, ElementType::kInt32, Reduction::kMin}).wait();
     for (Link* link : {exchange_.get(), dense_.get()}) {
       ncclUniqueId id{};
       if (rank() == 0) link->check_started(ncclGetUniqueId(&id), "ncclGetUniqueId");
       run_broadcast_of(host_, std::as_writable_bytes(std::span(id.internal)), 0);
-      link->connect(size(), id);
+      link->connect(size(), id, most_blocks);
     }
     warm_up();
   }

@@ -17,6 +17,7 @@ namespace cuda {
 [[gnu::weak]] int64_t total_memory(int index);
 [[gnu::weak]] int64_t used_memory(int index);
 [[gnu::weak]] bool has_bf16(int index);
+[[gnu::weak]] int multiprocessors(int index);
 [[gnu::weak]] std::shared_ptr<void> make_stream(int index);
 [[gnu::weak]] void synchronize(void* stream);
 [[gnu::weak]] std::shared_ptr<void> make_event(int index, bool timed);
@@ -86,6 +87,11 @@ int64_t used_memory(Device gpu) {
 bool has_bf16(Device gpu) {
   PKM_CHECK(gpu.kind == DeviceKind::kCuda && cuda::has_bf16 != nullptr, "{} is no GPU", to_string(gpu));
   return cuda::has_bf16(gpu.index);
+}
+
+int multiprocessors(Device gpu) {
+  PKM_CHECK(gpu.kind == DeviceKind::kCuda && cuda::multiprocessors != nullptr, "{} is no GPU", to_string(gpu));
+  return cuda::multiprocessors(gpu.index);
 }
 
 Stream::Stream(Device device) : device_(device) {

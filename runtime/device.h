@@ -33,6 +33,7 @@ int device_count(DeviceKind kind);
 int64_t total_memory(Device gpu);
 int64_t used_memory(Device gpu);
 bool has_bf16(Device gpu);  // whether it multiplies bf16
+int multiprocessors(Device gpu);
 // What cuBLAS has on each stream that multiplies: it recommends so much for Hopper; older devices need less.
 constexpr int64_t kBlasWorkspaceBytes = int64_t{32} << 20;
 

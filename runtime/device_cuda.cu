@@ -74,6 +74,12 @@ bool has_bf16(int index) {
   return capability >= 8;
 }
 
+int multiprocessors(int index) {
+  int count = 0;
+  PKM_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index));
+  return count;
+}
+
 std::shared_ptr<void> make_stream(int index) {
   make_current(index);
   cudaStream_t stream = nullptr;

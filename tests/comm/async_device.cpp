@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The asynchronous device: the CUDA side of runtime/device.cpp's seam, for memory that travels. There are no ops.
+#include "async_device.h"
+
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
@@ -125,6 +127,10 @@ namespace cuda {
 
 int device_count() {
   return g_devices;
+}
+
+int multiprocessors(int) {
+  return kMultiprocessors;
 }
 
 std::shared_ptr<void> make_stream(int) {

@@ -22,6 +22,7 @@
 
 #include "runtime/check.h"
 #include "runtime/random.h"
+#include "tests/comm/async_device.h"
 
 namespace pkmesh {
 namespace {
@@ -226,6 +227,10 @@ int64_t total_memory(int) {
 
 int64_t used_memory(int index) {
   return static_cast<int64_t>(device_at(index).used);
+}
+
+int multiprocessors(int) {
+  return kMultiprocessors;
 }
 
 bool has_bf16(int) {
