@@ -242,7 +242,7 @@ void Communicator::barrier() {
 void Communicator::watch(Clock::duration limit) {
   watchdog_.reset();
   watch_limit_ = limit;
-  if (limit > Clock::duration::zero())
+  if (limit > Clock::duration::zero() || polls())
     watchdog_ = std::make_unique<Watchdog>(
         board_, limit, [this](const std::string& report) { on_hang(report); }, [this] { return poll(); });
 }

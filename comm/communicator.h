@@ -158,7 +158,8 @@ class Communicator {
   // Ends the whole job, all ranks, within seconds. Does not return on processes; throws JobAborted on thread ranks.
   [[noreturn]] virtual void abort(int exit_code) = 0;
 
-  // From now on a wait longer than `limit` is reported and ends the job; zero turns this off. See comm/watchdog.h.
+  // From now on a wait longer than `limit` is reported and ends the job; zero: none is. What goes wrong behind this
+  // rank's back ends it whatever the limit. See comm/watchdog.h.
   void watch(Clock::duration limit);
   // Says where this rank is, for the watchdog's report: "step 17, layer 2". Labels nest.
   class Label {
@@ -203,8 +204,10 @@ class Communicator {
   virtual std::unique_ptr<Communicator> twin() = 0;
   // The watchdog's thread calls this with its report when this rank waited too long: ends the job.
   virtual void on_hang(const std::string& report) = 0;
-  // The watchdog's thread asks this at every look: what went wrong behind this rank's back, or nothing.
+  // The watchdog's thread asks this at every look: what went wrong behind this rank's back, or nothing. A kind that
+  // never has an answer does not poll.
   virtual std::string poll() { return {}; }
+  virtual bool polls() const { return false; }
   // Enters in the ledger what only the device's clock knows.
   virtual void settle() {}
   // Where the watchdog finds the ranks whose memory this one can read. Set by the kind's constructor, or its own only.

@@ -53,13 +53,15 @@ void in_pieces(int64_t count, int64_t largest, bool always, const Body& body) {
 class MpiCommunicator final : public Communicator {
  public:
   MpiCommunicator(std::unique_ptr<MpiGroup> group, const MpiOptions& options)
-      : Communicator(group->rank, group->size, group->find_hosts()), group_(std::move(group)), options_(options) {
-    show_on(group_->make_board());
-  }
+      : Communicator(group->rank, group->size, group->find_hosts()), group_(std::move(group)), options_(options) {}
   ~MpiCommunicator() override { stop_watching(); }
 
-  // Lets shares pass through memory, if the ranks have any in common. Collective.
-  void share_memory() { sums_ = group_->make_sums(); }
+  // Lets the watchdogs of a host see its ranks, and shares pass through memory, if the ranks have any in common.
+  // Collective. Not for twins: their waits are those of the communicator that uses them.
+  void share_memory() {
+    show_on(group_->make_board());
+    sums_ = group_->make_sums();
+  }
   bool shares_memory() const override { return sums_ != nullptr; }
 
   [[noreturn]] void abort(int exit_code) override {
@@ -233,8 +235,8 @@ MpiSession::~MpiSession() {
 std::unique_ptr<Communicator> MpiSession::world(const MpiOptions& options) {
   if (!launched()) return std::make_unique<SelfCommunicator>();
   auto world = std::make_unique<MpiCommunicator>(std::make_unique<MpiGroup>(), options);
-  world->watch(options.watch);
   world->share_memory();
+  world->watch(options.watch);
   return world;
 }
 

@@ -78,12 +78,10 @@ std::vector<T*> MpiGroup::show_to_host() {
   void* mine = nullptr;
   int made = MPI_Win_allocate_shared(kBytes, 1, apart, host, static_cast<void*>(&mine), &window) == MPI_SUCCESS;
   PKM_MPI(MPI_Info_free(&apart));
-  if (made == 1) {
-    windows_.push_back(window);
-    new (aligned(mine)) T{};
-  }
+  if (made == 1) new (aligned(mine)) T{};
   PKM_MPI(MPI_Allreduce(MPI_IN_PLACE, &made, 1, MPI_INT, MPI_MIN, host));  // and all are made before any is used
-  if (made == 0) return {};
+  if (made == 0) return {};  // freeing is collective: a window that not all have is the operating system's
+  windows_.push_back(window);
   int count = 0;
   PKM_MPI(MPI_Comm_size(host, &count));
   std::vector<T*> shown;

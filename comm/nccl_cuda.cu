@@ -3,16 +3,19 @@
 //
 // Two links, each an NCCL communicator with a stream of its own: one for buckets of dense gradients, which are issued
 // early and waited for late, one for everything else, which must not queue up behind them. All ranks issue on both from
-// one thread in one order, so that whatever a GPU starts first, its peers start too.
+// one thread in one order, and a GPU has room for the kernels of both, so that neither waits for the other's to end.
 //
-// The host never waits. A call puts its link's stream behind the caller's; wait() puts the caller's stream behind the
-// link's. NCCL's own calls do not block either: they are polled until they are through, with an eye on its asynchronous
-// errors and on the clock. After an error or a hang both links are aborted and the job ends.
+// The host waits until NCCL has launched a call, never until a GPU is through with it. A call puts its link's stream
+// behind the caller's; wait() puts the caller's stream behind the link's. NCCL's own calls do not block: they are
+// polled until they are through, with an eye on its asynchronous errors. After an error or a hang both links are
+// aborted and the job ends.
 //
 // Plain C++: a test compiles this file against an NCCL of its own, on an emulated device.
 #include <nccl.h>
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <deque>
 #include <exception>
 #include <mutex>
@@ -30,7 +33,9 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-constexpr auto kPatience = std::chrono::minutes(5);  // for one call, where no watchdog looks yet
+// With one call: where no watchdog looks, which is before the first collective and after the last, and elsewhere.
+constexpr Clock::duration kPatience = std::chrono::minutes(5);
+constexpr Clock::duration kForEver = Clock::duration::max();
 
 ncclDataType_t nccl_type(ElementType type) {
   switch (type) {
@@ -69,7 +74,7 @@ class Link {
       return;
     }
     try {
-      check(ncclCommFinalize(comm_), "ncclCommFinalize");
+      check(ncclCommFinalize(comm_), "ncclCommFinalize", kPatience);
       ncclCommDestroy(comm_);
     } catch (const std::exception&) {
       abort();
@@ -78,18 +83,19 @@ class Link {
   Link(const Link&) = delete;
   Link& operator=(const Link&) = delete;
 
-  void connect(int size, const ncclUniqueId& id) {
+  void connect(int size, const ncclUniqueId& id, int most_blocks) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    check(ncclCommInitRankConfig(&comm_, size, id, rank_, &config), "ncclCommInitRankConfig");
+    config.maxCTAs = most_blocks;
+    check(ncclCommInitRankConfig(&comm_, size, id, rank_, &config), "ncclCommInitRankConfig", kPatience);
   }
 
   // Calls of one group, behind all that was issued before. Through when this returns, done when the stream says so.
   template <class Calls>
-  void issue(const Calls& calls) {
+  void issue(Clock::duration patience, const Calls& calls) {
     check_started(ncclGroupStart(), "ncclGroupStart");
     calls(comm_, static_cast<cudaStream_t>(stream_.native()));
-    check(ncclGroupEnd(), "ncclGroupEnd");
+    check(ncclGroupEnd(), "ncclGroupEnd", patience);
   }
 
   // In a group a call is only noted.
@@ -99,18 +105,20 @@ class Link {
   }
 
   // Waits until NCCL is through with a call that returned `result`.
-  void check(ncclResult_t result, const char* what) const {
+  void check(ncclResult_t result, const char* what, Clock::duration patience) const {
     check_started(result, what);
-    if (result == ncclInProgress) wait(what, [&] { return state() != ncclInProgress; });
+    if (result == ncclInProgress) wait(what, patience, [&] { return state() != ncclInProgress; });
   }
 
   template <class Condition>
-  void wait(const char* what, const Condition& condition) const {
+  void wait(const char* what, Clock::duration patience, const Condition& condition) const {
     const auto begin = Clock::now();
     for (int64_t polls = 0; !condition(); ++polls) {
       check_started(state(), what);
+      if (aborted_) std::this_thread::sleep_for(seconds(5));  // the watchdog's thread is ending the job
+      PKM_CHECK(!aborted_, "{} on rank {} ({}), {} link: aborted", what, rank_, this_host(), name_);
       const auto waited = Clock::now() - begin;
-      PKM_CHECK(waited < kPatience, "{} on rank {} ({}), {} link: not done after {} s", what, rank_, this_host(), name_,
+      PKM_CHECK(waited < patience, "{} on rank {} ({}), {} link: not done after {} s", what, rank_, this_host(), name_,
                 std::chrono::duration_cast<seconds>(waited).count());
       if (waited > milliseconds(10))
         std::this_thread::sleep_for(milliseconds(1));
@@ -122,6 +130,7 @@ class Link {
 
   // NCCL's asynchronous error; ncclInProgress while a call is not through. Any thread may ask.
   ncclResult_t state() const {
+    if (aborted_) return ncclInProgress;  // NCCL frees it
     ncclResult_t state = ncclSuccess;
     const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
     return asked == ncclSuccess ? state : asked;
@@ -145,6 +154,14 @@ class Link {
   std::atomic<bool> aborted_{false};
 };
 
+// Blocks of a link's kernel. NCCL's manual: kernels that run side by side must fit into the GPU together, and a block
+// may need a multiprocessor for itself. A power of two, for NCCL rounds the blocks of sends and receives up to one.
+int blocks_of_a_link(Device device) {
+  constexpr unsigned kMost = 32;
+  const auto half = static_cast<unsigned>(std::max(multiprocessors(device) / 2, 1));
+  return static_cast<int>(std::min(std::bit_floor(half), kMost));
+}
+
 class NcclCommunicator final : public DeviceCommunicator {
  public:
   NcclCommunicator(Communicator& host, Device device)
@@ -152,11 +169,14 @@ class NcclCommunicator final : public DeviceCommunicator {
         device_(device),
         exchange_(std::make_shared<Link>("exchange", device, host.rank())),
         dense_(std::make_shared<Link>("dense", device, host.rank())) {
+    int32_t most_blocks = blocks_of_a_link(device);  // alike on all ranks, whose GPUs may not be
+    const auto bytes = std::as_writable_bytes(std::span(&most_blocks, 1));
+    start_all_reduce_of(host_, {bytes, ElementType::kInt32, Reduction::kMin}).wait();
     for (Link* link : {exchange_.get(), dense_.get()}) {
       ncclUniqueId id{};
       if (rank() == 0) link->check_started(ncclGetUniqueId(&id), "ncclGetUniqueId");
       run_broadcast_of(host_, std::as_writable_bytes(std::span(id.internal)), 0);
-      link->connect(size(), id);
+      link->connect(size(), id, most_blocks);
     }
     warm_up();
   }
@@ -235,6 +255,7 @@ class NcclCommunicator final : public DeviceCommunicator {
     }
     return {};
   }
+  bool polls() const override { return true; }
 
   void settle() override {
     for (; !waits_.empty() && waits_.front().end->reached(); waits_.pop_front())
@@ -257,7 +278,7 @@ class NcclCommunicator final : public DeviceCommunicator {
     Event ready(device_);
     ready.record(*stream());
     ready.hold(link.stream());
-    link.issue([&](ncclComm_t comm, cudaStream_t native) { calls(link, comm, native); });
+    link.issue(kForEver, [&](ncclComm_t comm, cudaStream_t native) { calls(link, comm, native); });
     const auto done = std::make_shared<Event>(device_);
     done->record(link.stream());
     {
@@ -266,7 +287,8 @@ class NcclCommunicator final : public DeviceCommunicator {
       under_way_.push_back({call(), done});
     }
     return Pending([this, done, purpose = call().purpose] {
-      const Wait wait{purpose, std::make_shared<Event>(device_), std::make_shared<Event>(device_)};
+      const auto timed = [&] { return std::make_shared<Event>(device_, Event::Kind::kTimed); };
+      const Wait wait{purpose, timed(), timed()};
       wait.begin->record(*stream());
       done->hold(*stream());
       wait.end->record(*stream());
@@ -287,12 +309,12 @@ class NcclCommunicator final : public DeviceCommunicator {
     const auto blocks = memory.span().first(static_cast<size_t>(size()));
     const auto others = memory.span().subspan(blocks.size(), blocks.size());
     for (const auto& link : {exchange_, dense_}) {
-      link->issue([&](ncclComm_t comm, cudaStream_t native) {
+      link->issue(kPatience, [&](ncclComm_t comm, cudaStream_t native) {
         link->check_started(ncclAllReduce(memory.data(), memory.data(), 1, ncclFloat32, ncclSum, comm, native),
                             "ncclAllReduce");
       });
       if (link == exchange_)
-        link->issue([&](ncclComm_t comm, cudaStream_t native) {
+        link->issue(kPatience, [&](ncclComm_t comm, cudaStream_t native) {
           for (int peer = 0; peer < size(); ++peer) {
             const auto p = static_cast<size_t>(peer);
             link->check_started(ncclSend(&blocks[p], 1, ncclFloat32, peer, comm, native), "ncclSend");
@@ -301,7 +323,7 @@ class NcclCommunicator final : public DeviceCommunicator {
         });
       Event done(device_);
       done.record(link->stream());
-      link->wait("the first exchange", [&] { return done.reached(); });
+      link->wait("the first exchange", kPatience, [&] { return done.reached(); });
     }
   }
 

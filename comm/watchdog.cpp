@@ -78,7 +78,7 @@ RankStatus& StatusBoard::own() const {
 
 namespace {
 
-// "rank 1 has waited 600.0 s in X. Not there: rank 3, last in Y." From this rank's view of its host.
+// "rank 1 has waited 600.0 s in X; rank 3 is not there: it left Y". From this rank's view of its host.
 std::string report_hang(const StatusBoard& board, const RankStatus::Snapshot& mine, double seconds) {
   std::string report = fmt::format("rank {} has waited {:.1f} s in {}", board.rank, seconds, to_string(mine));
   bool all_here = true;
@@ -111,8 +111,11 @@ Watchdog::~Watchdog() {
 void Watchdog::look() {
   int64_t call = 0;  // that was under way at the last look, and since when
   auto since = Clock::now();
+  const bool limited = limit_ > Clock::duration::zero();
+  const Clock::duration second = std::chrono::seconds(1);
+  const auto between_looks = limited ? std::min(limit_ / 8, second) : second;
   std::unique_lock lock(mutex_);
-  while (!wake_.wait_for(lock, std::min<Clock::duration>(limit_ / 8, std::chrono::seconds(1)), [&] { return stop_; })) {
+  while (!wake_.wait_for(lock, between_looks, [&] { return stop_; })) {
     if (const std::string error = poll_(); !error.empty()) {
       lock.unlock();
       on_hang_(error);
@@ -123,7 +126,7 @@ void Watchdog::look() {
     if (!status.inside || status.call != call) {
       call = status.inside ? status.call : 0;
       since = now;
-    } else if (now - since > limit_) {
+    } else if (limited && now - since > limit_) {
       lock.unlock();
       on_hang_(report_hang(board_, status, std::chrono::duration<double>(now - since).count()));
       return;

@@ -81,7 +81,7 @@ struct StatusBoard {
 class Watchdog {
  public:
   // Both are called on the watchdog's thread: poll() at every look, on_hang(report) at most once, after a hang or when
-  // poll() returned what went wrong.
+  // poll() returned what went wrong. With limit zero nothing is a hang.
   Watchdog(const StatusBoard& board, Clock::duration limit, std::function<void(const std::string&)> on_hang,
            std::function<std::string()> poll);
   ~Watchdog();

@@ -16,8 +16,8 @@ namespace {
 // Milliseconds between two events around work().
 template <class Work>
 Spread time_on(Stream& stream, int repeats, const Work& work) {
-  Event begin(stream.device());
-  Event end(stream.device());
+  Event begin(stream.device(), Event::Kind::kTimed);
+  Event end(stream.device(), Event::Kind::kTimed);
   std::vector<double> samples;
   for (int i = -2; i < repeats; ++i) {  // two warm-ups: the first allocates
     begin.record(stream);
@@ -75,7 +75,7 @@ class KernelBench {
         row_options_(row_options(config)),
         tokens_(int64_t{config.train().batch()} * config.model().context()),
         placement_(PlacementKind::kBlock, site_.table.slots, 1),
-        stream_(choose_device(config, world)),
+        stream_(choose_device(config, world, /*trains=*/false)),
         repeats_(options.repeats),
         report_(report),
         copied_from_(stream_.device(), options.ceilings.copy_bytes / 8),

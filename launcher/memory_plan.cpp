@@ -12,6 +12,8 @@
 #include "io/batches.h"
 #include "io/tokenizer.h"
 #include "layers/cross_entropy.h"
+#include "layers/memory/row_gradients.h"
+#include "layers/memory/select.h"
 #include "layers/memory/sum_by_row.h"
 #include "runtime/parallel.h"
 #include "runtime/process_memory.h"
@@ -115,10 +117,42 @@ double activation_bytes(const TransformerShape& shape, double tokens, int ranks,
   return (kept + deepest) * kFloat;
 }
 
-// What an op rounds its operands to on a GPU; the greatest, of the output layer: embeddings, inputs, logits.
-int64_t rounded_bytes(const TransformerShape& shape, int64_t tokens, DeviceKind device) {
-  const int64_t chunk = std::min(tokens, logits_chunk(device));
-  return 2 * (shape.vocabulary * shape.block.width + chunk * (shape.block.width + shape.vocabulary));
+// What an op rounds its operands to on a GPU, if it does: of the output layer embeddings, inputs and logits, of the
+// widest other one weights, inputs and gradients.
+double rounded_bytes(const TransformerShape& shape, double tokens) {
+  const auto bytes = [](double rows, int64_t in, int64_t out) {
+    return 2 * (rows * static_cast<double>(in + out) + static_cast<double>(in * out));
+  };
+  const int64_t width = shape.block.width;
+  int64_t widest = std::max(3 * width, shape.block.ffn_width);
+  for (const MemorySite& site : shape.memories) widest = std::max(widest, site.shape.heads * site.shape.key_width);
+  const double chunk = std::min(tokens, static_cast<double>(logits_chunk(DeviceKind::kCuda)));
+  return std::max(bytes(chunk, width, shape.vocabulary), bytes(tokens, width, widest));
+}
+
+// A GPU's ops take turns with one piece of memory, which is as large as the greatest of them needs; here those of which
+// one may be that. `tokens` of each of `passes` passes.
+double scratch_bytes(const TransformerShape& shape, double tokens, int64_t passes, Math math) {
+  double most = math == Math::kFp32 ? 0 : rounded_bytes(shape, tokens);
+  for (const MemorySite& site : shape.memories) {
+    const MemoryShape& memory = site.shape;
+    const auto chunks = [](double contributions, int64_t width) {
+      return contributions / kGpuChunk * static_cast<double>(width * kFloat);
+    };
+    const double reads = tokens * static_cast<double>(memory.heads * memory.neighbours);
+    const auto sub_keys = static_cast<double>(memory.heads * 2 * memory.sub_keys);
+    const double scores = std::max(1.0, std::min(tokens, kGpuScoreBytes / (sub_keys * kFloat))) * sub_keys * kFloat;
+    const double sub_key_gradients = 2 * reads * kGpuBytesPerGradient + chunks(2 * reads, memory.key_width / 2) +
+                                     sub_keys * static_cast<double>(sizeof(int64_t));
+    const double row_gradients = chunks(static_cast<double>(passes) * reads, site.table.width);
+    most = std::max({most, scores, sub_key_gradients, row_gradients});
+  }
+  return most;
+}
+
+// Of each slot of the whole table every rank has a bit, whether it was the best of a head.
+int64_t table_bytes(int64_t rows, int64_t row_bytes, const TableShape& table) {
+  return std::min(rows * row_bytes + (table.slots + 7) / 8, kMost);
 }
 
 // Values and gradients on every rank, moments on `sharing` ranks together.
@@ -188,16 +222,19 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
     const int64_t rows = (table.slots + ranks - 1) / ranks;
     const int64_t row_bytes = table.width * bytes_of(table.type) +
                               RowOptimizer::bytes_per_row(row_options(config), table.width) + ValueTable::kUsageBytes;
-    plan.lines.push_back({"table " + name,
-                          fmt::format("{} of {} rows x {} bytes (value, moments, counters)", planned_count(rows),
-                                      planned_count(table.slots), row_bytes),
-                          std::min(rows * row_bytes, kMost)});
+    plan.lines.push_back(
+        {"table " + name,
+         fmt::format("{} of {} rows x {} bytes (value, moments, counters), and a bit for each of those",
+                     planned_count(rows), planned_count(table.slots), row_bytes),
+         table_bytes(rows, row_bytes, table)});
   }
   plan.lines.push_back({"activations", fmt::format("{} tokens at a time", tokens),
                         capped(activation_bytes(shape, static_cast<double>(tokens), ranks, device))});
-  if (device != DeviceKind::kCpu && math_of(config) != Math::kFp32)
+  if (device != DeviceKind::kCpu)
     plan.lines.push_back(
-        {"rounded operands", "16 bits each, of the output layer", rounded_bytes(shape, tokens, device)});
+        {"scratch of kernels", "what the greatest op needs, and cuBLAS's workspace",
+         capped(scratch_bytes(shape, static_cast<double>(tokens), config.train().accumulate(), math_of(config)) +
+                static_cast<double>(kBlasWorkspaceBytes))});
   if (pending > 0)
     plan.lines.push_back({"row gradients", "what backward passes leave until the update", capped(pending)});
   for (MemoryPlan::Line& line : plan.lines) line.where = device;
@@ -223,7 +260,7 @@ MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const 
     plan.value_parameters += table.slots * table.width;
     const int64_t row_bytes = table.width * bytes_of(table.type) + ValueTable::kUsageBytes;
     plan.lines.push_back(
-        {"table " + name, "value, counters", std::min((table.slots + ranks - 1) / ranks * row_bytes, kMost)});
+        {"table " + name, "value, counters", table_bytes((table.slots + ranks - 1) / ranks, row_bytes, table)});
   }
   for (MemoryPlan::Line& line : plan.lines) line.where = device;
   return plan;

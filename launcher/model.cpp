@@ -115,7 +115,7 @@ LoadedModel load_model(Communicator& world, const std::string& path) {
     loaded.config = resolve(parse_config(loaded.facts.config_text, loaded.path + "/config.textproto"));
     loaded.tokenizer = load_tokenizer(loaded.path);
     suit_this_machine(loaded.config);
-    device = choose_device(loaded.config, world);
+    device = choose_device(loaded.config, world, /*trains=*/false);
     check_fits(plan_reading(loaded.config, loaded.tokenizer->vocabulary_size(), world.hosts(), device.kind), world,
                device);
   });

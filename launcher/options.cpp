@@ -5,6 +5,8 @@
 
 #include <cstdlib>
 
+#include "layers/attention.h"
+#include "layers/memory/select.h"
 #include "runtime/check.h"
 
 namespace pkmesh {
@@ -167,29 +169,25 @@ namespace {
 
 // What kernels hold in a block's shared memory or in registers.
 void check_gpu_limits(const config::Config& config) {
-  constexpr int kContext = 65535 * 16;  // attention's least tile, as many as a grid is long
-  constexpr int kHeadWidth = 256;
-  constexpr int kNeighbours = 512;
-  constexpr int kValueWidth = 12000;
   const config::Model& model = config.model();
-  const auto check = [](const std::string& what, int value, int most, const char* remedy) {
+  const auto check = [](const std::string& what, int value, int64_t most, const char* remedy) {
     if (value > most)
       user_error("{} is {}; a CUDA device takes {} at most: {}, or set train.device to CPU", what, value, most, remedy);
   };
-  check("model.context", model.context(), kContext, "lower it");
-  check("model.width / model.heads", model.width() / model.heads(), kHeadWidth, "set more heads");
+  check("model.context", model.context(), kMostGpuContext, "lower it");
+  check("model.width / model.heads", model.width() / model.heads(), kMostGpuHeadWidth, "set more heads");
   for (int i = 0; i < model.memory_size(); ++i) {
     const config::Memory& memory = model.memory(i);
     const std::string key = fmt::format("model.memory.{}", i);
-    check(key + ".neighbours", memory.neighbours(), kNeighbours, "lower it");
-    check(key + ".value_width", memory.value_width() == 0 ? model.width() : memory.value_width(), kValueWidth,
+    check(key + ".neighbours", memory.neighbours(), kMostGpuNeighbours, "lower it");
+    check(key + ".value_width", memory.value_width() == 0 ? model.width() : memory.value_width(), kMostGpuRowWidth,
           "lower it");
   }
 }
 
 }  // namespace
 
-Device choose_device(const config::Config& config, const Communicator& world) {
+Device choose_device(const config::Config& config, const Communicator& world, bool trains) {
   resolve(device_link(config));  // an error if it is not there, whatever computes
   if (planned_device(config) == DeviceKind::kCpu) {
     if (config.train().precision() == config::Train::FP16)
@@ -216,6 +214,7 @@ Device choose_device(const config::Config& config, const Communicator& world) {
   const Device device = {DeviceKind::kCuda, before % gpus};
   if (config.train().precision() == config::Train::BF16 && !has_bf16(device))
     user_error("train.precision: {} has no BF16, which GPUs from Ampere on have; set it to FP16", to_string(device));
+  check_attention_fits(device, config.model().width() / config.model().heads(), trains);
   return device;
 }
 

@@ -4,6 +4,11 @@
 #include "runtime/range.h"
 
 namespace pkmesh {
+
+namespace cuda {
+[[gnu::weak]] void check_attention_fits(Device gpu, int64_t head_width, bool trains);
+}
+
 namespace {
 
 void check_attention(const AttentionShape& shape, Matrix<const float> qkv, Matrix<const float> output,
@@ -19,6 +24,10 @@ void check_attention(const AttentionShape& shape, Matrix<const float> qkv, Matri
 }
 
 }  // namespace
+
+void check_attention_fits(Device gpu, int64_t head_width, bool trains) {
+  if (cuda::check_attention_fits != nullptr) cuda::check_attention_fits(gpu, head_width, trains);
+}
 
 void attention_forward(Stream& stream, const AttentionShape& shape, Matrix<const float> qkv, const Dropout& mask,
                        Matrix<float> output, Matrix<float> logsumexp) {

@@ -11,6 +11,14 @@
 
 namespace pkmesh {
 
+// What a GPU's kernels take, generation's too.
+constexpr int64_t kMostGpuHeadWidth = 256;
+constexpr int64_t kMostGpuContext = 65535 * 16;  // tiles of 16, as many as a grid is long
+
+// UserError if a block of the GPU has too little shared memory for heads so wide: for the forward pass or, if it
+// `trains`, for either.
+void check_attention_fits(Device gpu, int64_t head_width, bool trains);
+
 // T = sequences * context tokens, whole sequences one after the other.
 struct AttentionShape {
   int64_t sequences = 0;

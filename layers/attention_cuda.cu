@@ -85,6 +85,11 @@ struct OnlineSoftmax {
   }
 };
 
+template <class T>
+constexpr int64_t forward_bytes() {
+  return (2 * T::kElements + T::kScores) * static_cast<int64_t>(sizeof(float));
+}
+
 // Shared memory: queries, keys or values, scores.
 template <class T>
 __global__ void __launch_bounds__(kTileThreads) forward_kernel(Problem p, float* output, float* logsumexp) {
@@ -262,14 +267,14 @@ Problem make_problem(const AttentionShape& shape, Matrix<const float> qkv, const
 }
 
 // Turing lends a block 64 KiB, every other device from Volta on 96 or more.
-void require_shared(const Stream& stream, int64_t bytes) {
+void require_shared(Device gpu, int64_t bytes) {
   int most = 0;
-  PKM_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device().index));
+  PKM_CUDA(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu.index));
   if (bytes > most)
     user_error(
         "attention: {} lends a block {} KiB of shared memory, and {} are needed; set train.device: CPU, or use a GPU "
         "of another generation than Turing",
-        to_string(stream.device()), most >> 10, (bytes + 1023) >> 10);
+        to_string(gpu), most >> 10, (bytes + 1023) >> 10);
 }
 
 // One block per (sequence and head, tile), with dynamic shared memory beyond the 48 KiB that are had without asking.
@@ -278,7 +283,7 @@ void launch(void (*kernel)(Parameters...), Stream& stream, const AttentionShape&
             const Arguments&... arguments) {
   const dim3 grid(static_cast<unsigned>(shape.sequences * shape.heads),
                   static_cast<unsigned>(ceil_divide(shape.context, T::kTile)));
-  require_shared(stream, shared_bytes);
+  require_shared(stream.device(), shared_bytes);
   PKM_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
   kernel<<<grid, kTileThreads, static_cast<size_t>(shared_bytes), native(stream)>>>(arguments...);
   PKM_CUDA(cudaGetLastError());
@@ -286,8 +291,7 @@ void launch(void (*kernel)(Parameters...), Stream& stream, const AttentionShape&
 
 template <class T>
 void forward(Stream& stream, const AttentionShape& shape, const Problem& problem, float* output, float* logsumexp) {
-  constexpr int64_t kBytes = (2 * T::kElements + T::kScores) * static_cast<int64_t>(sizeof(float));
-  launch<T>(forward_kernel<T>, stream, shape, kBytes, problem, output, logsumexp);
+  launch<T>(forward_kernel<T>, stream, shape, forward_bytes<T>(), problem, output, logsumexp);
 }
 
 template <class T>
@@ -296,22 +300,42 @@ void backward(Stream& stream, const AttentionShape& shape, const Problem& proble
   launch<T>(queries_backward_kernel<T>, stream, shape, BackwardTiles<T>::bytes(), problem, saved, dqkv);
 }
 
-[[noreturn]] void refuse_width(int64_t width) {
-  user_error("attention: a head is {} wide, on a CUDA device 256 at most; set more heads, or device: CPU", width);
+void check_width(int64_t width) {
+  if (width > kMostGpuHeadWidth)
+    user_error("attention: a head is {} wide, on a CUDA device {} at most; set more heads, or device: CPU", width,
+               kMostGpuHeadWidth);
+}
+
+// Calls body(tiles for heads so wide). Tiles are chosen to fit into the 96 KiB of shared memory that a block has on
+// Volta. Turing's 64 hold the smallest of them only: none of the backward pass.
+template <class Body>
+void with_forward_tiles(int64_t width, const Body& body) {
+  check_width(width);
+  if (width > 128) return body(Tiles<256, 32>());
+  if (width > 64) return body(Tiles<128, 64>());
+  body(Tiles<64, 64>());
+}
+template <class Body>
+void with_backward_tiles(int64_t width, const Body& body) {
+  check_width(width);
+  if (width > 128) return body(Tiles<256, 16>());
+  if (width > 64) return body(Tiles<128, 32>());
+  body(Tiles<64, 64>());
 }
 
 }  // namespace
 
-// Tiles are chosen to fit into the 96 KiB of shared memory that a block has on Volta. Turing's 64 hold the smallest of
-// them only: none of the backward pass.
+void check_attention_fits(Device gpu, int64_t head_width, bool trains) {
+  with_forward_tiles(head_width, [&]<class T>(T) { require_shared(gpu, forward_bytes<T>()); });
+  if (trains) with_backward_tiles(head_width, [&]<class T>(T) { require_shared(gpu, BackwardTiles<T>::bytes()); });
+}
+
 void attention_forward(Stream& stream, const AttentionShape& shape, Matrix<const float> qkv, const Dropout& mask,
                        Matrix<float> output, Matrix<float> logsumexp) {
   if (output.empty()) return;
   const Problem problem = make_problem(shape, qkv, mask);
-  if (problem.width > 256) refuse_width(problem.width);
-  if (problem.width > 128) return forward<Tiles<256, 32>>(stream, shape, problem, output.data(), logsumexp.data());
-  if (problem.width > 64) return forward<Tiles<128, 64>>(stream, shape, problem, output.data(), logsumexp.data());
-  forward<Tiles<64, 64>>(stream, shape, problem, output.data(), logsumexp.data());
+  with_forward_tiles(problem.width,
+                     [&]<class T>(T) { forward<T>(stream, shape, problem, output.data(), logsumexp.data()); });
 }
 
 void attention_backward(Stream& stream, const AttentionShape& shape, Matrix<const float> qkv,
@@ -319,16 +343,14 @@ void attention_backward(Stream& stream, const AttentionShape& shape, Matrix<cons
                         const Dropout& mask, Matrix<float> dqkv) {
   if (output.empty()) return;
   const Problem problem = make_problem(shape, qkv, mask);
-  if (problem.width > 256) refuse_width(problem.width);
+  check_width(problem.width);
   float* dots = scratch<float>(stream, problem.tokens * problem.heads);
   output_dots_kernel<<<static_cast<unsigned>(ceil_divide(problem.tokens * problem.heads * kWarp, kTileThreads)),
                        kTileThreads, 0, native(stream)>>>(output.data(), doutput.data(), problem.tokens, problem.heads,
                                                           problem.width, dots);
   PKM_CUDA(cudaGetLastError());
   const Saved saved = {logsumexp.data(), dots, doutput.data()};
-  if (problem.width > 128) return backward<Tiles<256, 16>>(stream, shape, problem, saved, dqkv.data());
-  if (problem.width > 64) return backward<Tiles<128, 32>>(stream, shape, problem, saved, dqkv.data());
-  backward<Tiles<64, 64>>(stream, shape, problem, saved, dqkv.data());
+  with_backward_tiles(problem.width, [&]<class T>(T) { backward<T>(stream, shape, problem, saved, dqkv.data()); });
 }
 
 }  // namespace pkmesh::cuda

@@ -3,6 +3,7 @@
 // joined in the order of the warps.
 #include <cmath>
 
+#include "layers/attention.h"
 #include "layers/attention_decode.h"
 #include "runtime/cuda_kernel.h"
 
@@ -10,8 +11,7 @@ namespace pkmesh::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kMostWidth = 256;               // of a head
-constexpr int kColumns = kMostWidth / kWarp;  // that a lane holds
+constexpr int kColumns = static_cast<int>(kMostGpuHeadWidth) / kWarp;  // that a lane holds
 
 // i runs over (sequences, width).
 struct Append {
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
                   int64_t capacity, int64_t width, float scale, float* output) {
   __shared__ float tops[kWarps];
   __shared__ float sums[kWarps];
-  __shared__ float outputs[kWarps][kMostWidth];
+  __shared__ float outputs[kWarps][kMostGpuHeadWidth];
   const int64_t s = blockIdx.x / heads;
   const int64_t stride = heads * width;
   const int64_t column = blockIdx.x % heads * width;
@@ -105,9 +105,9 @@ void attention_decode(Stream& stream, int64_t heads, Matrix<const float> qkv, Ve
   const int64_t sequences = qkv.size(0);
   const int64_t capacity = key_cache.size(1);
   const int64_t width = output.size(1) / heads;
-  if (width > kMostWidth)
+  if (width > kMostGpuHeadWidth)
     user_error("attention: a head is {} wide, on a CUDA device {} at most; set more heads, or device: CPU", width,
-               kMostWidth);
+               kMostGpuHeadWidth);
   for_each(stream, sequences * output.size(1),
            Append{capacity, output.size(1), qkv.data(), positions.data(), key_cache.data(), value_cache.data()});
   decode_kernel<<<static_cast<unsigned>(sequences * heads), kWarps * kWarp, 0, native(stream)>>>(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrix products, and the one place that knows BLAS. They are of the kind that the stream's math() names.
+// Matrix products, of the kind that the stream's math() names.
 #pragma once
 
 #include <type_traits>

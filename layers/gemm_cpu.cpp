@@ -26,7 +26,7 @@ bool is_large(int64_t inner, MatrixSlice<float> c) {
 }
 
 // BLAS counts in its own integer type, 32 bits wide in Debian's packages.
-blasint narrow(int64_t size) {
+blasint to_int(int64_t size) {
   PKM_CHECK(size >= 0 && size <= std::numeric_limits<blasint>::max(), "gemm: BLAS cannot count to {}", size);
   return static_cast<blasint>(size);
 }
@@ -70,9 +70,9 @@ void multiply(Stream& stream, Transpose transpose_a, Transpose transpose_b, floa
     b = rounded(b, rounded_b);
   }
   // BLAS wants strides of at least 1, even of matrices that it does not read.
-  cblas_sgemm(CblasRowMajor, blas_transpose(transpose_a), blas_transpose(transpose_b), narrow(c.rows),
-              narrow(c.columns), narrow(inner), alpha, a.data, std::max<blasint>(1, narrow(a.stride)), b.data,
-              std::max<blasint>(1, narrow(b.stride)), beta, c.data, narrow(c.stride));
+  cblas_sgemm(CblasRowMajor, blas_transpose(transpose_a), blas_transpose(transpose_b), to_int(c.rows),
+              to_int(c.columns), to_int(inner), alpha, a.data, std::max<blasint>(1, to_int(a.stride)), b.data,
+              std::max<blasint>(1, to_int(b.stride)), beta, c.data, to_int(c.stride));
 }
 
 }  // namespace

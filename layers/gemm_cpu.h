@@ -4,10 +4,10 @@
 
 #include "layers/gemm.h"
 
-namespace pkmesh {
+namespace pkmesh::PKM_CPU {
 
 // c = op(a) op(b), plus `bias` (columns of c; empty: none) in every row.
-PKM_KERNEL(gemm_with_bias, Transpose transpose_a, Transpose transpose_b, MatrixSlice<const float> a,
-           MatrixSlice<const float> b, Vector<const float> bias, MatrixSlice<float> c)
+void gemm_with_bias(Stream& stream, Transpose transpose_a, Transpose transpose_b, MatrixSlice<const float> a,
+                    MatrixSlice<const float> b, Vector<const float> bias, MatrixSlice<float> c);
 
-}  // namespace pkmesh
+}  // namespace pkmesh::PKM_CPU

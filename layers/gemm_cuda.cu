@@ -81,7 +81,6 @@ int64_t narrow_bytes(int64_t rows, int64_t columns) {
 }
 
 Narrow narrow(Stream& stream, Math math, MatrixSlice<const float> from, std::byte* memory) {
-  require_math(stream);
   if (math == Math::kBf16)
     round_matrix<Math::kBf16>(stream, from, memory);
   else

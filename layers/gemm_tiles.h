@@ -4,12 +4,12 @@
 
 #include "layers/gemm.h"
 
-namespace pkmesh {
+namespace pkmesh::PKM_CPU {
 
 // As gemm(), for inner dimensions of at least 1, plus `bias` (columns of c; empty: none) in every row. math: kFp32, or
 // kBf16 for operands rounded to bf16. No bit depends on the threads.
-PKM_KERNEL(gemm_on_tiles, Math math, Transpose transpose_a, Transpose transpose_b, float alpha,
-           MatrixSlice<const float> a, MatrixSlice<const float> b, Vector<const float> bias, float beta,
-           MatrixSlice<float> c)
+void gemm_on_tiles(Stream& stream, Math math, Transpose transpose_a, Transpose transpose_b, float alpha,
+                   MatrixSlice<const float> a, MatrixSlice<const float> b, Vector<const float> bias, float beta,
+                   MatrixSlice<float> c);
 
-}  // namespace pkmesh
+}  // namespace pkmesh::PKM_CPU

@@ -12,9 +12,9 @@
 namespace pkmesh::PKM_CPU {
 namespace {
 
-using tiles::kBrainFloat;
+using tiles::kBf16Parts;
+using tiles::kFp32Parts;
 using tiles::kPanel;
-using tiles::kSingle;
 using tiles::Operand;
 
 // Of its own operand a thread packs this many panels at most. While they meet one shared panel the next one is fetched,
@@ -96,7 +96,7 @@ class TiledProduct {
 
  private:
   // Of the inner dimension. A panel is 96 or 128 KiB then.
-  static constexpr int64_t kDepth = kParts == kSingle ? 512 : 2048;
+  static constexpr int64_t kDepth = kParts == kFp32Parts ? 512 : 2048;
   static constexpr Operand kShared = kOwn == Operand::kLeft ? Operand::kRight : Operand::kLeft;
 
   const Lines& own() const { return kOwn == Operand::kLeft ? in_.left : in_.right; }
@@ -186,9 +186,9 @@ void gemm_on_tiles(Stream&, Math math, Transpose transpose_a, Transpose transpos
   const Product product = {
       {a, transpose_a == Transpose::kNo}, {b, transpose_b == Transpose::kYes}, alpha, bias, beta, c};
   if (math == Math::kBf16)
-    run<kBrainFloat>(product);
+    run<kBf16Parts>(product);
   else
-    run<kSingle>(product);
+    run<kFp32Parts>(product);
 }
 
 }  // namespace pkmesh::PKM_CPU

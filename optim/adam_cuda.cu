@@ -13,27 +13,14 @@ constexpr int kThreads = 256;
 constexpr int64_t kSpan = 4096;  // consecutive elements of a block
 constexpr int64_t kMostBlocks = 65536;
 
-// The number of bounds that are not behind i: odd inside a decayed range.
-__device__ int64_t bounds_before(const int64_t* decayed, int64_t count, int64_t i) {
-  int64_t low = 0;
-  int64_t high = count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (decayed[middle] <= i)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 __global__ void __launch_bounds__(kThreads)
     adam_kernel(AdamCoefficients c, const int64_t* __restrict__ decayed, int64_t bounds, int64_t count,
                 float* __restrict__ value, const float* __restrict__ gradient, float* __restrict__ first,
                 float* __restrict__ second) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kSpan;
   for (int64_t span = static_cast<int64_t>(blockIdx.x) * kSpan; span < count; span += stride) {
-    int64_t before = bounds_before(decayed, bounds, span + threadIdx.x);
+    // The number of bounds that are not behind i: odd inside a decayed range.
+    int64_t before = lower_bound(0, bounds, [&](int64_t b) { return decayed[b] <= span + threadIdx.x; });
     const int64_t end = span + kSpan < count ? span + kSpan : count;
     for (int64_t i = span + threadIdx.x; i < end; i += kThreads) {
       while (before < bounds && decayed[before] <= i) ++before;

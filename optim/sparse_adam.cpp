@@ -109,7 +109,7 @@ void RowOptimizer::add_squares_bound(Stream& stream, const RowGradients& gradien
   check(gradients);
   if (gradients.rows.empty()) return;
   const Range range("row squares bound");
-  PKM_DISPATCH(stream, squares_bound, gradients, take_squares(gradients.rows.count()), total);
+  PKM_DISPATCH(stream, squares_bound, gradients, total);
 }
 
 // The same gradients with every row of the shard listed: the other rows have no contribution, a gradient of zero.

@@ -23,6 +23,8 @@
 
 namespace pkmesh {
 
+constexpr int64_t kMostGpuRowWidth = 12000;  // a row's gradient in the 48 KiB that every GPU lends a block
+
 struct RowAdamOptions {
   enum class Update {
     kTouched,  // lazy: rows without a contribution keep value and moments (torch.optim.SparseAdam)
@@ -78,7 +80,7 @@ struct EveryRow {
 
 PKM_KERNEL(update_rows, const RowUpdate& update, const TableRows& values, const RowState& state,
            const RowGradients& gradients, Vector<float> dweights)
-PKM_KERNEL(squares_bound, const RowGradients& gradients, Vector<double> scratch, Vector<double> total)
+PKM_KERNEL(squares_bound, const RowGradients& gradients, Vector<double> total)
 PKM_KERNEL(add_in_order, Vector<const double> terms, Vector<double> total)
 PKM_KERNEL(list_every_row, const RowGradients& gradients, const EveryRow& out)
 
@@ -108,8 +110,8 @@ class RowOptimizer {
   // rank's share of the clipping norm and of the gate.
   void add_squares(Stream& stream, const RowGradients& gradients, Vector<double> total);
   // total[0] += something no less, which is finite only if all of these gradients are: what the gate needs to know
-  // where nothing is clipped. (Near the end of float's range it may be infinite though they are not.) On the CPU it
-  // costs a pass over the output gradients; no row's gradient is summed.
+  // where nothing is clipped. (Near the end of float's range it may be infinite though they are not.) It costs a pass
+  // over the output gradients; no row's gradient is summed.
   void add_squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> total);
 
   // The t-th update, t >= 1, of values (rows, width) with gradients * scale; dweights as update_rows().

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -301,17 +300,13 @@ void row_squares(Stream&, const RowGradients& gradients, Vector<double> squares)
   });
 }
 
-// No gradient, nor what adds up on the way to it, is longer than the sum of all weights times the longest output
-// gradient.
-void squares_bound(Stream&, const RowGradients& gradients, Vector<double>, Vector<double> total) {
+void squares_bound(Stream&, const RowGradients& gradients, Vector<double> total) {
   const double* const of_source = source_squares(gradients);
   const double longest = std::sqrt(std::accumulate(of_source, of_source + gradients.d_output.size(0), 0.0));
   double weights = 0;
 #pragma omp simd reduction(+ : weights)
   for (int64_t c = 0; c < gradients.weights.count(); ++c) weights += std::abs(gradients.weights.data()[c]);
-  const double bound = weights * longest;
-  constexpr double kLargest = std::numeric_limits<float>::max();
-  total[0] += bound <= kLargest ? bound * bound : std::numeric_limits<double>::infinity();
+  total[0] += squares_bound_of(weights, longest);
 }
 
 void add_in_order(Stream&, Vector<const double> terms, Vector<double> total) {

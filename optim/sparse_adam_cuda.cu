@@ -8,14 +8,16 @@
 #include <cub/device/device_scan.cuh>
 
 #include "layers/memory/row_sums_cuda.h"
+#include "layers/sums_cuda.h"
 #include "optim/row_coefficients.h"
 #include "runtime/cuda_scratch.h"
 
 namespace pkmesh::cuda {
 namespace {
 
+static_assert(kMostGpuRowWidth * sizeof(float) <= 48 << 10);
+
 constexpr int kThreads = 128;
-constexpr int64_t kMostWidth = 12000;  // a row's gradient in the 48 KiB that every device lends
 constexpr int64_t kMostBlocks = 16384;
 
 int64_t half_of(int64_t width) {
@@ -182,13 +184,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// One block.
-__global__ void __launch_bounds__(kThreads) add_terms_kernel(const double* terms, int64_t count, double* total) {
-  double mine = 0;
-  for (int64_t i = threadIdx.x; i < count; i += kThreads) mine += terms[i];
-  const double sum = block_sum<kThreads>(mine);
-  if (threadIdx.x == 0) *total += sum;
-}
+struct Magnitude {
+  __device__ double operator()(double value) const { return fabs(value); }
+};
+
+struct Store {
+  double* place;
+  __device__ void operator()(double sum) const { *place = sum; }
+};
+
+// Of the sum of all output gradients' squares.
+struct AddBound {
+  const double* weights;
+  double* total;
+  __device__ void operator()(double squares) const { *total += squares_bound_of(*weights, sqrt(squares)); }
+};
 
 struct NameRow {
   int32_t* rows;
@@ -247,7 +257,8 @@ void update_rows(Stream& stream, const RowUpdate& update, const TableRows& value
   PKM_CHECK(dweights.empty(), "update_rows: dweights are for the CPU alone");
   const RowAdamOptions& options = update.options;
   const int64_t width = gradients.d_output.size(1);
-  PKM_CHECK(width <= kMostWidth, "rows of width {}: the CUDA kernel holds {} in shared memory", width, kMostWidth);
+  PKM_CHECK(width <= kMostGpuRowWidth, "rows of width {}: the CUDA kernel holds {} in shared memory", width,
+            kMostGpuRowWidth);
   if (width == 0) return;
   const bool own_steps = options.correction == RowAdamOptions::Correction::kOwnSteps;
   const Update arguments = {.run = update,
@@ -280,15 +291,20 @@ void row_squares(Stream& stream, const RowGradients& gradients, Vector<double> s
   PKM_CUDA(cudaGetLastError());
 }
 
-// The sum itself: to pass over all contributions costs as much as to sum them.
-void squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> squares, Vector<double> total) {
-  cuda::row_squares(stream, gradients, squares);
-  cuda::add_in_order(stream, squares, total);
+void squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> total) {
+  const Matrix<const float>& vectors = gradients.d_output;
+  const Vector<const float>& weights = gradients.weights;
+  ScratchPlan plan;
+  const auto partial = plan.add<double>(partial_sums_of(std::max(vectors.count(), weights.count())));
+  const auto sum_of_weights = plan.add<double>(1);
+  std::byte* const memory = plan.take(stream);
+  sum_terms(stream, weights.data(), weights.count(), Magnitude{}, partial.in(memory), Store{sum_of_weights.in(memory)});
+  sum_terms(stream, vectors.data(), vectors.count(), Square{}, partial.in(memory),
+            AddBound{sum_of_weights.in(memory), total.data()});
 }
 
 void add_in_order(Stream& stream, Vector<const double> terms, Vector<double> total) {
-  add_terms_kernel<<<1, kThreads, 0, native(stream)>>>(terms.data(), terms.count(), total.data());
-  PKM_CUDA(cudaGetLastError());
+  add_terms(stream, terms.data(), terms.count(), Identity{}, total.data());
 }
 
 void list_every_row(Stream& stream, const RowGradients& gradients, const EveryRow& out) {

@@ -3,9 +3,6 @@
 #include "runtime/cuda_stream.h"
 
 namespace pkmesh::cuda {
-namespace {
-constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // what cuBLAS recommends for Hopper; older devices need less
-}
 
 cublasHandle_t blas(Stream& stream) {
   StreamState& own = state(stream);
@@ -14,9 +11,9 @@ cublasHandle_t blas(Stream& stream) {
     cublasHandle_t handle = nullptr;
     PKM_CUBLAS(cublasCreate(&handle));
     own.blas = {handle, [](void* owned) { cublasDestroy(static_cast<cublasHandle_t>(owned)); }};
-    own.blas_workspace = allocate(stream.device(), kWorkspaceBytes);
+    own.blas_workspace = allocate(stream.device(), kBlasWorkspaceBytes);
     PKM_CUBLAS(cublasSetStream(handle, native(stream)));  // before the workspace, which it would take away
-    PKM_CUBLAS(cublasSetWorkspace(handle, own.blas_workspace.get(), kWorkspaceBytes));
+    PKM_CUBLAS(cublasSetWorkspace(handle, own.blas_workspace.get(), kBlasWorkspaceBytes));
     PKM_CUBLAS(cublasSetMathMode(handle, CUBLAS_DEFAULT_MATH));
     PKM_CUBLAS(cublasSetAtomicsMode(handle, CUBLAS_ATOMICS_NOT_ALLOWED));
   }

@@ -35,6 +35,19 @@ void for_each(Stream& stream, int64_t count, const Body& body) {
   PKM_CUDA(cudaGetLastError());
 }
 
+// The first i in [low, high) for which is_below(i) does not hold, or high; before it, it holds, and behind it never.
+template <class IsBelow>
+__device__ int64_t lower_bound(int64_t low, int64_t high, const IsBelow& is_below) {
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (is_below(middle))
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
 // Ends the kernel unless 0 <= index < count: the next CUDA call then throws. The CPU's PKM_CHECK, on the device.
 __device__ inline void check_index(const char* what, int64_t index, int64_t count) {
   if (index >= 0 && index < count) return;

@@ -11,14 +11,6 @@ StreamState& state(Stream& stream) {
   return *static_cast<StreamState*>(kept.get());
 }
 
-void require_math(Stream& stream) {
-  if (stream.math() != Math::kBf16) return;
-  int& capability = state(stream).capability;
-  if (capability == 0)
-    PKM_CUDA(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, stream.device().index));
-  PKM_CHECK(capability >= 8, "{} has no BF16 (compute capability {}.x)", to_string(stream.device()), capability);
-}
-
 std::byte* scratch_bytes(Stream& stream, int64_t bytes) {
   StreamState& own = state(stream);
   if (own.scratch == nullptr || own.scratch_bytes < bytes) {

@@ -25,13 +25,9 @@ struct StreamState {
   int64_t scratch_bytes = 0;
   std::shared_ptr<std::byte> blas_workspace;  // declared first: it outlives the handle that uses it
   std::shared_ptr<void> blas;                 // cublasHandle_t
-  int capability = 0;                         // the device's compute capability, its first number; 0: not asked yet
 };
 
 StreamState& state(Stream& stream);
-
-// UserError if the device has no products of the stream's kind: bf16 came with Ampere.
-void require_math(Stream& stream);
 
 // Memory for one op's intermediate results, aligned to 256 bytes, with undefined contents. An op asks once, for all
 // that it needs: the next call on this stream hands out the same memory, which is safe because the stream is in order.

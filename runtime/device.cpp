@@ -18,9 +18,10 @@ namespace cuda {
 [[gnu::weak]] int64_t total_memory(int index);
 [[gnu::weak]] int64_t used_memory(int index);
 [[gnu::weak]] bool has_bf16(int index);
+[[gnu::weak]] int multiprocessors(int index);
 [[gnu::weak]] std::shared_ptr<void> make_stream(int index);
 [[gnu::weak]] void synchronize(void* stream);
-[[gnu::weak]] std::shared_ptr<void> make_event(int index);
+[[gnu::weak]] std::shared_ptr<void> make_event(int index, bool timed);
 [[gnu::weak]] void record(void* event, void* stream);
 [[gnu::weak]] void hold(void* event, void* stream);
 [[gnu::weak]] void synchronize_event(void* event);
@@ -89,6 +90,11 @@ bool has_bf16(Device gpu) {
   return cuda::has_bf16(gpu.index);
 }
 
+int multiprocessors(Device gpu) {
+  PKM_CHECK(gpu.kind == DeviceKind::kCuda && cuda::multiprocessors != nullptr, "{} is no GPU", to_string(gpu));
+  return cuda::multiprocessors(gpu.index);
+}
+
 Stream::Stream(Device device) : device_(device) {
   if (device.kind == DeviceKind::kCpu) return;
   if (!compiled_with(device.kind)) user_error("device CUDA: this program was built without it; build the cuda preset");
@@ -104,8 +110,8 @@ void Stream::synchronize() {
   cuda::synchronize(native_.get());
 }
 
-Event::Event(Device device) : device_(device) {
-  if (device.kind == DeviceKind::kCuda) native_ = cuda::make_event(device.index);
+Event::Event(Device device, Kind kind) : device_(device), kind_(kind) {
+  if (device.kind == DeviceKind::kCuda) native_ = cuda::make_event(device.index, kind == Kind::kTimed);
 }
 
 void Event::record(Stream& stream) {
@@ -130,6 +136,7 @@ bool Event::reached() {
 }
 
 double Event::milliseconds(Event& from, Event& to) {
+  PKM_CHECK(from.kind_ == Kind::kTimed && to.kind_ == Kind::kTimed, "time between events that keep none");
   for (Event* const event : {&from, &to})
     if (!event->reached()) event->synchronize();
   if (from.native_ != nullptr) return cuda::milliseconds(from.native_.get(), to.native_.get());

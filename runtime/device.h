@@ -33,6 +33,9 @@ int device_count(DeviceKind kind);
 int64_t total_memory(Device gpu);
 int64_t used_memory(Device gpu);
 bool has_bf16(Device gpu);  // whether it multiplies bf16
+int multiprocessors(Device gpu);
+// What cuBLAS has on each stream that multiplies: it recommends so much for Hopper; older devices need less.
+constexpr int64_t kBlasWorkspaceBytes = int64_t{32} << 20;
 
 // How matrix products treat their fp32 operands: as they are, or rounded to 16 bits. They add up in fp32.
 enum class Math { kFp32, kBf16, kFp16 };
@@ -41,6 +44,7 @@ enum class Math { kFp32, kBf16, kFp16 };
 class Stream {
  public:
   explicit Stream(Device device = {});
+  Stream(Stream&&) noexcept = default;
   Device device() const { return device_; }
   // What gemm does on this stream; ops that need fp32 say so (MathScope).
   Math math() const { return math_; }
@@ -71,19 +75,24 @@ class MathScope {
   Math former_;
 };
 
-// A place in a stream's order, for timing and for making another stream wait. On the CPU it is a moment in time.
+// A place in a stream's order, for making another stream wait and, if it is to keep time, for timing: that costs the
+// device more. On the CPU it is a moment in time. Move-only.
 class Event {
  public:
-  explicit Event(Device device = {});
+  enum class Kind { kPlace, kTimed };
+  explicit Event(Device device = {}, Kind kind = Kind::kPlace);
+  Event(Event&&) noexcept = default;
+  Event& operator=(Event&&) noexcept = default;
   void record(Stream& stream);  // the place is behind all work queued so far
   void hold(Stream& stream);    // work queued on `stream` from now on starts after the recorded place
   void synchronize();           // returns once the place is reached
   bool reached();               // whether it is; never waits
-  // Milliseconds between two recorded places; waits for both.
+  // Milliseconds between two recorded places, both timed; waits for both.
   static double milliseconds(Event& from, Event& to);
 
  private:
   Device device_;
+  Kind kind_;
   std::shared_ptr<void> native_;  // cudaEvent_t
   Clock::time_point moment_;
 };

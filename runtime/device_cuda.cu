@@ -74,6 +74,12 @@ bool has_bf16(int index) {
   return capability >= 8;
 }
 
+int multiprocessors(int index) {
+  int count = 0;
+  PKM_CUDA(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index));
+  return count;
+}
+
 std::shared_ptr<void> make_stream(int index) {
   make_current(index);
   cudaStream_t stream = nullptr;
@@ -88,10 +94,10 @@ void synchronize(void* stream) {
   PKM_CUDA(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
 }
 
-std::shared_ptr<void> make_event(int index) {
+std::shared_ptr<void> make_event(int index, bool timed) {
   make_current(index);
   cudaEvent_t event = nullptr;
-  PKM_CUDA(cudaEventCreate(&event));
+  PKM_CUDA(cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming));
   return {event, [index](void* handle) {
             set_device_if_none(index);
             cudaEventDestroy(static_cast<cudaEvent_t>(handle));

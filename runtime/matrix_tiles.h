@@ -31,8 +31,8 @@ constexpr int64_t kTileEdge = 16;  // rows of a tile, and words in each
 constexpr int64_t kTileWords = kTileEdge * kTileEdge;  // a word is a pair of bf16, kTileEdge inner elements apart
 
 // Parts that a float is split into.
-constexpr int kSingle = 3;      // products in fp32
-constexpr int kBrainFloat = 1;  // of operands rounded to bf16
+constexpr int kFp32Parts = 3;  // products in fp32
+constexpr int kBf16Parts = 1;  // of operands rounded to bf16
 
 constexpr int64_t kPartWords = 2 * kTileWords;  // of one part of a float in a step
 
@@ -70,7 +70,7 @@ using Words = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 // Pairs of the parts of kLanes floats each.
 template <int kParts>
 [[gnu::always_inline]] inline void split(Lanes low, Lanes high, Words (&pairs)[kParts]) {
-  if constexpr (kParts == kBrainFloat) {
+  if constexpr (kParts == kBf16Parts) {
     pairs[0] = nearest_even(std::bit_cast<Words>(low)) >> 16 | nearest_even(std::bit_cast<Words>(high));
     return;
   }

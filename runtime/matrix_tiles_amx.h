@@ -111,7 +111,7 @@ void multiply_panels(const uint32_t* left, const uint32_t* right, int64_t inner,
   };
   const uint32_t* const end = left + panel_words<kParts>(inner);
   for (; left < end; left += kParts * kPartWords, right += kParts * kPartWords)
-    if constexpr (kParts == kSingle) {
+    if constexpr (kParts == kFp32Parts) {
       multiply_split(left, right, fetch);
     } else {
       multiply_rounded(left, right);

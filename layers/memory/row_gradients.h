@@ -38,6 +38,9 @@ struct RowGradients {
   Vector<const int64_t> touched;  // (1) U; may be empty on the CPU
 };
 
+// A GPU's kernels add up so many contributions to a row at a time, into scratch: a row's width for each.
+constexpr int64_t kGpuChunk = 256;
+
 // The arrays live in `arena`. At most 2^31 - 1 contributions.
 RowGradients sort_by_row(Stream& stream, Arena& arena, std::span<const GradientPiece> pieces,
                          Matrix<const float> d_output, int64_t local_rows);

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-int narrow(int64_t count) {
+int to_int(int64_t count) {
   PKM_CHECK(count >= 0 && count <= std::numeric_limits<int32_t>::max(), "{} records to sort", count);
   return static_cast<int>(count);
 }
@@ -55,17 +55,6 @@ void collect(Stream& stream, std::span<const GradientPiece> pieces, int32_t* row
   }
 }
 
-struct Unpack {
-  const Origin* origins;
-  float* weights;
-  int32_t* sources;
-  __device__ void operator()(int64_t i) const {
-    const Origin origin = origins[i];
-    weights[i] = origin.weight;
-    sources[i] = origin.source;
-  }
-};
-
 struct NameRuns {
   const int32_t* sorted_rows;
   int64_t records;
@@ -87,14 +76,8 @@ __global__ void __launch_bounds__(kThreads)
     sum_chunks_kernel(SortedContributions sums, RowCount row_count, float* chunks) {
   const int64_t rows = row_count.value();
   const int64_t span = static_cast<int64_t>(blockIdx.x) * kChunk;
-  int64_t u = 0;  // offsets[u] < span + kChunk: true of row 0, which begins at 0
-  for (int64_t high = rows; high - u > 1;) {
-    const int64_t middle = (u + high) / 2;
-    if (sums.offsets[middle] < span + kChunk)
-      u = middle;
-    else
-      high = middle;
-  }
+  // Row 0 begins no later, at 0.
+  const int64_t u = lower_bound(1, rows, [&](int64_t row) { return sums.offsets[row] < span + kChunk; }) - 1;
   const int64_t row_begin = sums.offsets[u];
   const int64_t before = row_begin < span ? (span - row_begin + kChunk - 1) / kChunk : 0;  // chunks of u before it
   const int64_t begin = row_begin + before * kChunk;
@@ -112,14 +95,14 @@ int64_t sort_bytes(int64_t count) {
   size_t bytes = 0;
   cub::DoubleBuffer<int32_t> keys;
   cub::DoubleBuffer<Origin> values;
-  PKM_CUDA(cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, values, narrow(count)));
+  PKM_CUDA(cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, values, to_int(count)));
   return static_cast<int64_t>(bytes);
 }
 
 int64_t runs_bytes(int64_t count) {
   size_t bytes = 0;
   PKM_CUDA(cub::DeviceSelect::If(nullptr, bytes, thrust::counting_iterator<int64_t>(0), static_cast<int64_t*>(nullptr),
-                                 static_cast<int64_t*>(nullptr), narrow(count), BeginsRun{nullptr}));
+                                 static_cast<int64_t*>(nullptr), to_int(count), BeginsRun{nullptr}));
   return static_cast<int64_t>(bytes);
 }
 
@@ -129,7 +112,7 @@ int sort_records(Stream& stream, RecordBuffers buffers, int64_t count, int64_t r
   cub::DoubleBuffer<int32_t> keys(buffers.rows[0], buffers.rows[1]);
   cub::DoubleBuffer<Origin> values(buffers.origins[0], buffers.origins[1]);
   auto size = static_cast<size_t>(bytes);
-  PKM_CUDA(cub::DeviceRadixSort::SortPairs(temporary, size, keys, values, narrow(count), 0,
+  PKM_CUDA(cub::DeviceRadixSort::SortPairs(temporary, size, keys, values, to_int(count), 0,
                                            std::bit_width(static_cast<uint64_t>(row_count - 1)), native(stream)));
   PKM_CHECK(keys.selector == values.selector, "rows and their origins are in different buffers");
   return keys.selector;
@@ -138,7 +121,7 @@ int sort_records(Stream& stream, RecordBuffers buffers, int64_t count, int64_t r
 void find_runs(Stream& stream, const int32_t* sorted_rows, int64_t count, int64_t* begins, int64_t* number,
                std::byte* temporary, int64_t bytes) {
   auto size = static_cast<size_t>(bytes);
-  PKM_CUDA(cub::DeviceSelect::If(temporary, size, thrust::counting_iterator<int64_t>(0), begins, number, narrow(count),
+  PKM_CUDA(cub::DeviceSelect::If(temporary, size, thrust::counting_iterator<int64_t>(0), begins, number, to_int(count),
                                  BeginsRun{sorted_rows}, native(stream)));
 }
 

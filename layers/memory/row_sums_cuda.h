@@ -6,6 +6,7 @@
 // block's business; the rest of the row follows. The order depends on the row's own contributions alone.
 #pragma once
 
+#include "layers/memory/row_gradients.h"
 #include "layers/memory/rows_cuda.h"
 
 namespace pkmesh::cuda {
@@ -16,6 +17,18 @@ namespace pkmesh::cuda {
 struct alignas(8) Origin {
   float weight;
   int32_t source;
+};
+
+// For for_each(): what sorted origins say, in arrays of their own.
+struct Unpack {
+  const Origin* origins;
+  float* weights;
+  int32_t* sources;
+  __device__ void operator()(int64_t i) const {
+    const Origin origin = origins[i];
+    weights[i] = origin.weight;
+    sources[i] = origin.source;
+  }
 };
 
 // Records and as much memory again.
@@ -38,7 +51,7 @@ void find_runs(Stream& stream, const int32_t* sorted_rows, int64_t count, int64_
 
 // --- sums ---
 
-constexpr int64_t kChunk = 256;
+constexpr int64_t kChunk = kGpuChunk;
 
 // All that the sums of rows are made of. (pkmesh::RowSums is what the CPU's sum_by_row() leaves.)
 struct SortedContributions {

@@ -60,14 +60,14 @@ class ScoreProduct {
   static constexpr int64_t kKeys = kKeyVectors * kLanes;  // of a panel
   static_assert(tiles::kPanel % kKeys == 0);
 
-  int64_t panel_words() const { return tiles::panel_words<tiles::kSingle>(width_); }
+  int64_t panel_words() const { return tiles::panel_words<tiles::kFp32Parts>(width_); }
 
   void pack_tiles_of(Matrix<const float> keys) {
     const int64_t panels = stride_ / tiles::kPanel;
     key_panels_ = key_memory_.take<uint32_t>(panels * panel_words());
     uint32_t* out = key_panels_;
     for (int64_t first = 0; first < keys.size(0); first += tiles::kPanel, out += panel_words())
-      tiles::pack_panel<tiles::kSingle, tiles::Operand::kRight>(
+      tiles::pack_panel<tiles::kFp32Parts, tiles::Operand::kRight>(
           {&keys(first, 0), width_, /*inner_together=*/true, std::min(tiles::kPanel, keys.size(0) - first), width_},
           out);
   }
@@ -77,7 +77,7 @@ class ScoreProduct {
     uint32_t* const packed = query_memory_.take<uint32_t>(panels * panel_words());
     for (int64_t panel = 0; panel < panels; ++panel) {
       const int64_t token = panel * tiles::kPanel;
-      tiles::pack_panel<tiles::kSingle, tiles::Operand::kLeft>(
+      tiles::pack_panel<tiles::kFp32Parts, tiles::Operand::kLeft>(
           {queries + token * query_stride, query_stride, /*inner_together=*/true,
            std::min(tiles::kPanel, tokens - token), width_},
           packed + panel * panel_words());
@@ -87,7 +87,7 @@ class ScoreProduct {
       const uint32_t* const keys = key_panels_ + key / tiles::kPanel * panel_words();
       const uint32_t* const next = key + tiles::kPanel < stride_ ? keys + panel_words() : keys;
       for (int64_t panel = 0; panel < panels; ++panel)
-        tiles::multiply_panels<tiles::kSingle>(
+        tiles::multiply_panels<tiles::kFp32Parts>(
             packed + panel * panel_words(), keys, width_, scores + panel * tiles::kPanel * stride_ + key, stride_,
             next + panel % tiles::kAheadShares * panel_words() / tiles::kAheadShares);
     }

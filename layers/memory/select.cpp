@@ -28,7 +28,6 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
                     Matrix<float> weights) {
   check(queries, keys, slots, weights);
   const Range range("select forward");
-  const MathScope exact(stream, Math::kFp32);  // on a GPU rounded scores would choose other slots
   PKM_DISPATCH(stream, select_forward, queries, keys, slots, weights);
 }
 

@@ -17,9 +17,8 @@
 namespace pkmesh::cuda {
 namespace {
 
-constexpr int64_t kScoreBytes = int64_t{32} << 20;  // of one block of tokens
-constexpr int kMostWarps = 4;                       // of a block
-constexpr int64_t kSharedBytes = 48 << 10;          // that every device lends without being asked
+constexpr int kMostWarps = 4;               // of a block
+constexpr int64_t kSharedBytes = 48 << 10;  // that every device lends without being asked
 constexpr unsigned kAllLanes = 0xFFFFFFFFU;
 
 // --- the order of scores: that of score_order() in top_k.h, as unsigned integers ---
@@ -153,7 +152,7 @@ __device__ void write_softmax(const uint64_t* best, int k, int32_t* slots, float
 }
 
 // Pairs of 0-based ranks (a, b) with (a + 1)(b + 1) <= k.
-int64_t count_pairs(int64_t k) {
+constexpr int64_t count_pairs(int64_t k) {
   int64_t count = 0;
   for (int64_t a = 0; a < k; ++a) count += k / (a + 1);
   return count;
@@ -268,26 +267,7 @@ struct FindRows {
   int64_t count;
   int64_t* offsets;
   __device__ void operator()(int64_t r) const {
-    int64_t low = 0;
-    int64_t high = count;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (sorted_rows[middle] < r)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    offsets[r] = low;
-  }
-};
-
-struct Unpack {
-  const Origin* origins;
-  float* weights;
-  int32_t* sources;
-  __device__ void operator()(int64_t i) const {
-    weights[i] = origins[i].weight;
-    sources[i] = origins[i].source;
+    offsets[r] = lower_bound(0, count, [&](int64_t i) { return sorted_rows[i] < r; });
   }
 };
 
@@ -302,11 +282,24 @@ __global__ void __launch_bounds__(kMostWarps* kWarp) dkeys_kernel(SortedContribu
   }
 }
 
+// Shared memory that a warp needs, forwards and backwards.
+constexpr int64_t forward_bytes(int64_t k) {
+  return (3 * k + count_pairs(k)) * static_cast<int64_t>(sizeof(uint64_t));
+}
+constexpr int64_t backward_bytes(int64_t k) {
+  return 2 * k * static_cast<int64_t>(sizeof(float));
+}
+static_assert(std::max(forward_bytes(kMostGpuNeighbours), backward_bytes(kMostGpuNeighbours)) <= kSharedBytes);
+
+void check_neighbours(int64_t k) {
+  if (k > kMostGpuNeighbours)
+    user_error("{} neighbours are more than the CUDA kernel's shared memory holds; use {} at most", k,
+               kMostGpuNeighbours);
+}
+
 // Warps of a block whose shared memory holds `bytes` for each.
-int warps_for(int64_t bytes, int64_t k) {
-  const int64_t warps = std::min<int64_t>(kSharedBytes / bytes, kMostWarps);
-  if (warps == 0) user_error("{} neighbours are more than the CUDA kernel's shared memory holds; use 512 at most", k);
-  return static_cast<int>(warps);
+int warps_for(int64_t bytes) {
+  return static_cast<int>(std::min<int64_t>(kSharedBytes / bytes, kMostWarps));
 }
 
 }  // namespace
@@ -321,11 +314,12 @@ void select_forward(Stream& stream, View<const float, 3> queries, View<const flo
   if (tokens == 0) return;
   const int64_t scores_per_token = heads * 2 * n;
   const int64_t block =
-      std::clamp<int64_t>(kScoreBytes / (scores_per_token * static_cast<int64_t>(sizeof(float))), 1, tokens);
-  const int64_t shared = (3 * k + pairs) * static_cast<int64_t>(sizeof(uint64_t));
-  const int warps = warps_for(shared, k);
-  PKM_CHECK(scores_per_token * std::max<int64_t>(keys.size(3), 1) < int64_t{1} << 31,
-            "select: {} heads of {} sub-keys: more than cuBLAS counts", heads, n);
+      std::clamp<int64_t>(kGpuScoreBytes / (scores_per_token * static_cast<int64_t>(sizeof(float))), 1, tokens);
+  check_neighbours(k);
+  const int64_t shared = forward_bytes(k);
+  const int warps = warps_for(shared);
+  PKM_CHECK(std::max(scores_per_token, heads * 2 * keys.size(3)) < int64_t{1} << 31,
+            "select: {} heads of {} sub-keys of width {}: more than cuBLAS counts", heads, n, keys.size(3));
   float* const scores = scratch<float>(stream, block * scores_per_token);
   for (int64_t begin = 0; begin < tokens; begin += block) {
     const int64_t count = std::min(block, tokens - begin);
@@ -350,8 +344,10 @@ void select_backward(Stream& stream, View<const float, 3> queries, View<const fl
   const int64_t sub_keys = heads * 2 * n;
   const int64_t records = scratch.count();
   if (units == 0 || width == 0) return;
+  check_neighbours(k);
   PKM_CHECK(records < int64_t{1} << 31 && sub_keys < int64_t{1} << 31, "select: {} gradients of {} sub-keys", records,
             sub_keys);
+  static_assert(kGpuBytesPerGradient == 2 * (sizeof(int32_t) + sizeof(Origin)) + sizeof(float) + sizeof(int32_t));
   ScratchPlan plan;
   const auto rows = plan.add<int32_t>(records);
   const auto spare_rows = plan.add<int32_t>(records);
@@ -366,8 +362,8 @@ void select_backward(Stream& stream, View<const float, 3> queries, View<const fl
   const RecordBuffers buffers = {{rows.in(memory), spare_rows.in(memory)},
                                  {origins.in(memory), spare_origins.in(memory)}};
 
-  const int64_t shared = 2 * k * static_cast<int64_t>(sizeof(float));
-  const int warps = warps_for(shared, k);
+  const int64_t shared = backward_bytes(k);
+  const int warps = warps_for(shared);
   group_kernel<<<static_cast<unsigned>(ceil_divide(units, warps)), warps * kWarp, static_cast<size_t>(warps * shared),
                  native(stream)>>>(slots.data(), weights.data(), dweights.data(), units, static_cast<int>(heads),
                                    static_cast<int>(n), static_cast<int>(k), scratch.data(), buffers.rows[0],

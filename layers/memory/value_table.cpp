@@ -2,7 +2,7 @@
 #include "layers/memory/value_table.h"
 
 #include <algorithm>
-#include <array>
+#include <bit>
 #include <cmath>
 #include <numeric>
 #include <span>
@@ -193,11 +193,12 @@ void ValueTable::mark_best(Stream& stream, Matrix<const int32_t> slots, int64_t 
 std::vector<uint8_t> ValueTable::best_rows(Stream& stream, Communicator& world) const {
   const OnHost best(stream, best_.span());
   std::vector<std::vector<int32_t>> of_owner(static_cast<size_t>(world.size()));
-  for (int64_t slot = 0; slot < shape_.slots; ++slot) {
-    if ((best.span()[static_cast<size_t>(slot / 32)] >> (slot % 32) & 1U) == 0) continue;
-    const RowAddress address = placement_.locate(static_cast<int32_t>(slot));
-    of_owner[static_cast<size_t>(address.owner)].push_back(address.local);
-  }
+  for (size_t word = 0; word < best.span().size(); ++word)
+    for (uint32_t bits = best.span()[word]; bits != 0; bits &= bits - 1) {
+      const auto slot = static_cast<int32_t>(32 * word) + std::countr_zero(bits);
+      const RowAddress address = placement_.locate(slot);
+      of_owner[static_cast<size_t>(address.owner)].push_back(address.local);
+    }
   std::vector<int64_t> sent;
   std::vector<int32_t> rows;
   for (const auto& list : of_owner) {
@@ -219,51 +220,4 @@ void ValueTable::reset_usage(Stream& stream) {
   clear(stream, usage_weights_.span());
 }
 
-namespace cpu {
-
-// Each thread keeps a range of slots and looks at all selections: sums run in the order of the tokens on any number of
-// threads, and no two threads write to one slot.
-void count_usage(Stream&, Vector<const Selection> selections, Vector<uint32_t> counts, Vector<float> weights) {
-  constexpr int64_t kMinimumRange = 4096;
-  parallel_for(0, counts.count(), kMinimumRange, [&](int64_t begin, int64_t end) {
-    // Of kSome selections at a time it first picks its own, without a branch: which are whose cannot be foreseen.
-    constexpr int64_t kSome = 512;
-    std::array<Selection, kSome> own;
-    for (int64_t first = 0; first < selections.count(); first += kSome) {
-      int64_t picked = 0;
-      for (int64_t i = first; i < std::min(first + kSome, selections.count()); ++i) {
-        own[static_cast<size_t>(picked)] = selections[i];
-        picked += begin <= selections[i].row && selections[i].row < end ? 1 : 0;
-      }
-      for (const Selection& selection : std::span(own).first(static_cast<size_t>(picked))) {
-        ++counts[selection.row];
-        weights[selection.row] += selection.weight;
-      }
-    }
-  });
-}
-
-void mark_best(Stream&, Matrix<const int32_t> slots, int64_t neighbours, Vector<uint32_t> bits) {
-  for (int64_t t = 0; t < slots.size(0); ++t)
-    for (int64_t s = 0; s < slots.size(1); s += neighbours) bits[slots(t, s) / 32] |= uint32_t{1} << (slots(t, s) % 32);
-}
-
-void draw_rows(Stream&, const Random& random, float scale, const Placement& placement, int rank, TableRows rows) {
-  const int64_t width = width_of(rows);
-  const auto stride = static_cast<uint64_t>((width + 3) / 4 * 4);  // Random::normals begins at multiples of 4
-  std::visit(
-      [&](const auto& matrix) {
-        parallel_for(0, matrix.size(0), 16, [&](int64_t begin, int64_t end) {
-          std::vector<float> values(static_cast<size_t>(width));
-          for (int64_t local = begin; local < end; ++local) {
-            const auto row = static_cast<uint64_t>(placement.global_row(rank, static_cast<int32_t>(local)));
-            random.normals(row * stride, width, scale, values.data());
-            store(matrix, local, values);
-          }
-        });
-      },
-      rows);
-}
-
-}  // namespace cpu
 }  // namespace pkmesh

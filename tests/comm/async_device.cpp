@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The asynchronous device: the CUDA side of runtime/device.cpp's seam, for memory that travels. There are no ops.
+#include "async_device.h"
+
 #include <atomic>
 #include <condition_variable>
 #include <cstring>
@@ -127,11 +129,15 @@ int device_count() {
   return g_devices;
 }
 
+int multiprocessors(int) {
+  return kMultiprocessors;
+}
+
 std::shared_ptr<void> make_stream(int) {
   return std::make_shared<EmulatedStream>();
 }
 
-std::shared_ptr<void> make_event(int) {
+std::shared_ptr<void> make_event(int, bool) {
   return std::make_shared<EmulatedEvent>();
 }
 

@@ -11,6 +11,8 @@
 
 namespace pkmesh {
 
+constexpr int kMultiprocessors = 20;  // of a small GPU
+
 void emulate_devices(int count);  // 1 unless told otherwise
 void let_events_fail(bool fail);  // as after a kernel's fault: from now on whoever asks about an event gets an error
 

@@ -3,6 +3,7 @@
 // the asynchronous device. Stricter than NCCL: what NCCL's manual asks for and its library lets pass is an error here.
 //
 //   - communicators must be non-blocking, and a group reaches the stream only once it was polled to its end;
+//   - two of them must have room on the device at once;
 //   - all ranks must issue the same operations in the same order, with the same counts;
 //   - an exchange has a send and a receive for every pair of ranks, zero-sized ones included.
 //
@@ -281,6 +282,7 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId* id) {
 
 ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int size, ncclUniqueId id, int rank, ncclConfig_t* config) {
   if (config->blocking != 0 || size > kMaxRanks) return ncclInvalidArgument;
+  if (config->maxCTAs < 1 || 2 * config->maxCTAs > pkmesh::kMultiprocessors) return ncclInvalidArgument;
   const int file = shm_open(id.internal, O_RDWR, 0600);
   if (file < 0) return ncclSystemError;
   void* const memory = mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);

@@ -40,12 +40,14 @@ void misbehave(const Job& job, const std::string& how) {
 
 void run(const Job& job, const std::string& how) {
   Communicator& world = job.world;
-  world.watch(how == "hang" ? std::chrono::milliseconds(500) : std::chrono::seconds(60));
+  world.watch(how == "hang"             ? std::chrono::milliseconds(500)
+              : how == "lose_unwatched" ? std::chrono::seconds(0)
+                                        : std::chrono::seconds(60));
   const Communicator::Label label(world, "step 17");
   world.barrier();
   if (world.rank() == 1) misbehave(job, how);
   if (how == "counts") job.exchange(2);  // these expect two elements of everyone, themselves included
-  if (how == "lose") job.exchange(1);
+  if (how == "lose" || how == "lose_unwatched") job.exchange(1);
   const auto data = job.floats(4);
   world.all_reduce(data.span(), Reduction::kSum, Purpose::kDense);
   job.stream.synchronize();

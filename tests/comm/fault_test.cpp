@@ -103,14 +103,16 @@ class FaultsOfNccl : public FaultsOf {};
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(FaultsOfNccl);
 INSTANTIATE_TEST_SUITE_P(Faults, FaultsOfNccl, testing::ValuesIn(kinds("nccl")));
 
-TEST_P(FaultsOfNccl, ALostConnectionIsNamedAndEndsTheJob) {
-  const Outcome outcome = run_on_3_ranks("lose", "PKMESH_FAKE_NCCL_LOSE='1 3'");  // the first after the warm-up
-  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
-  EXPECT_LT(outcome.seconds, kSoon);
-  EXPECT_NE(outcome.output.find("NCCL on rank 1"), std::string::npos) << outcome.output;
-  EXPECT_NE(outcome.output.find("exchange link: remote process exited or there was a network error: the connection"),
-            std::string::npos)
-      << outcome.output;
+TEST_P(FaultsOfNccl, ALostConnectionIsNamedAndEndsTheJobWatchedOrNot) {
+  for (const std::string how : {"lose", "lose_unwatched"}) {
+    const Outcome outcome = run_on_3_ranks(how, "PKMESH_FAKE_NCCL_LOSE='1 3' timeout 60");  // the first after warm-up
+    EXPECT_EQ(outcome.exit_code, 1) << how << ": " << outcome.output;
+    EXPECT_LT(outcome.seconds, kSoon) << how;
+    EXPECT_NE(outcome.output.find("NCCL on rank 1"), std::string::npos) << how << ": " << outcome.output;
+    EXPECT_NE(outcome.output.find("exchange link: remote process exited or there was a network error: the connection"),
+              std::string::npos)
+        << how << ": " << outcome.output;
+  }
 }
 
 }  // namespace

@@ -116,8 +116,12 @@ TEST(CudaDevice, AttentionSaysThatTuringIsTooSmall) {
   const size_t most = std::exchange(emulation::shared_most, size_t{64} << 10);
   EXPECT_NO_THROW(forward());
   EXPECT_THROW(backward(), UserError);
+  EXPECT_NO_THROW(check_attention_fits(kGpu, 64, /*trains=*/false));
+  EXPECT_THROW(check_attention_fits(kGpu, 128, /*trains=*/false), UserError);
+  for (const int64_t width : {8, 128, 256}) EXPECT_THROW(check_attention_fits(kGpu, width, /*trains=*/true), UserError);
   emulation::shared_most = most;
   EXPECT_NO_THROW(backward());
+  for (const int64_t width : {8, 128, 256}) EXPECT_NO_THROW(check_attention_fits(kGpu, width, /*trains=*/true));
   stream.synchronize();
 }
 

@@ -37,6 +37,7 @@ struct CUevent_st {
   cudaStream_t stream = nullptr;  // may be gone: then all of it has run
   uint64_t place = 0;
   std::shared_ptr<std::chrono::steady_clock::time_point> moment;  // null: never recorded
+  bool timed = false;
 };
 
 namespace {
@@ -171,7 +172,9 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : static_cast<int>(emulation::shared_most);
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9
+           : attribute == cudaDevAttrMultiProcessorCount  ? 132
+                                                          : static_cast<int>(emulation::shared_most);
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
@@ -260,9 +263,10 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return cudaSuccess;
 }
 
-cudaError_t cudaEventCreate(cudaEvent_t* event) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   need_device();
   *event = new CUevent_st;
+  (*event)->timed = flags != cudaEventDisableTiming;
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -301,6 +305,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   need_device();
+  if (!from->timed || !to->timed) return fail(cudaErrorInvalidValue);
   *milliseconds = std::chrono::duration<float, std::milli>(*to->moment - *from->moment).count();
   return cudaSuccess;
 }

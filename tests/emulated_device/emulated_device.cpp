@@ -22,6 +22,7 @@
 
 #include "runtime/check.h"
 #include "runtime/random.h"
+#include "tests/comm/async_device.h"
 
 namespace pkmesh {
 namespace {
@@ -228,6 +229,10 @@ int64_t used_memory(int index) {
   return static_cast<int64_t>(device_at(index).used);
 }
 
+int multiprocessors(int) {
+  return kMultiprocessors;
+}
+
 bool has_bf16(int) {
   return true;
 }
@@ -242,7 +247,7 @@ void synchronize(void* stream) {
   as_stream(stream).run_to(as_stream(stream).queued());
 }
 
-std::shared_ptr<void> make_event(int) {
+std::shared_ptr<void> make_event(int, bool) {
   return std::make_shared<FakeEvent>();
 }
 

@@ -209,11 +209,11 @@ void cuda::row_squares(Stream& stream, const RowGradients& gradients, Vector<dou
   });
 }
 
-void cuda::squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> scratch, Vector<double> total) {
-  check_all("squares_bound", gradients, scratch, total);
+void cuda::squares_bound(Stream& stream, const RowGradients& gradients, Vector<double> total) {
+  check_all("squares_bound", gradients, total);
   emulated::enqueue(stream, [=] {
     Stream cpu;
-    PKM_DISPATCH(cpu, squares_bound, as_touched(gradients), scratch, total);
+    PKM_DISPATCH(cpu, squares_bound, as_touched(gradients), total);
   });
 }
 

@@ -30,6 +30,32 @@ TEST(MemoryPlan, WhatTheRanksOfAHostHoldTogetherMustFit) {
     });
 }
 
+// A selection's gradient makes a record for each half: 32 bytes, beside chunks of their sums and a number per sub-key.
+TEST(MemoryPlan, KnowsTheScratchOfAGpusKernels) {
+  const config::Config config =
+      tiny::config({"train.batch=4096", "model.memory.0.heads=4", "model.memory.0.neighbours=8"});
+  const auto scratch_of = [&](DeviceKind device) {
+    int64_t bytes = 0;
+    for (const auto& line : plan_memory(config, tiny::kVocabulary, Hosts::one(1), device).lines)
+      if (line.what == "scratch of kernels") bytes += line.bytes;
+    return bytes;
+  };
+  EXPECT_EQ(scratch_of(DeviceKind::kCpu), 0);
+  const int64_t records = int64_t{4096} * config.model().context() * 4 * 8 * 2;
+  EXPECT_GE(scratch_of(DeviceKind::kCuda), kBlasWorkspaceBytes + records * 32);
+  EXPECT_LE(scratch_of(DeviceKind::kCuda), kBlasWorkspaceBytes + records * 33);
+}
+
+TEST(MemoryPlan, EveryRankHasABitForEachSlot) {
+  const config::Config config = tiny::config({});
+  const TableShape table = model_shape(config, tiny::kVocabulary).memories.front().table;
+  for (const int ranks : {1, 4}) {
+    const auto plan = plan_reading(config, tiny::kVocabulary, Hosts::one(ranks), DeviceKind::kCpu);
+    const int64_t row_bytes = table.width * bytes_of(table.type) + ValueTable::kUsageBytes;
+    EXPECT_EQ(plan.lines.back().bytes, (table.slots + ranks - 1) / ranks * row_bytes + (table.slots + 7) / 8);
+  }
+}
+
 // The plan adds up by hand what the layers register.
 TEST(MemoryPlan, CountsTheParametersThatTheModelHas) {
   SelfCommunicator world;

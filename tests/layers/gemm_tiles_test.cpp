@@ -13,6 +13,9 @@
 #include "tests/reference/thread_scope.h"
 
 namespace pkmesh {
+namespace cpu_avx512 {
+[[gnu::weak]] decltype(cpu::gemm_on_tiles) gemm_on_tiles;
+}
 namespace {
 
 using namespace reference;
@@ -47,7 +50,7 @@ void expect_parts_to_add_up(bool inner_together, int64_t lines, int64_t inner) {
     for (int64_t k = 0; k < filled; ++k) {
       float expected = 0.0F;
       if (line < lines && k < inner) expected = source.data()[inner_together ? line * stride + k : k * stride + line];
-      if (kParts == cpu::tiles::kBrainFloat) expected = static_cast<float>(bf16(expected));
+      if (kParts == cpu::tiles::kBf16Parts) expected = static_cast<float>(bf16(expected));
       ASSERT_EQ(unpacked<kParts>(panel, kOperand, line, k), expected) << line << " " << k;
     }
 }
@@ -57,10 +60,10 @@ TEST(MatrixTiles, PartsOfAPanelAddUpToItsNumbers) {
     for (const int64_t lines : {1, 17, 32})
       for (const int64_t inner : {1, 16, 32, 45, 96}) {
         using enum cpu::tiles::Operand;
-        expect_parts_to_add_up<cpu::tiles::kSingle, kLeft>(inner_together, lines, inner);
-        expect_parts_to_add_up<cpu::tiles::kSingle, kRight>(inner_together, lines, inner);
-        expect_parts_to_add_up<cpu::tiles::kBrainFloat, kLeft>(inner_together, lines, inner);
-        expect_parts_to_add_up<cpu::tiles::kBrainFloat, kRight>(inner_together, lines, inner);
+        expect_parts_to_add_up<cpu::tiles::kFp32Parts, kLeft>(inner_together, lines, inner);
+        expect_parts_to_add_up<cpu::tiles::kFp32Parts, kRight>(inner_together, lines, inner);
+        expect_parts_to_add_up<cpu::tiles::kBf16Parts, kLeft>(inner_together, lines, inner);
+        expect_parts_to_add_up<cpu::tiles::kBf16Parts, kRight>(inner_together, lines, inner);
       }
 }
 

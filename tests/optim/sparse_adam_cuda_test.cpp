@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The optimisers' CUDA kernels against the CPU's. Output gradients and weights are small integers, so that a
 // row's gradient is exact however its contributions are added.
+#include <cmath>
+#include <limits>
+
 #include "layers/memory/value_table.h"
 #include "optim/adam.h"
 #include "optim/sparse_adam.h"
@@ -210,13 +213,47 @@ TEST_F(SparseAdamCuda, ListsOfEveryRowAndSumsEqualTheCpus) {
     const EveryRow every = {every_row.view(), every_offset.view(), touched.view()};
     PKM_DISPATCH(stream, list_every_row, gradients, every);
     std::vector<double> terms;
-    for (int i = 0; i < 1000; ++i) terms.push_back(i % 17);
+    for (int i = 0; i < 20'000; ++i) terms.push_back(i % 17);  // several blocks
     const Placed<double> placed_terms(stream, terms);
     const Placed<double> total(stream, std::vector<double>{3.0});
     PKM_DISPATCH(stream, add_in_order, placed_terms.view(), total.view());
     return Lists{every_row.values(), every_offset.values(), touched.values(), total.values()};
   });
   EXPECT_EQ(actual, expected);
+}
+
+TEST_F(SparseAdamCuda, BoundsOfSquaresEqualTheCpus) {
+  struct Bounds {
+    std::vector<double> totals;
+    bool same_bits(const Bounds& other) const { return equal_bytes(totals, other.totals); }
+  };
+  constexpr int64_t kWidth = 1100;  // several blocks
+  const Contributions list(false);
+  const auto [expected, actual] = on_both([&](Stream& stream) {
+    const Placed<int32_t> rows(stream, list.rows);
+    const Placed<int64_t> touched(stream, {std::ssize(list.rows)});
+    const Placed<int32_t> sources(stream, list.sources);
+    const Placed<int64_t> offsets(stream, list.offsets);
+    const Placed<float> weights(stream, list.weights);
+    const Placed<double> totals(stream, std::vector<double>{3.0, 3.0, 3.0});
+    for (int i = 0; i < 3; ++i) {
+      std::vector<float> values = integers("outputs", kSources * kWidth);
+      if (i == 1) values[4711] = std::numeric_limits<float>::quiet_NaN();
+      if (i == 2) values[4711] = std::numeric_limits<float>::max();
+      const Placed<float> outputs(stream, values);
+      const RowGradients gradients = {
+          rows.view(),   offsets.view(), weights.view(), sources.view(), {}, outputs.view(kSources, kWidth),
+          touched.view()};
+      PKM_DISPATCH(stream, squares_bound, gradients, totals.view().rows(i, i + 1));
+    }
+    return Bounds{totals.values()};
+  });
+  EXPECT_TRUE(std::isfinite(expected.totals[0]));
+  EXPECT_NEAR(actual.totals[0], expected.totals[0], 1e-12 * expected.totals[0]);
+  for (int i = 1; i < 3; ++i) {
+    EXPECT_FALSE(std::isfinite(expected.totals[i]));
+    EXPECT_FALSE(std::isfinite(actual.totals[i]));
+  }
 }
 
 TEST_F(SparseAdamCuda, DenseUpdatesEqualTheCpus) {

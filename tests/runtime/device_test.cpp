@@ -20,12 +20,15 @@ namespace {
 
 TEST(Device, EventsKeepTime) {
   Stream stream;
-  Event before;
-  Event after;
+  Event before({}, Event::Kind::kTimed);
+  Event after({}, Event::Kind::kTimed);
   before.record(stream);
   std::this_thread::sleep_for(std::chrono::milliseconds(3));
   after.record(stream);
   EXPECT_GE(Event::milliseconds(before, after), 3.0);
+  Event place;
+  place.record(stream);
+  EXPECT_THROW(Event::milliseconds(before, place), InternalError);
 }
 
 TEST(Device, MathScopesNest) {
