@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where a rank's time goes: every Range of its thread, kept in memory while it runs and written as a Chrome trace
-// (the "JSON Object Format" of the Trace Event Format, complete events "X"), which Perfetto and chrome://tracing open. One
-// process of the trace is one rank; ranks share one time axis.
+// (the "JSON Object Format" of the Trace Event Format, complete events "X"), which Perfetto and chrome://tracing open.
+// One process of the trace is one rank; ranks share one time axis.
 //
 // Ranges end innermost first and are kept in that order; once the memory is full, later ones are only counted in the
 // totals, which lose nothing.

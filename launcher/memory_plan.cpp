@@ -222,11 +222,10 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
     const int64_t rows = (table.slots + ranks - 1) / ranks;
     const int64_t row_bytes = table.width * bytes_of(table.type) +
                               RowOptimizer::bytes_per_row(row_options(config), table.width) + ValueTable::kUsageBytes;
-    plan.lines.push_back(
-        {"table " + name,
-         fmt::format("{} of {} rows x {} bytes (value, moments, counters), and a bit for each of those",
-                     planned_count(rows), planned_count(table.slots), row_bytes),
-         table_bytes(rows, row_bytes, table)});
+    plan.lines.push_back({"table " + name,
+                          fmt::format("{} of {} rows x {} bytes (value, moments, counters), and a bit per slot",
+                                      planned_count(rows), planned_count(table.slots), row_bytes),
+                          table_bytes(rows, row_bytes, table)});
   }
   plan.lines.push_back({"activations", fmt::format("{} tokens at a time", tokens),
                         capped(activation_bytes(shape, static_cast<double>(tokens), ranks, device))});
