@@ -5,15 +5,10 @@
 #include <array>
 #include <string>
 
+#include "runtime/text.h"
+
 namespace pkmesh {
 namespace {
-
-// Takes the first line off a text.
-std::string_view take_line(std::string_view& text) {
-  const std::string_view line = text.substr(0, text.find('\n'));
-  text.remove_prefix(std::min(text.size(), line.size() + 1));
-  return line;
-}
 
 std::string quoted(std::string_view line) {
   line.remove_prefix(std::min(line.size(), line.find_first_not_of(' ')));

@@ -80,7 +80,7 @@ std::vector<T*> MpiGroup::show_to_host() {
   PKM_MPI(MPI_Info_free(&apart));
   if (made == 1) new (aligned(mine)) T{};
   PKM_MPI(MPI_Allreduce(MPI_IN_PLACE, &made, 1, MPI_INT, MPI_MIN, host));  // and all are made before any is used
-  if (made == 0) return {};  // freeing is collective: a window that not all have is the operating system's
+  if (made == 0) return {};  // freeing is collective: a window that some did not get is left to the system
   windows_.push_back(window);
   int count = 0;
   PKM_MPI(MPI_Comm_size(host, &count));

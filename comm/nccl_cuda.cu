@@ -33,7 +33,7 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::seconds;
 
-// With one call: where no watchdog looks, which is before the first collective and after the last, and elsewhere.
+// The longest wait for one call where no watchdog looks (before the first collective, after the last), and elsewhere.
 constexpr Clock::duration kPatience = std::chrono::minutes(5);
 constexpr Clock::duration kForEver = Clock::duration::max();
 

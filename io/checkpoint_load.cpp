@@ -170,7 +170,7 @@ CheckpointFacts read_facts(const std::string& path, const CheckpointManifest& ma
   CheckpointFacts facts{manifest.step, {}, manifest.corpus, manifest.tokenizer_hash, {}};
   for (const auto& file : manifest.files) {
     if (file.name.ends_with(".safetensors")) continue;
-    refuse_fault(path, file);  // before its words are taken for the user's
+    refuse_fault(path, file);  // first: what a damaged one says would pass for the user's mistake
     (file.name == kConfigFile ? facts.config_text : facts.attachments[file.name]) = read_text(path + "/" + file.name);
   }
   return facts;

@@ -19,9 +19,9 @@ struct NgramBaseline {
   double bigram_perplexity = 0;
 };
 
-// Of the first `predicted` validation tokens behind the very first. Counts all training tokens, or `most_tokens` of
-// them in evenly spread pieces. Memory: at most 64 bytes per distinct pair. UserError if there are no training tokens,
-// fewer than two validation tokens, or their tokenizers differ.
+// Perplexities over validation tokens 1 to `predicted` (token 0 is never predicted). Counts all training tokens, or
+// `most_tokens` of them in evenly spread pieces. Memory: at most 64 bytes per distinct pair. UserError if there are no
+// training tokens, fewer than two validation tokens, or their tokenizers differ.
 NgramBaseline ngram_baseline(const Tokens& train, const Tokens& valid, int64_t predicted,
                              int64_t most_tokens = int64_t{32} << 20);
 

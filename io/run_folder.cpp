@@ -86,7 +86,8 @@ void RunFolder::open(bool resume) {
   if (!resumed_ && !list_folder(path_).empty()) user_error("{}: exists and is no run; give another --out", path_);
   if (resumed_) read_description(description());
   owns_contents_ = !resumed_;
-  if (!resumed_) File::create(unfinished()).append(fmt::format("{} {}\n", now_utc(), std::random_device()()));
+  if (!resumed_) File::create(unfinished());
+  File::create(mark()).append(fmt::format("{} {}\n", now_utc(), std::random_device()()));
   for (const std::string& folder : {tensorboard(), trace(), checkpoints()}) {
     make_folder(folder);
     const std::string probe = folder + "/.writable";  // or the first checkpoint would be lost, and the steps before it
@@ -100,6 +101,7 @@ RunFolder::~RunFolder() {
 }
 
 void RunFolder::undo() try {
+  if (lock_) remove_quietly(mark());
   if (owns_contents_) remove_contents();
   remove_empty_folders(made_);
 } catch (const UserError&) {  // it cannot be read any more
@@ -109,11 +111,14 @@ void RunFolder::undo() try {
 // and tokens are ours beside the text that we made them of. The mark goes when all has gone, so that what could not be
 // removed stays ours.
 void RunFolder::remove_contents() {
-  constexpr std::array kOurs = {"built-in.txt", "checkpoints", "config.textproto", "metrics.jsonl", "run.json", "tb",
-                                "tokens",       "trace",       "train.log"};
+  constexpr std::array kOurs = {".begins",       "built-in.txt", "checkpoints", "config.textproto",
+                                "metrics.jsonl", "run.json",     "tb",          "tokens",
+                                "trace",         "train.log"};
   std::error_code error;
   const bool built_in = fs::exists(path_ + "/built-in.txt", error);
-  for (const std::string& name : list_folder(path_))
+  auto names = list_folder(path_);
+  std::ranges::reverse(names);  // tokens before what makes them ours
+  for (const std::string& name : names)
     if (std::ranges::any_of(kOurs, [&](std::string_view ours) {
           if (ours == "tokens" && !built_in) return false;
           return name == ours || name == fmt::format("{}.tmp", ours) || name == fmt::format("{}.partial", ours);
@@ -133,6 +138,7 @@ void RunFolder::begin(const std::string& config_text, const RunDescription& desc
   // An argument may be any bytes, JSON may not.
   replace_text(this->description(), json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
   remove_quietly(unfinished());
+  remove_quietly(mark());
   begun_ = true;
 }
 

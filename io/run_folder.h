@@ -33,8 +33,8 @@ class RunFolder {
   void begin(const std::string& config_text, const RunDescription& description);
 
   const std::string& path() const { return path_; }
-  // A file that is in this folder and, with this text, in no other one.
-  std::string mark() const { return resumed_ ? "run.json" : ".unfinished"; }
+  // A file, there until begin(), whose text no other folder has, not even a copy of this one.
+  std::string mark() const { return path_ + "/.begins"; }
   std::string config() const { return path_ + "/config.textproto"; }
   std::string description() const { return path_ + "/run.json"; }
   std::string log() const { return path_ + "/train.log"; }

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "comm/communicator.h"
 #include "io/tensorboard_event.pb.h"
@@ -70,17 +71,23 @@ uint32_t masked_crc32c(std::string_view bytes) {
 }
 
 TensorBoardWriter::TensorBoardWriter(const std::string& folder, int64_t resume_step)
-    : file_(File::create(new_file(folder))) {
+    : file_(File::create(new_file(folder))), resume_step_(resume_step) {
   tensorboard::Event event;
   event.set_wall_time(wall_time());
   event.set_file_version("brain.Event:2");
   write(event.SerializeAsString());
-  event.set_step(resume_step + 1);
+}
+
+void TensorBoardWriter::forget_later_steps() {
+  tensorboard::Event event;
+  event.set_wall_time(wall_time());
+  event.set_step(*std::exchange(resume_step_, std::nullopt) + 1);
   event.mutable_session_log()->set_status(tensorboard::SessionLog::START);
   write(event.SerializeAsString());
 }
 
 void TensorBoardWriter::append(const nlohmann::json& values) {
+  if (resume_step_) forget_later_steps();
   tensorboard::Event event;
   event.set_wall_time(wall_time());
   event.set_step(values.at("step").get<int64_t>());

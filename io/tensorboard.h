@@ -4,6 +4,7 @@
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -13,15 +14,18 @@ namespace pkmesh {
 
 class TensorBoardWriter {
  public:
-  // Starts a new event file in the folder. TensorBoard forgets what older files say of steps after `resume_step`.
+  // Starts a new event file in the folder. From the first append() on, TensorBoard forgets what older files say of
+  // steps after `resume_step`.
   TensorBoardWriter(const std::string& folder, int64_t resume_step);
-  // One event with every number in `values`, an object with "step"; nested names become "memory/L6/used".
+  // One event with every number in `values`, an object with "step"; nested names become "memory/layer6/used".
   void append(const nlohmann::json& values);
 
  private:
+  void forget_later_steps();
   void write(std::string_view message);
 
   File file_;
+  std::optional<int64_t> resume_step_;  // until TensorBoard was told
 };
 
 uint32_t crc32c(std::string_view bytes);         // Castagnoli's polynomial; of "123456789" it is 0xE3069283

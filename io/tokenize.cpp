@@ -16,6 +16,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 
 #include "io/corpus.h"
 #include "io/file.h"
@@ -195,10 +196,14 @@ Corpus open_corpus(const TokenizeOptions& options, const std::string& folder) {
 
 void check_options(const TokenizeOptions& options) {
   if (options.inputs.empty()) user_error("no text to tokenize; pass --input FILE...");
-  for (const std::string& input : options.inputs)
-    if (std::ranges::count(options.inputs, input) > 1)
-      user_error("--input {}{}: is given twice; what is read twice counts twice, and as text that was not trained on",
-                 input, input == "-" ? " (standard input)" : "");
+  std::set<fs::path> read;
+  for (const std::string& input : options.inputs) {
+    std::error_code error;
+    if (!read.insert(input == "-" ? fs::path("-") : fs::weakly_canonical(input, error)).second)
+      user_error(
+          "--input {}{}: is given twice; its text would count twice, and be validated on where it was trained on",
+          input, input == "-" ? " (standard input)" : "");
+  }
   for (const std::string& input : options.inputs)
     if (input != "-") size_of(input);  // before anything is made
   if (options.folder.empty()) user_error("no folder to write to; pass --out DIR");

@@ -138,12 +138,15 @@ MemorySite first_memory(const config::Config& config) {
 int bench_command(Communicator& world, const BenchArguments& options) {
   const Benchmark& benchmark = find(options.name);
   config::Config config;
+  int64_t vocabulary = 0;  // of tokens that may be here and not there
   agree(world, [&] {
     config = load(benchmark, options);
     check(benchmark, config, world);
+    if (benchmark.config != nullptr) vocabulary = planned_vocabulary(config);
     if (world.rank() == 0 && !options.json.empty()) check_writable(options.json);
   });
   agree_on(world, "configuration", to_text(config));
+  agree_on(world, "vocabulary", std::to_string(vocabulary));
   if (benchmark.trains) agree_on(world, "device", device_choice(config, choose_device(config, world)));
   BenchOptions bench;
   bench.repeats = options.repeats > 0 ? options.repeats : benchmark.repeats;

@@ -38,7 +38,7 @@ bool has_training_tokens(const std::string& folder, const Tokens& valid) {
 // What counting achieves on the same tokens as the model: counting the run's training tokens or, where these are not
 // there any more, those beside the data.
 std::string describe_baseline(const LoadedModel& loaded, const std::string& data, const Tokens& valid,
-                              const Evaluation& evaluation) {
+                              const Evaluation& evaluation) try {
   const std::string trained = tokens_folder(loaded, loaded.config.data().train());
   const std::string& counted = has_training_tokens(trained, valid) ? trained : data;
   if (!has_training_tokens(counted, valid))
@@ -49,6 +49,8 @@ std::string describe_baseline(const LoadedModel& loaded, const std::string& data
       baseline.unigram_perplexity, baseline.bigram_perplexity,
       counted == data ? "" : fmt::format(" (counts of {})", counted),
       evaluation.perplexity() / baseline.bigram_perplexity);
+} catch (const UserError& error) {  // no reason to lose the evaluation
+  return fmt::format("baselines    none: {}\n", error.what());
 }
 
 std::string describe_health(const std::string& table, int64_t slots, const MemoryHealth& health) {

@@ -168,15 +168,15 @@ void add_others(CLI::App& app, Options& options, Action& action) {
 }
 
 // An empty value is a variable that was not set: refused, or it would count as an option that was not given. So is an
-// option in a value's place, where the variable stood without quotes. Only the empty prompt means something: text
+// option in a value's place, where the variable stood without quotes. A prompt may be any text; the empty one is that
 // without a beginning.
 void refuse_absent_values(CLI::App& app) {
   for (CLI::App* command : app.get_subcommands(nullptr))
     for (CLI::Option* option : command->get_options()) {
       if (option->get_items_expected_max() == 0) continue;
-      const bool may_be_empty = option->get_name() == "--prompt";
+      if (option->get_name() == "--prompt") continue;
       const auto absent = [=](const std::string& text) -> std::string {
-        if (text.empty()) return may_be_empty ? "" : "the value is empty";
+        if (text.empty()) return "the value is empty";
         const bool is_option =
             text[0] == '-' && command->get_option_no_throw(text.substr(0, text.find('='))) != nullptr;
         return is_option ? fmt::format("its value is missing: {} is an option itself", text) : "";

@@ -130,8 +130,8 @@ double rounded_bytes(const TransformerShape& shape, double tokens) {
   return std::max(bytes(chunk, width, shape.vocabulary), bytes(tokens, width, widest));
 }
 
-// A GPU's ops take turns with one piece of memory, which is as large as the greatest of them needs; here those of which
-// one may be that. `tokens` of each of `passes` passes.
+// A GPU's ops share one piece of memory, as large as the greatest need; counted are those that may need most. `tokens`
+// of each of `passes` passes.
 double scratch_bytes(const TransformerShape& shape, double tokens, int64_t passes, Math math) {
   double most = math == Math::kFp32 ? 0 : rounded_bytes(shape, tokens);
   for (const MemorySite& site : shape.memories) {
@@ -272,7 +272,7 @@ void check_fits(const MemoryPlan& plan, const Communicator& world, Device device
   const int64_t ranks = std::ranges::count(of_rank, host);
   const auto check = [&](int64_t need, int64_t total, const std::string& where, const char* remedy) {
     if (total <= 0 || need <= total) return;
-    const std::string text = fmt::format("{} on {}, which has {}", bytes_text(static_cast<double>(need)), where,
+    const std::string text = fmt::format("{} on {}, which has {} for it", bytes_text(static_cast<double>(need)), where,
                                          bytes_text(static_cast<double>(total)));
     if (!plan.trains) user_error("this checkpoint needs {}; start it on more {}", text, remedy);
     user_error("this run needs {}: see pkmesh train --dry-run; use more {} or a smaller model", text, remedy);

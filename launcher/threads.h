@@ -19,7 +19,7 @@ struct Cores {
   int ranks = 1;
   bool may_bind = false;            // it is bound by a launcher's default, or not at all under one; nobody chose that
   std::optional<int> threads = {};  // OMP_NUM_THREADS
-  bool misled = false;              // it is set to what is no number of threads, which OpenMP may read otherwise
+  bool misled = false;              // it is set, but is no list of counts; OpenMP might read a number from it
   bool waits = false;               // OMP_WAIT_POLICY is set
 };
 

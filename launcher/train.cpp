@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <filesystem>
 
 #include "comm/agree.h"
 #include "io/checkpoint.h"
@@ -45,7 +46,12 @@ std::string describe_plan(const config::Config& config, const Communicator& worl
     user_error("--hosts {}: {} ranks are on as many hosts at most", options.hosts, options.ranks);
   const Hosts hosts = elsewhere ? Hosts::even(options.ranks, options.hosts) : world.hosts();
   const MemoryPlan plan = plan_memory(config, planned_vocabulary(config), hosts, planned_device(config));
-  if (elsewhere) return to_text(plan);
+  if (elsewhere) {
+    const std::string& tokens = config.data().train();
+    std::error_code error;
+    if (tokens.empty() || std::filesystem::exists(tokens, error)) return to_text(plan);
+    return fmt::format("{}{}: is not here; planned with tokenizer.vocabulary\n", to_text(plan), tokens);
+  }
   try {
     if (!config.data().train().empty()) load_tokenizer(config.data().train());
     check_fits(plan, world, choose_device(config, world));

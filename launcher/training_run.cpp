@@ -56,7 +56,8 @@ std::string describe_split(const char* what, const std::optional<Tokens>& tokens
 // behind it are discarded, and what a run has saved is not for us to remove.
 void expect_newest(const std::string& checkpoint, const std::string& folder) {
   const std::optional<std::string> newest = newest_folder(folder);
-  if (newest && (checkpoint.empty() || !std::filesystem::equivalent(*newest, checkpoint)))
+  std::error_code error;
+  if (newest && (checkpoint.empty() || !std::filesystem::equivalent(*newest, checkpoint, error)))
     user_error("{}: is in the way of going on from {}: resume it (auto), remove it, or give another --out", *newest,
                checkpoint.empty() ? "the beginning" : checkpoint);
 }
@@ -174,7 +175,7 @@ void TrainingRun::make_folder(const std::string& checkpoint) {
     // Only now is it ours: the run that had it may have saved meanwhile.
     if (!options_.resume.empty()) expect_newest(checkpoint, folder_->checkpoints());
     mark = folder_->mark();
-    text = read_text(options_.out + "/" + mark);
+    text = read_text(mark);
   });
   // All ranks write rows into its checkpoints.
   mark = broadcast_text(world_, 0, mark);
@@ -182,7 +183,7 @@ void TrainingRun::make_folder(const std::string& checkpoint) {
   agree(world_, [&] {
     const Hosts& hosts = world_.hosts();
     const int host = hosts.of_rank[static_cast<size_t>(world_.rank())];
-    if (!holds(options_.out + "/" + mark, text, std::chrono::seconds(host == hosts.of_rank[0] ? 0 : 60)))
+    if (!holds(mark, text, std::chrono::seconds(host == hosts.of_rank[0] ? 0 : 20)))
       user_error("{}: is not on {} what it is on {}; give an --out that all hosts share", options_.out,
                  hosts.names[static_cast<size_t>(host)], hosts.names[static_cast<size_t>(hosts.of_rank[0])]);
   });

@@ -12,6 +12,8 @@
 #include <sstream>
 #include <string>
 
+#include "runtime/text.h"
+
 namespace pkmesh {
 namespace {
 
@@ -28,13 +30,6 @@ std::optional<int64_t> read_limit(const std::string& path) {
   int64_t bytes = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), bytes);
   return error == std::errc() ? std::optional(bytes) : std::nullopt;
-}
-
-// Takes the first line off a text.
-std::string_view take_line(std::string_view& text) {
-  const std::string_view line = text.substr(0, text.find('\n'));
-  text.remove_prefix(std::min(text.size(), line.size() + 1));
-  return line;
 }
 
 }  // namespace

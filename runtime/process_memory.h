@@ -12,10 +12,10 @@ namespace pkmesh {
 
 struct ProcessMemory {
   int64_t resident = 0;
-  int64_t peak = 0;  // most that was resident so far
-  int64_t machine_total = 0;
+  int64_t peak = 0;                // most that was resident so far
+  int64_t machine_total = 0;       // of it what this process may have
   int64_t machine_available = 0;   // without swapping
-  int64_t address_space_left = 0;  // under `ulimit -v`
+  int64_t address_space_left = 0;  // under `ulimit -v`; without one more than there can be
 };
 ProcessMemory process_memory();
 // The least limit of the control groups that `groups`, the text of /proc/self/cgroup, names, of version 1 or 2, mounted

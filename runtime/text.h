@@ -11,6 +11,9 @@ namespace pkmesh {
 // "1 rank", "3 ranks"
 std::string counted(int64_t count, std::string_view what);
 
+// Takes the first line off a text.
+std::string_view take_line(std::string_view& text);
+
 // Three digits or so, in the unit that suits: "412 ms", "1.53 s"; "254k", "1.25M"; "312 MiB"; "1h52m".
 std::string duration_text(double milliseconds);
 std::string count_text(double count);

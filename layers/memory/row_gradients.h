@@ -38,7 +38,7 @@ struct RowGradients {
   Vector<const int64_t> touched;  // (1) U; may be empty on the CPU
 };
 
-// A GPU's kernels add up so many contributions to a row at a time, into scratch: a row's width for each.
+// A GPU's kernels sum a row's contributions in chunks of so many; each full one leaves a row of floats in scratch.
 constexpr int64_t kGpuChunk = 256;
 
 // The arrays live in `arena`. At most 2^31 - 1 contributions.

@@ -21,11 +21,10 @@
 namespace pkmesh {
 
 constexpr int64_t kMaxSubKeys = 46340;
-// A GPU's kernels: the largest k; scratch of the forward pass, unless a single token's scores need more; of the
-// backward pass, for each entry of its `scratch`.
-constexpr int64_t kMostGpuNeighbours = 512;
-constexpr int64_t kGpuScoreBytes = int64_t{32} << 20;
-constexpr int64_t kGpuBytesPerGradient = 32;
+// Of a GPU's kernels:
+constexpr int64_t kMostGpuNeighbours = 512;            // the largest k
+constexpr int64_t kGpuScoreBytes = int64_t{32} << 20;  // of scores at a time in the forward pass; of a token at least
+constexpr int64_t kGpuBytesPerGradient = 32;           // scratch of the backward pass for each SubKeyGradient
 
 // A sub-key that a token selected in one half of one head, with the gradient of its score. Several of the k slots may
 // share a sub-key; their gradients are summed. A token's list ends before the first index < 0, or after k entries.

@@ -99,8 +99,10 @@ TEST(TensorBoard, EveryNumberIsAScalar) {
   TensorBoardWriter resumed(folder.path(), 4);
   const auto files = list_folder(folder.path());
   ASSERT_EQ(files.size(), 2) << "one of its own, read after the first";
+  EXPECT_EQ(read_events(folder / files.back()).size(), 1) << "nothing is forgotten before there is something new";
+  resumed.append({{"step", 5}, {"loss", 1}});
   const auto again = read_events(folder / files.back());
-  ASSERT_EQ(again.size(), 2);
+  ASSERT_EQ(again.size(), 3);
   EXPECT_EQ(again[1].session_log().status(), tensorboard::SessionLog::START);
   EXPECT_EQ(again[1].step(), 5);
 }

@@ -190,6 +190,7 @@ class Commands(program.Test):
         self.assertIn("\nwould not start here: train.precision", self.run_well(*plan, "train.precision=FP16").out)
         options = ["data.source=FOLDER", "--set", "data.train=nosuch"]
         self.assertIn("\nwould not start here: nosuch/", self.run_well(*plan, *options).out)
+        self.assertIn("\nnosuch: is not here; planned with", self.run_well(*plan, *options, "--ranks", "2").out)
         with open("my.textproto", "w", encoding="utf-8") as file:
             file.write(self.run_well(*plan[:3], "--print-config", "--set", *options).out)
         self.assertIn("1024 of 1024 rows", self.run_well("inspect", "my.textproto").out)
