@@ -279,6 +279,7 @@ class Corpus(program.Test):
                       "tokenizer.vocabulary=512", "--set", "data.validation_share=0.1")
 
     def test_tokenize(self):
+        self.assert_refused(["tokenize", "--input", "text", "./text", "--out", "tokens"], "--input ./text: is given twice", ranks=(0,))
         write("empty", "")
         with open("cut.gz", "wb") as file:
             file.write(gzip.compress(os.urandom(9000))[:5000])
