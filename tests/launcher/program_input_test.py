@@ -262,6 +262,7 @@ class Configuration(program.Test):
         more = train[:-3] + ["train.steps=5", "--out", "run", "--resume", "auto"]
         self.refuse_in("ab", more, "another checkpoint to go on from than rank 0")
         shutil.copytree("a/run", "b/run")
+        write("b/run/.begins", "of a run that was killed")
         self.refuse_in("ab", more, "run: is not on", "give an --out that all hosts share")
         self.run_well(*more, "--set", "train.checkpoint_every=4", cwd="b")
         for folder, step in (("a", 4), ("b", 5)):

@@ -260,6 +260,8 @@ class Commands(program.Test):
         part = self.run_well("eval", "--checkpoint", "run", "--sequences", "1").out
         self.assertIn(", the first of more\n", part)
         self.assertNotIn("per word", part)  # nobody knows how many words it has
+        counts = [re.search(r"bigram ([0-9.]+) per token", text).group(1) for text in (part, alone)]
+        self.assertNotEqual(*counts, "the baselines are of the same tokens as the model's figures")
         self.assertIn("per word", alone)
         self.run_well("eval", "--checkpoint", "run/checkpoints/step_00000010", "--data", "more")
 
