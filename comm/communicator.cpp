@@ -77,6 +77,16 @@ Hosts Hosts::even(int ranks, int hosts) {
   return even;
 }
 
+int Hosts::ranks_each() const {
+  const auto ranks = std::ssize(of_rank);
+  const int64_t each = count() == 0 ? 0 : ranks / count();
+  for (int64_t rank = 0; rank < ranks; ++rank)
+    if (each * count() != ranks ||
+        of_rank[static_cast<size_t>(rank)] != of_rank[static_cast<size_t>(rank / each * each)])
+      return 0;
+  return static_cast<int>(each);
+}
+
 std::string this_host() {
   std::array<char, 256> name{};
   return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "localhost";

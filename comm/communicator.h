@@ -53,6 +53,8 @@ struct Hosts {
   std::vector<std::string> names;  // one per host; two hosts may share a name
   std::vector<int> of_rank;        // index into names, one per rank
   int64_t count() const { return static_cast<int64_t>(names.size()); }
+  // Ranks of each host where all have as many, consecutive ones; else 0.
+  int ranks_each() const;
   static Hosts one(int ranks);              // all ranks on this machine
   static Hosts even(int ranks, int hosts);  // "host 0" and on, each with its share of the ranks
 };

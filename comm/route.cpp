@@ -42,9 +42,9 @@ void check_tags(std::span<const RouteCounts::Message> received, const RouteTag& 
   }
 }
 
-OwnerOrder take_owner_order(Arena& arena, int64_t tokens, int64_t selections, int64_t ranks) {
-  const int64_t pairs = std::min(tokens * ranks, selections);
-  const auto counts = arena.take<int64_t>(2 * ranks);
+OwnerOrder take_owner_order(Arena& arena, int64_t tokens, int64_t selections, int64_t peers) {
+  const int64_t pairs = std::min(tokens * peers, selections);
+  const auto counts = arena.take<int64_t>(2 * peers);
   return {.addresses = arena.take<RowAddress>(selections),
           .selections = arena.take<Selection>(selections),
           .order = arena.take<int32_t>(selections),
@@ -52,8 +52,8 @@ OwnerOrder take_owner_order(Arena& arena, int64_t tokens, int64_t selections, in
           .pair_token = arena.take<int32_t>(pairs),
           .token_offsets = arena.take<int32_t>(tokens + 1),
           .token_pairs = arena.take<int32_t>(pairs),
-          .selection_counts = counts.rows(0, ranks),
-          .pair_counts = counts.rows(ranks, 2 * ranks)};
+          .selection_counts = counts.rows(0, peers),
+          .pair_counts = counts.rows(peers, 2 * peers)};
 }
 
 }  // namespace
@@ -66,27 +66,31 @@ class RoutePlanner {
     host_.counts_.assign(static_cast<size_t>(4 * ranks_), 0);
   }
 
-  Route plan_alone(Matrix<const int32_t> rows, Matrix<const float> weights) {
-    Route route = begin(rows);
-    const auto selections = arena_.take<Selection>(rows.count());
-    const auto offsets = arena_.take<int32_t>(rows.size(0) + 1);
-    PKM_DISPATCH(stream_, pair_with_tokens, rows, weights, selections, offsets);
-    route.selections = selections;
-    route.pair_offsets = offsets;
-    route.sent_selections = route.received_selections = counts(0, {rows.count()});
-    route.sent_pairs = route.received_pairs = counts(1, {rows.size(0)});
+  Route plan_alone(const Asked& asked) {
+    Route route;
+    route.tokens = asked.tokens();
+    route.selections = asked.selections;
+    route.pair_offsets = asked.offsets;
+    host_.counts_ = {asked.selections.count(), route.tokens, asked.selections.count(), route.tokens};
+    describe_counts(route);
     return route;
   }
 
-  Route plan(const Placement& placement, const RouteTag& tag, Matrix<const int32_t> rows, Matrix<const float> weights) {
-    Route route = begin(rows);
+  Route plan(const Leg& leg, const RouteTag& tag, const Asked& asked) {
+    Route route;
+    route.tokens = asked.tokens();
     route.travels = true;
-    const OwnerOrder sorted = take_owner_order(arena_, rows.size(0), rows.count(), ranks_);
-    PKM_DISPATCH(stream_, sort_by_owner, placement, rows, weights, sorted);
-    host_.sent_.start(stream_, {sorted.selection_counts.data(), static_cast<size_t>(2 * ranks_)});
+    describe_counts(route);
+    const int64_t peers = leg.peers();
+    const OwnerOrder sorted = take_owner_order(arena_, route.tokens, asked.selections.count(), peers);
+    PKM_DISPATCH(stream_, sort_by_owner, leg, asked, sorted);
+    host_.sent_.start(stream_, {sorted.selection_counts.data(), static_cast<size_t>(2 * peers)});
     const auto sent = host_.sent_.wait();
-    route.sent_selections = counts(0, sent.first(static_cast<size_t>(ranks_)));
-    route.sent_pairs = counts(1, sent.last(static_cast<size_t>(ranks_)));
+    for (int peer = 0; peer < peers; ++peer) {
+      const auto rank = static_cast<size_t>(leg.rank_of(peer));
+      host_.counts_[rank] = sent[static_cast<size_t>(peer)];
+      host_.counts_[static_cast<size_t>(ranks_) + rank] = sent[static_cast<size_t>(peers + peer)];
+    }
     const int64_t pairs = sum(route.sent_pairs);
     route.order = sorted.order;
     route.pair_token = first(sorted.pair_token, pairs);
@@ -98,24 +102,18 @@ class RoutePlanner {
   }
 
  private:
-  static Route begin(Matrix<const int32_t> rows) {
-    Route route;
-    route.tokens = rows.size(0);
-    route.selections_per_token = rows.size(1);
-    return route;
+  void describe_counts(Route& route) {
+    const auto counts = [&](int64_t which) {
+      return Vector<const int64_t>(host_.counts_.data() + which * ranks_, ranks_);
+    };
+    route.sent_selections = counts(0);
+    route.sent_pairs = counts(1);
+    route.received_selections = counts(2);
+    route.received_pairs = counts(3);
   }
 
-  Vector<const int64_t> counts(int64_t which, std::span<const int64_t> values) {
-    int64_t* const memory = host_.counts_.data() + which * ranks_;
-    std::ranges::copy(values, memory);
-    return Vector<const int64_t>(memory, ranks_);
-  }
-  Vector<const int64_t> counts(int64_t which, std::initializer_list<int64_t> values) {
-    return counts(which, std::span(values.begin(), values.size()));
-  }
-
-  // Tells every owner how much will come, and learns how much to expect.
-  void exchange_counts(const RouteTag& tag, Route& route) {
+  // Tells every rank how much will come, and learns how much to expect.
+  void exchange_counts(const RouteTag& tag, const Route& route) {
     auto& out = host_.out_;
     auto& in = host_.in_;
     out.clear();
@@ -127,8 +125,6 @@ class RoutePlanner {
       host_.counts_[static_cast<size_t>(2 * ranks_ + r)] = in[static_cast<size_t>(r)].selections;
       host_.counts_[static_cast<size_t>(3 * ranks_ + r)] = in[static_cast<size_t>(r)].pairs;
     }
-    route.received_selections = Vector<const int64_t>(host_.counts_.data() + 2 * ranks_, ranks_);
-    route.received_pairs = Vector<const int64_t>(host_.counts_.data() + 3 * ranks_, ranks_);
   }
 
   void exchange_selections(const OwnerOrder& sorted, Route& route) {
@@ -162,16 +158,35 @@ RouteTag::RouteTag(std::string_view layer_name, int64_t draw_number, int64_t tab
   std::copy_n(layer_name.data(), std::min(layer_name.size(), layer.size() - 1), layer.data());
 }
 
-Route plan_route(Stream& stream, Arena& arena, Communicator& world, const Placement& placement, const RouteTag& tag,
-                 Matrix<const int32_t> rows, Matrix<const float> weights, RouteCounts& counts) {
+Leg Leg::to_hosts(const Placement& placement, int rank, int ranks_each) {
+  Leg leg(placement, Kind::kToHosts, rank % ranks_each, placement.ranks() / ranks_each);
+  leg.step_ = ranks_each;
+  leg.ranks_each_ = ranks_each;
+  return leg;
+}
+
+Leg Leg::within_host(const Placement& placement, int rank, int ranks_each) {
+  Leg leg(placement, Kind::kWithinHost, rank / ranks_each * ranks_each, ranks_each);
+  leg.ranks_each_ = ranks_each;
+  return leg;
+}
+
+Asked ask(Stream& stream, Arena& arena, Matrix<const int32_t> rows, Matrix<const float> weights) {
   check_shape("route: weights", weights, {{"tokens", rows.size(0)}, {"selections", rows.size(1)}});
   PKM_CHECK(rows.size(1) <= std::numeric_limits<uint16_t>::max() && rows.count() <= kLimit,
             "route: {} tokens of {} selections", rows.size(0), rows.size(1));
-  PKM_CHECK(placement.ranks() == world.size(), "rows are placed on {} ranks, the world has {}", placement.ranks(),
-            world.size());
+  const auto selections = arena.take<Selection>(rows.count());
+  const auto offsets = arena.take<int32_t>(rows.size(0) + 1);
+  PKM_DISPATCH(stream, select_by_token, rows, weights, selections, offsets);
+  return {selections, offsets};
+}
+
+Route plan_route(Stream& stream, Arena& arena, Communicator& world, const Leg& leg, const RouteTag& tag,
+                 const Asked& asked, RouteCounts& counts) {
+  PKM_CHECK(leg.world() == world.size(), "rows are placed on {} ranks, the world has {}", leg.world(), world.size());
   const Range range("route");
   RoutePlanner planner(stream, arena, world, counts);
-  return world.size() == 1 ? planner.plan_alone(rows, weights) : planner.plan(placement, tag, rows, weights);
+  return world.size() == 1 ? planner.plan_alone(asked) : planner.plan(leg, tag, asked);
 }
 
 }  // namespace pkmesh

@@ -31,12 +31,13 @@ __host__ __device__ int64_t pairs_of(Cell cell) {
 // counts this step's earlier selections in the same cell. After each step of 32 selections, one lane per cell calls
 // add(cell, selections of the step). A warp calls it together.
 template <class Address, class Body, class Add>
-__device__ void for_selections(int64_t token, int64_t tokens, int64_t per_token, const Address& address_of,
+__device__ void for_selections(int64_t token, int64_t tokens, const int32_t* offsets, const Address& address_of,
                                const Body& body, const Add& add) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int64_t begin = 0; begin < per_token; begin += kWarp) {
-    const bool active = begin + lane < per_token;
-    const int64_t i = token * per_token + begin + lane;
+  const int64_t end = offsets[token + 1];
+  for (int64_t begin = offsets[token]; begin < end; begin += kWarp) {
+    const bool active = begin + lane < end;
+    const int64_t i = begin + lane;
     const RowAddress address = active ? address_of(i) : RowAddress{-1, 0};
     const unsigned same = __match_any_sync(kAllLanes, address.owner);
     const int number = __popc(same & ((1U << lane) - 1U));
@@ -50,13 +51,13 @@ __device__ void for_selections(int64_t token, int64_t tokens, int64_t per_token,
 
 // cells[owner * T + token] and addresses; token_offsets[t + 1] = the number of t's pairs.
 __global__ void __launch_bounds__(kThreads)
-    count_kernel(Placement placement, const int32_t* rows, int64_t tokens, int64_t per_token, RowAddress* addresses,
+    count_kernel(Leg leg, const Selection* asked, const int32_t* offsets, int64_t tokens, RowAddress* addresses,
                  Cell* cells, int32_t* token_offsets) {
   const int64_t token = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
   if (token >= tokens) return;  // the whole warp
   int pairs = 0;
   for_selections(
-      token, tokens, per_token, [&](int64_t i) { return placement.locate(rows[i]); },
+      token, tokens, offsets, [&](int64_t i) { return leg.locate(asked[i].row); },
       [&](int64_t i, RowAddress address, int64_t, int) { addresses[i] = address; },
       [&](int64_t cell, int count) {
         const Cell before = cells[cell];
@@ -108,30 +109,30 @@ struct DescribePairs {
 
 // Moves the selections; their places advance on the way.
 __global__ void __launch_bounds__(kThreads)
-    place_kernel(const RowAddress* addresses, const float* weights, int64_t tokens, int64_t per_token, Cell* places,
-                 Selection* selections, int32_t* order) {
+    place_kernel(const RowAddress* addresses, const Selection* asked, const int32_t* offsets, int64_t tokens,
+                 Cell* places, Selection* selections, int32_t* order) {
   const int64_t token = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
   if (token >= tokens) return;  // the whole warp
   for_selections(
-      token, tokens, per_token, [&](int64_t i) { return addresses[i]; },
+      token, tokens, offsets, [&](int64_t i) { return addresses[i]; },
       [&](int64_t i, RowAddress address, int64_t cell, int number) {
         const int64_t place = selections_of(places[cell]) + number;
-        selections[place] = {address.local, weights[i]};
+        selections[place] = {address.local, asked[i].weight};
         order[place] = static_cast<int32_t>(i);
       },
       [&](int64_t cell, int count) { places[cell] += static_cast<Cell>(count) * kSelection; });
 }
 
-struct PairWithTokens {
+struct SelectByToken {
   const int32_t* rows;
   const float* weights;
   int64_t tokens;
   int64_t per_token;
   Selection* selections;
-  int32_t* pair_offsets;
+  int32_t* offsets;
   __device__ void operator()(int64_t i) const {
     if (i < tokens * per_token) selections[i] = {rows[i], weights[i]};
-    if (i <= tokens) pair_offsets[i] = static_cast<int32_t>(i * per_token);
+    if (i <= tokens) offsets[i] = static_cast<int32_t>(i * per_token);
   }
 };
 
@@ -151,11 +152,9 @@ struct CheckTotal {
 
 }  // namespace
 
-void sort_by_owner(Stream& stream, const Placement& placement, Matrix<const int32_t> rows, Matrix<const float> weights,
-                   const OwnerOrder& out) {
-  const int64_t tokens = rows.size(0);
-  const int64_t per_token = rows.size(1);
-  const int64_t owners = placement.ranks();
+void sort_by_owner(Stream& stream, const Leg& leg, const Asked& asked, const OwnerOrder& out) {
+  const int64_t tokens = asked.tokens();
+  const int64_t owners = leg.peers();
   const int64_t cell_count = owners * tokens;
   const cudaStream_t native_stream = native(stream);
   if (tokens == 0) {
@@ -179,8 +178,9 @@ void sort_by_owner(Stream& stream, const Placement& placement, Matrix<const int3
 
   PKM_CUDA(cudaMemsetAsync(cells.in(memory), 0, static_cast<size_t>(cell_count + 1) * sizeof(Cell), native_stream));
   const auto blocks = static_cast<unsigned>(ceil_divide(tokens, kThreads / kWarp));
-  count_kernel<<<blocks, kThreads, 0, native_stream>>>(placement, rows.data(), tokens, per_token, out.addresses.data(),
-                                                       cells.in(memory), out.token_offsets.data());
+  count_kernel<<<blocks, kThreads, 0, native_stream>>>(leg, asked.selections.data(), asked.offsets.data(), tokens,
+                                                       out.addresses.data(), cells.in(memory),
+                                                       out.token_offsets.data());
   PKM_CUDA(cudaGetLastError());
   PKM_CUDA(cub::DeviceScan::ExclusiveSum(temporary.in(memory), bytes, cells.in(memory), places.in(memory),
                                          cell_count + 1, native_stream));
@@ -190,16 +190,16 @@ void sort_by_owner(Stream& stream, const Placement& placement, Matrix<const int3
   for_each(stream, tokens,
            DescribePairs{cells.in(memory), places.in(memory), tokens, owners, out.token_offsets.data(),
                          out.pair_lengths.data(), out.pair_token.data(), out.token_pairs.data()});
-  place_kernel<<<blocks, kThreads, 0, native_stream>>>(out.addresses.data(), weights.data(), tokens, per_token,
-                                                       places.in(memory), out.selections.data(), out.order.data());
+  place_kernel<<<blocks, kThreads, 0, native_stream>>>(out.addresses.data(), asked.selections.data(),
+                                                       asked.offsets.data(), tokens, places.in(memory),
+                                                       out.selections.data(), out.order.data());
   PKM_CUDA(cudaGetLastError());
 }
 
-void pair_with_tokens(Stream& stream, Matrix<const int32_t> rows, Matrix<const float> weights,
-                      Vector<Selection> selections, Vector<int32_t> pair_offsets) {
-  for_each(
-      stream, std::max(rows.count(), rows.size(0) + 1),
-      PairWithTokens{rows.data(), weights.data(), rows.size(0), rows.size(1), selections.data(), pair_offsets.data()});
+void select_by_token(Stream& stream, Matrix<const int32_t> rows, Matrix<const float> weights,
+                     Vector<Selection> selections, Vector<int32_t> offsets) {
+  for_each(stream, std::max(rows.count(), rows.size(0) + 1),
+           SelectByToken{rows.data(), weights.data(), rows.size(0), rows.size(1), selections.data(), offsets.data()});
 }
 
 void add_lengths(Stream& stream, Vector<const uint16_t> lengths, int64_t total, Vector<int32_t> offsets) {

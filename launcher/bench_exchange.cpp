@@ -70,6 +70,7 @@ class Lookup {
         site_(site),
         tokens_(tokens),
         table_(site.table, world, {}, 1),
+        exchange_(site.shape.exchange),
         slots_({}, tokens * reads()),
         weights_({}, tokens * reads()),
         vectors_({}, 2 * tokens * site.table.width) {

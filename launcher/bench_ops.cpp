@@ -153,8 +153,9 @@ void time_rows(LayerBench& bench, const LookupShape& s, int repeats, PhaseTable&
   RouteCounts counts;
   table.phase("plan (alone)", cost::plan_alone(s), [&] {
     const ArenaScope inner(arena);
-    plan_route(stream, arena, context.world, values.placement(), RouteTag("memory", 0, values.shape().slots),
-               bench.layer().slots(), bench.layer().weights(), counts);
+    plan_route(stream, arena, context.world, Leg::direct(values.placement()),
+               RouteTag("memory", 0, values.shape().slots),
+               ask(stream, arena, bench.layer().slots(), bench.layer().weights()), counts);
   });
   table.phase("count usage", cost::count_usage(s), [&] { values.count_usage(stream, route.selections); });
   const auto sums = inputs.matrix(s.tokens, s.value_width);

@@ -17,62 +17,108 @@ std::span<const int64_t> times(int64_t width, Vector<const int64_t> counts, std:
 
 }  // namespace
 
+bool in_two_legs(ExchangeKind kind, const Hosts& hosts) {
+  const int each = hosts.ranks_each();
+  PKM_CHECK(kind != ExchangeKind::kHierarchical || each > 0, "a hierarchical exchange over unequal hosts");
+  return kind == ExchangeKind::kHierarchical || (kind == ExchangeKind::kAuto && hosts.count() > 1 && each > 1);
+}
+
+void Exchange::plan(StepContext& context, const Placement& placement, const RouteTag& tag, const Asked& asked) {
+  Communicator& world = context.world;
+  const auto plan_leg = [&](size_t leg, const Leg& way, const Asked& what) {
+    routes_[leg] = plan_route(context.stream, context.arena, world, way, tag, what, counts_[leg]);
+  };
+  legs_ = in_two_legs(kind_, world.hosts()) ? 2 : 1;
+  if (legs_ == 1) return plan_leg(0, Leg::direct(placement), asked);
+  const int each = world.hosts().ranks_each();
+  plan_leg(0, Leg::to_hosts(placement, world.rank(), each), asked);
+  plan_leg(1, Leg::within_host(placement, world.rank(), each), routes_[0].arrived());
+}
+
 void Exchange::forward(StepContext& context, ValueTable& table, const RouteTag& tag, Matrix<const int32_t> slots,
                        Matrix<const float> weights, Matrix<float> out) {
   const Range range("pooled exchange forward");
-  route_ = plan_route(context.stream, context.arena, context.world, table.placement(), tag, slots, weights, counts_);
-  table.count_usage(context.stream, route_.selections);
-  if (!route_.travels) return pooled_gather(context.stream, table.rows(), route_.selections, route_.pair_offsets, out);
+  plan(context, table.placement(), tag, ask(context.stream, context.arena, slots, weights));
+  const Vector<const Selection> selections = route().selections;
+  table.count_usage(context.stream, selections);
+  if (!route().travels) return pooled_gather(context.stream, table.rows(), selections, route().pair_offsets, out);
 
   const ArenaScope scope(context.arena);
   const int64_t width = table.shape().width;
-  const auto mine = context.arena.take<float>(route_.pairs_received(), width);
-  pooled_gather(context.stream, table.rows(), route_.selections, route_.pair_offsets, mine);
-  const auto partials = context.arena.take<float>(route_.pairs_sent(), width);
-  context.world.all_to_all_v<float>(mine.flat(), times(width, route_.received_pairs, in_counts_), partials.flat(),
-                                    times(width, route_.sent_pairs, out_counts_), Purpose::kPartials);
-  combine_partials(context.stream, partials, route_.token_offsets, route_.token_pairs, out);
+  auto sums = context.arena.take<float>(route().pairs_received(), width);
+  pooled_gather(context.stream, table.rows(), selections, route().pair_offsets, sums);
+  for (size_t leg = legs_; leg-- > 0;) {
+    const auto to = leg == 0 ? out : context.arena.take<float>(routes_[leg].tokens, width);
+    send_sums(context, routes_[leg], sums, to);
+    sums = to;
+  }
 }
 
 void Exchange::backward(StepContext& context, ValueTable& table, Matrix<const float> dout, Matrix<float> dweights) {
   const Range range("pooled exchange backward");
-  check_shape("exchange: dout", dout, {{"tokens", route_.tokens}, {"width", table.shape().width}});
-  check_shape("exchange: dweights", dweights, {{"tokens", route_.tokens}, {"selections", route_.selections_per_token}});
+  const int64_t width = table.shape().width;
+  const int64_t per_token = dweights.size(1);
+  check_shape("exchange: dout", dout, {{"tokens", routes_[0].tokens}, {"width", width}});
+  check_shape("exchange: dweights", dweights, {{"tokens", routes_[0].tokens}, {"selections", per_token}});
   const auto all = dweights.reshape(dweights.count());
   // Of what all ranks select together, so that they all go one way: rows that move in backward() do so collectively.
   PKM_CHECK(context.all_tokens > 0 || !context.move_rows, "rows may move: how many tokens have all ranks?");
-  const int64_t tokens = context.all_tokens > 0 ? context.all_tokens : route_.tokens * context.world.size();
-  const bool by_row = table.sums(tokens * route_.selections_per_token);
-  if (!route_.travels && by_row)
-    return table.backward_by_row(context.stream, route_.selections, route_.pair_offsets, dout, all);
-  if (!route_.travels) {
+  const int64_t tokens = context.all_tokens > 0 ? context.all_tokens : routes_[0].tokens * context.world.size();
+  const bool by_row = table.sums(tokens * per_token);
+  const Route& owner = route();
+  if (!owner.travels && by_row)
+    return table.backward_by_row(context.stream, owner.selections, owner.pair_offsets, dout, all);
+  if (!owner.travels) {
     copy(context.stream, dout.flat(), table.take_gradients(context.stream, dout.size(0)).flat());
-    return table.backward(context, route_.selections, route_.pair_offsets, all);
+    return table.backward(context, owner.selections, owner.pair_offsets, all);
   }
 
   const ArenaScope scope(context.arena);
-  const int64_t pairs = route_.pairs_received();
-  const auto gradients =
-      by_row ? context.arena.take<float>(pairs, table.shape().width) : table.take_gradients(context.stream, pairs);
-  send_gradients(context, dout, gradients);
-  const auto mine = context.arena.take<float>(route_.selections.count());
+  Matrix<const float> gradients = dout;
+  for (size_t leg = 0; leg < legs_; ++leg) {
+    const int64_t pairs = routes_[leg].pairs_received();
+    const bool stays = leg + 1 == legs_ && !by_row;
+    const auto to = stays ? table.take_gradients(context.stream, pairs) : context.arena.take<float>(pairs, width);
+    send_gradients(context, routes_[leg], gradients, to);
+    gradients = to;
+  }
+  auto answers = context.arena.take<float>(owner.selections.count());
   if (by_row)
-    table.backward_by_row(context.stream, route_.selections, route_.pair_offsets, gradients, mine);
+    table.backward_by_row(context.stream, owner.selections, owner.pair_offsets, gradients, answers);
   else
-    table.backward(context, route_.selections, route_.pair_offsets, mine);
-  const auto received = context.arena.take<float>(route_.order.count());
-  context.world.all_to_all_v<float>(mine.flat(), route_.received_selections.flat(), received.flat(),
-                                    route_.sent_selections.flat(), Purpose::kWeightGradients);
-  scatter_scalars(context.stream, received, route_.order, all);
+    table.backward(context, owner.selections, owner.pair_offsets, answers);
+  for (size_t leg = legs_; leg-- > 0;) {
+    const auto to = leg == 0 ? all : context.arena.take<float>(routes_[leg].order.count());
+    send_scalars(context, routes_[leg], answers, to);
+    answers = to;
+  }
 }
 
-void Exchange::send_gradients(StepContext& context, Matrix<const float> dout, Matrix<float> gradients) {
+void Exchange::send_sums(StepContext& context, const Route& route, Matrix<const float> sums, Matrix<float> out) {
+  const ArenaScope scope(context.arena);
+  const int64_t width = out.size(1);
+  const auto partials = context.arena.take<float>(route.pairs_sent(), width);
+  context.world.all_to_all_v<float>(sums.flat(), times(width, route.received_pairs, in_counts_), partials.flat(),
+                                    times(width, route.sent_pairs, out_counts_), Purpose::kPartials);
+  combine_partials(context.stream, partials, route.token_offsets, route.token_pairs, out);
+}
+
+void Exchange::send_gradients(StepContext& context, const Route& route, Matrix<const float> dout,
+                              Matrix<float> gradients) {
   const ArenaScope scope(context.arena);
   const int64_t width = dout.size(1);
-  const auto sent = context.arena.take<float>(route_.pairs_sent(), width);
-  copy_rows(context.stream, dout, route_.pair_token, sent);
-  context.world.all_to_all_v<float>(sent.flat(), times(width, route_.sent_pairs, in_counts_), gradients.flat(),
-                                    times(width, route_.received_pairs, out_counts_), Purpose::kOutputGradients);
+  const auto sent = context.arena.take<float>(route.pairs_sent(), width);
+  copy_rows(context.stream, dout, route.pair_token, sent);
+  context.world.all_to_all_v<float>(sent.flat(), times(width, route.sent_pairs, in_counts_), gradients.flat(),
+                                    times(width, route.received_pairs, out_counts_), Purpose::kOutputGradients);
+}
+
+void Exchange::send_scalars(StepContext& context, const Route& route, Vector<const float> answers, Vector<float> out) {
+  const ArenaScope scope(context.arena);
+  const auto received = context.arena.take<float>(route.order.count());
+  context.world.all_to_all_v<float>(answers.flat(), route.received_selections.flat(), received.flat(),
+                                    route.sent_selections.flat(), Purpose::kWeightGradients);
+  scatter_scalars(context.stream, received, route.order, out);
 }
 
 }  // namespace pkmesh

@@ -6,9 +6,12 @@
 //   backward   the output gradient once per (token, owner) to the owners; one scalar per selection back. Row gradients
 //              stay with the owner.
 //
-// In a world of one it is a plain weighted gather: nothing is copied, nothing sorted.
+// Across hosts a lookup may go in two legs, to a rank of the owner's host and from there to the owner: then what comes
+// from a host's owners is added up there, and partial sums and output gradients cross the network once per (token,
+// host). In a world of one it is a plain weighted gather: nothing is copied, nothing sorted.
 #pragma once
 
+#include <array>
 #include <span>
 #include <vector>
 
@@ -18,24 +21,41 @@
 
 namespace pkmesh {
 
+enum class ExchangeKind {
+  kAuto,          // kHierarchical where there are several hosts of several ranks, if it can be
+  kPooled,        // one leg: a sum per (token, owner)
+  kHierarchical,  // two legs: across hosts a sum per (token, host); only where hosts.ranks_each() > 0
+};
+bool in_two_legs(ExchangeKind kind, const Hosts& hosts);
+
 // The exchange of one memory layer. forward() and backward() are collective; one backward() at most belongs to each
 // forward(), in the same micro-batch.
 class Exchange {
  public:
+  explicit Exchange(ExchangeKind kind) : kind_(kind) {}
+
   // out (T, dv) = per token the sum of weights (T, S) * rows slots (T, S) of the table. Counts the slots' usage.
   void forward(StepContext& context, ValueTable& table, const RouteTag& tag, Matrix<const int32_t> slots,
                Matrix<const float> weights, Matrix<float> out);
   // dweights (T, S) from dout (T, dv). The gradient of the rows joins what is pending in the table.
   void backward(StepContext& context, ValueTable& table, Matrix<const float> dout, Matrix<float> dweights);
 
-  // Of the last forward(); its arrays live in that step's arena.
-  const Route& route() const { return route_; }
+  // By which the owners were reached in the last forward(); its arrays live in that step's arena.
+  const Route& route() const { return routes_[legs_ - 1]; }
 
  private:
-  void send_gradients(StepContext& context, Matrix<const float> dout, Matrix<float> gradients);
+  void plan(StepContext& context, const Placement& placement, const RouteTag& tag, const Asked& asked);
+  // Along one leg, backwards or forwards. From sums (pairs received, dv) to out (tokens, dv):
+  void send_sums(StepContext& context, const Route& route, Matrix<const float> sums, Matrix<float> out);
+  // from dout (tokens, dv) to gradients (pairs received, dv),
+  void send_gradients(StepContext& context, const Route& route, Matrix<const float> dout, Matrix<float> gradients);
+  // from one number per selection received to one per selection asked for.
+  static void send_scalars(StepContext& context, const Route& route, Vector<const float> answers, Vector<float> out);
 
-  Route route_;
-  RouteCounts counts_;
+  ExchangeKind kind_;
+  size_t legs_ = 1;  // of the last forward()
+  std::array<Route, 2> routes_;
+  std::array<RouteCounts, 2> counts_;
   std::vector<int64_t> in_counts_;  // of floats, for a collective
   std::vector<int64_t> out_counts_;
 };

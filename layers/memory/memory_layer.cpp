@@ -40,6 +40,7 @@ MemoryLayer::MemoryLayer(Parameters& parameters, const std::string& name, const 
     : name_(name),
       shape_(checked(name, shape, table.shape())),
       table_(table),
+      exchange_(shape.exchange),
       query_(parameters, name + ".query", shape.width, shape.heads * shape.key_width, uniform_for(shape.width),
              uniform_for(shape.width)) {
   const int64_t half = shape.key_width / 2;

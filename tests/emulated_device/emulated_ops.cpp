@@ -48,6 +48,9 @@ template <class... T>
 void check_place(const char* op, const std::variant<T...>& one) {
   std::visit([&](const auto& view) { check_place(op, view); }, one);
 }
+void check_place(const char* op, const Asked& asked) {
+  check_all(op, asked.selections, asked.offsets);
+}
 void check_place(const char* op, const OwnerOrder& o) {
   check_all(op, o.addresses, o.selections, o.order, o.pair_lengths, o.pair_token, o.token_offsets, o.token_pairs,
             o.selection_counts, o.pair_counts);
@@ -141,8 +144,8 @@ RowGradients as_touched(RowGradients gradients) {
     forward(stream, #name, op, NAMES_##count);                                                                      \
   }
 
-EMULATE(sort_by_owner, 4)
-EMULATE(pair_with_tokens, 4)
+EMULATE(sort_by_owner, 3)
+EMULATE(select_by_token, 4)
 EMULATE(add_lengths, 3)
 
 EMULATE(attention_forward, 5)

@@ -149,16 +149,22 @@ struct OwnerResult {
   bool same_bits(const OwnerResult& other) const { return *this == other; }
 };
 
-OwnerResult owners(Stream& stream, const Placement& placement, int64_t tokens, int64_t per_token) {
+// Of `rows` rows, by tokens of `per_token` selections and of fewer.
+OwnerResult owners(Stream& stream, const Leg& leg, int64_t rows, int64_t tokens, int64_t per_token) {
   Draw draw("sort by owner");
-  const int64_t count = tokens * per_token;
-  const int64_t ranks = placement.ranks();
-  const int64_t most = std::min(tokens * ranks, count);
-  std::vector<int32_t> drawn;
-  for (int64_t i = 0; i < count; ++i)
-    drawn.push_back(static_cast<int32_t>(draw.below(i % 4 == 0 ? 1 : placement.rows())));
-  const Placed<int32_t> rows(stream, drawn);
-  const Placed<float> weights(stream, draw.normals(count));
+  std::vector<Selection> drawn;
+  std::vector<int32_t> ends = {0};
+  for (int64_t token = 0; token < tokens; ++token) {
+    const int64_t selections = token % 3 == 0 ? per_token : draw.below(per_token + 1);
+    for (int64_t i = 0; i < selections; ++i)
+      drawn.push_back({static_cast<int32_t>(draw.below(i % 4 == 0 ? 1 : rows)), static_cast<float>(drawn.size())});
+    ends.push_back(static_cast<int32_t>(drawn.size()));
+  }
+  const int64_t count = std::ssize(drawn);
+  const int64_t peers = leg.peers();
+  const int64_t most = std::min(tokens * peers, count);
+  const Placed<Selection> asked(stream, drawn);
+  const Placed<int32_t> offsets(stream, ends);
   const Placed<RowAddress> addresses(stream, count);
   const Placed<Selection> selections(stream, count);
   const Placed<int32_t> order(stream, count);
@@ -166,12 +172,12 @@ OwnerResult owners(Stream& stream, const Placement& placement, int64_t tokens, i
   const Placed<int32_t> pair_token(stream, most);
   const Placed<int32_t> token_offsets(stream, tokens + 1);
   const Placed<int32_t> token_pairs(stream, most);
-  const Placed<int64_t> selection_counts(stream, ranks);
-  const Placed<int64_t> pair_counts(stream, ranks);
+  const Placed<int64_t> selection_counts(stream, peers);
+  const Placed<int64_t> pair_counts(stream, peers);
   const OwnerOrder out = {addresses.view(),    selections.view(),       order.view(),
                           pair_lengths.view(), pair_token.view(),       token_offsets.view(),
                           token_pairs.view(),  selection_counts.view(), pair_counts.view()};
-  PKM_DISPATCH(stream, sort_by_owner, placement, rows.view(tokens, per_token), weights.view(tokens, per_token), out);
+  PKM_DISPATCH(stream, sort_by_owner, leg, Asked{asked.view(), offsets.view()}, out);
   const auto counts = pair_counts.values();
   const int64_t pairs = std::accumulate(counts.begin(), counts.end(), int64_t{0});
   OwnerResult result = {.order = order.values(),
@@ -192,14 +198,17 @@ OwnerResult owners(Stream& stream, const Placement& placement, int64_t tokens, i
 
 TEST_F(MemoryCuda, SelectionsAreSortedByOwnerAsOnTheCpu) {
   for (const PlacementKind kind : {PlacementKind::kBlock, PlacementKind::kCyclic, PlacementKind::kHash})
-    for (const int ranks : {2, 3, 40})
-      for (const int64_t tokens : {0, 1, 131})
-        for (const int64_t per_token : {1, 6, 32, 70}) {
-          SCOPED_TRACE(fmt::format("{} ranks, {} tokens of {}", ranks, tokens, per_token));
-          const auto [expected, actual] =
-              on_both([&](Stream& stream) { return owners(stream, Placement(kind, 1009, ranks), tokens, per_token); });
-          EXPECT_EQ(actual, expected);
-        }
+    for (const int ranks : {2, 4, 40}) {
+      const Placement placement(kind, 1009, ranks);
+      for (const Leg& leg : {Leg::direct(placement), Leg::to_hosts(placement, 1, 2), Leg::within_host(placement, 1, 2)})
+        for (const int64_t tokens : {0, 1, 131})
+          for (const int64_t per_token : {1, 6, 32, 70}) {
+            SCOPED_TRACE(fmt::format("{} ranks, {} peers, {} tokens of {}", ranks, leg.peers(), tokens, per_token));
+            const auto [expected, actual] =
+                on_both([&](Stream& stream) { return owners(stream, leg, placement.rows(), tokens, per_token); });
+            EXPECT_EQ(actual, expected);
+          }
+    }
 }
 
 struct UsageResult {
@@ -243,7 +252,7 @@ TEST_F(MemoryCuda, PairsOfTokensAndOffsetsOfLengthsAreTheCpus) {
         const Placed<float> weights(stream, draw.normals(count));
         const Placed<Selection> selections(stream, count);
         const Placed<int32_t> offsets(stream, tokens + 1);
-        PKM_DISPATCH(stream, pair_with_tokens, rows.view(tokens, per_token), weights.view(tokens, per_token),
+        PKM_DISPATCH(stream, select_by_token, rows.view(tokens, per_token), weights.view(tokens, per_token),
                      selections.view(), offsets.view());
         std::vector<uint16_t> drawn_lengths;
         int64_t total = 0;

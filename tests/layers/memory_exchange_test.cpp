@@ -108,7 +108,8 @@ void collect_rows(ValueTable& table, Result& result) {
   }
 }
 
-Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType type) {
+// `each`: ranks of a host, for the exchange by hosts; 0: all on one host, and its sums per owner.
+Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType type, int each = 0) {
   std::vector<Result> results(static_cast<size_t>(ranks));
   Result all{std::vector<float>(lookup.dout.size()),
              std::vector<float>(lookup.weights.size()),
@@ -116,13 +117,15 @@ Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType typ
              std::vector<int64_t>(lookup.slots_in_table),
              std::vector<float>(lookup.slots_in_table)};
   std::mutex mutex;
-  run_ranks(ranks, [&](Communicator& world) {
+  ThreadOptions options;
+  for (int rank = 0; each > 0 && rank < ranks; ++rank) options.host_of_rank.push_back(rank / each);
+  const auto body = [&](Communicator& world) {
     Stream stream;
     Arena arena;
     StepContext context{stream, arena, world};
     ValueTable table({"table", lookup.slots_in_table, lookup.width, placement, type}, world, {}, 1);
     write_table(table, lookup);
-    Exchange exchange;
+    Exchange exchange(each == 0 ? ExchangeKind::kAuto : ExchangeKind::kHierarchical);
     const auto [begin, end] = share(world.rank(), ranks);
     const int64_t tokens = end - begin;
     for (int64_t pass = 0; pass < lookup.passes; ++pass) {
@@ -144,7 +147,8 @@ Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType typ
     collect_rows(table, all);
     table.forget_pending();
     EXPECT_EQ(table.row_gradients(stream).rows.count(), 0);
-  });
+  };
+  run_ranks(ranks, body, options);
   return all;
 }
 
@@ -159,11 +163,12 @@ TEST(Exchange, ExactInputsGiveTheSameBitsOnAnyWorld) {
     for (const RowType type : {RowType::kFloat, RowType::kBf16, RowType::kFp16}) {  // all hold small integers exactly
       const Lookup lookup(29, width, /*exact=*/true);
       const Expected expected(lookup);
-      for (const int ranks : {1, 2, 3, 4})
+      for (const auto& [ranks, each] :
+           {std::pair{1, 0}, {2, 0}, {3, 0}, {4, 0}, {1, 1}, {2, 1}, {3, 3}, {4, 2}, {6, 3}, {6, 2}})
         for (const PlacementKind placement : kPlacements) {
-          SCOPED_TRACE(fmt::format("width {} type {} ranks {} placement {}", width, static_cast<int>(type), ranks,
-                                   static_cast<int>(placement)));
-          const Result result = run(lookup, ranks, placement, type);
+          SCOPED_TRACE(fmt::format("width {} type {} ranks {} on hosts of {} placement {}", width,
+                                   static_cast<int>(type), ranks, each, static_cast<int>(placement)));
+          const Result result = run(lookup, ranks, placement, type, each);
           EXPECT_EQ(result.out, as_floats(expected.out));
           EXPECT_EQ(result.dweights, as_floats(expected.dweights));
           std::vector<float> drows(lookup.table.size());
@@ -189,8 +194,8 @@ TEST(Exchange, RandomInputsAreCloseToDouble) {
   for (const int64_t width : {5, 67, 256}) {
     const Lookup lookup(301, width, /*exact=*/false, 1);
     const Expected expected(lookup);
-    for (const int ranks : {1, 3}) {
-      const Result result = run(lookup, ranks, PlacementKind::kHash, RowType::kFloat);
+    for (const auto& [ranks, each] : {std::pair{1, 0}, {3, 0}, {4, 2}}) {
+      const Result result = run(lookup, ranks, PlacementKind::kHash, RowType::kFloat, each);
       for (size_t i = 0; i < expected.out.size(); ++i)
         EXPECT_NEAR(result.out[i], expected.out[i], kTolerance * std::max(1.0, std::abs(expected.out[i])));
       for (size_t i = 0; i < expected.dweights.size(); ++i)
@@ -203,12 +208,12 @@ TEST(Exchange, RandomInputsAreCloseToDouble) {
 TEST(Exchange, RunsRepeatBitForBitOnAnyThreads) {
   for (const int64_t rows : {301, 20}) {
     const Lookup lookup(rows, 67, /*exact=*/false);
-    for (const int ranks : {1, 3}) {
+    for (const auto& [ranks, each] : {std::pair{1, 0}, {3, 0}, {4, 2}}) {
       const ThreadScope single(1);
-      const Result one = run(lookup, ranks, PlacementKind::kHash, RowType::kFloat);
-      EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat));
+      const Result one = run(lookup, ranks, PlacementKind::kHash, RowType::kFloat, each);
+      EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat, each));
       const ThreadScope several(3);
-      EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat));
+      EXPECT_EQ(one, run(lookup, ranks, PlacementKind::kHash, RowType::kFloat, each));
     }
   }
 }
