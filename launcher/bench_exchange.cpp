@@ -140,7 +140,7 @@ LookupTimes time_lookup(Communicator& world, Lookup& lookup, int repeats) {
       times.waits[purpose].push_back(slowest(world, step[purpose].seconds * 1e3));
     }
     for (const char* name : {"route", "pooled gather", "combine partials", "copy rows", "weight gradients",
-                             "scatter scalars", "count usage"}) {
+                             "scatter scalars", "count usage", "narrow", "widen"}) {
       const auto found = ranges.find(name);
       times.ranges[name].push_back(slowest(world, found == ranges.end() ? 0 : found->second));
     }
@@ -183,7 +183,11 @@ void report_collectives(Communicator& world, const LookupTimes& times, int repea
   report.line(fmt::format("{:<24}{:>8.0f}{:>10.2f}{:>24.2f}{:>8.2f}{:>8.2f}   {:>24.2f}", "total",
                           static_cast<double>(all.calls) / repeats, bytes / (1 << 20), sum_ms, rate(bytes, sum_ms),
                           rate(bus, sum_ms), sum_alone));
-  report.figures["exchange"] = {{"bytes", bytes}, {"bus_bytes", bus}, {"ms", sum_ms}, {"all_to_all_v_ms", sum_alone}};
+  const double crossed = mean(world, all.crossed) / repeats;
+  if (world.hosts().count() > 1)
+    report.line(fmt::format("{:<24}{:>8}{:>10.2f}", "of it to other hosts", "", crossed / (1 << 20)));
+  report.figures["exchange"] = {
+      {"bytes", bytes}, {"bus_bytes", bus}, {"crossed_bytes", crossed}, {"ms", sum_ms}, {"all_to_all_v_ms", sum_alone}};
 }
 
 void report_local(const LookupTimes& times, int repeats, BenchReport& report) {
@@ -209,6 +213,11 @@ void bench_exchange(Communicator& world, const config::Config& config, const Ben
   report.line(fmt::format("{} on {}; a lookup of {} tokens per rank, {} selections each, rows of {}",
                           counted(world.size(), "rank"), counted(world.hosts().count(), "host"), tokens,
                           site.shape.heads * site.shape.neighbours, site.table.width));
+  if (world.hosts().count() > 1)
+    report.line(fmt::format("{}, sums travel {}",
+                            in_two_legs(site.shape.exchange.kind, world.hosts()) ? "HIERARCHICAL: per token and host"
+                                                                                 : "POOLED: per token and owner",
+                            site.shape.exchange.bf16 ? "in BF16 across hosts" : "in FP32"));
   report.line("bandwidths in GB/s as nccl-tests defines them; times are those of the slowest rank");
   const bool alone = world.size() == 1;
   if (alone)

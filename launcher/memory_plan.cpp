@@ -62,16 +62,20 @@ const MemorySite* site_of(const TransformerShape& shape, int64_t layer, bool aft
   return found == shape.memories.end() ? nullptr : &*found;
 }
 
-// Floats that a memory layer keeps for its backward pass, for `tokens` tokens of this rank among `ranks` ranks.
-double memory_activations(const MemorySite& site, double tokens, int ranks) {
+// Floats that a memory layer keeps for its backward pass, for `tokens` tokens of this rank.
+double memory_activations(const MemorySite& site, double tokens, const Hosts& hosts) {
   const MemoryShape& memory = site.shape;
   const int64_t features = memory.heads * memory.key_width;
   const int64_t reads = memory.heads * memory.neighbours;
-  const int64_t owners = ranks == 1 ? 0 : std::min<int64_t>(reads, ranks);  // of the rows of a token
+  const auto ranks = std::ssize(hosts.of_rank);
+  const bool two_legs = ranks > 1 && in_two_legs(memory.exchange.kind, hosts);
+  const int64_t owners = ranks == 1 ? 0 : std::min(reads, ranks);  // of the rows of a token
   double count = tokens * (2 * features + 4 * reads + 2 * memory.width + site.table.width);
   count +=
       tokens * (2 * owners * site.table.width);  // partial sums: of this rank's tokens, and of others' for its rows
-  if (ranks > 1) count += tokens * (reads * 5);  // selections sent and received, their order
+  if (two_legs) count += tokens * (std::min(reads, hosts.count()) * site.table.width);
+  if (!two_legs && memory.exchange.bf16 && hosts.count() > 1) count += tokens * (owners * site.table.width);
+  if (ranks > 1) count += tokens * (reads * (two_legs ? 14 : 7));  // selections, sent and received; their order
   if (memory.output == MemoryOutput::kSwilu) count += tokens * (3 * site.table.width);
   return count;
 }
@@ -93,7 +97,7 @@ double pending_bytes(const MemorySite& site, double tokens, int64_t passes, int 
          (pairs * (site.table.width * kFloat) + reads * (device == DeviceKind::kCpu ? 48 : 60));
 }
 
-double activation_bytes(const TransformerShape& shape, double tokens, int ranks, DeviceKind device) {
+double activation_bytes(const TransformerShape& shape, double tokens, const Hosts& hosts, DeviceKind device) {
   const int64_t width = shape.block.width;
   double kept = tokens * (width * (shape.embedding_norm ? 3 : 2));  // embeddings, and the gradient that runs back
   // What lives only while one place is computed.
@@ -102,15 +106,15 @@ double activation_bytes(const TransformerShape& shape, double tokens, int ranks,
     kept += tokens * (9 * width + shape.block.heads + 4);
     double inside = tokens * (4 * width);
     if (const MemorySite* site = site_of(shape, layer, /*after=*/false); site != nullptr) {
-      kept += memory_activations(*site, tokens, ranks);
-      inside = std::max(inside, memory_activations(*site, tokens, ranks));
+      kept += memory_activations(*site, tokens, hosts);
+      inside = std::max(inside, memory_activations(*site, tokens, hosts));
     } else {
       kept += tokens * (2 * shape.block.ffn_width);
       inside = std::max(inside, tokens * shape.block.ffn_width);
     }
     if (const MemorySite* site = site_of(shape, layer, /*after=*/true); site != nullptr) {
-      kept += memory_activations(*site, tokens, ranks) + tokens * width;
-      inside = std::max(inside, memory_activations(*site, tokens, ranks));
+      kept += memory_activations(*site, tokens, hosts) + tokens * width;
+      inside = std::max(inside, memory_activations(*site, tokens, hosts));
     }
     deepest = std::max(deepest, inside + tokens * width);
   }
@@ -228,7 +232,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
                           table_bytes(rows, row_bytes, table)});
   }
   plan.lines.push_back({"activations", fmt::format("{} tokens at a time", tokens),
-                        capped(activation_bytes(shape, static_cast<double>(tokens), ranks, device))});
+                        capped(activation_bytes(shape, static_cast<double>(tokens), hosts, device))});
   if (device != DeviceKind::kCpu)
     plan.lines.push_back(
         {"scratch of kernels", "what the greatest op needs, and cuBLAS's workspace",

@@ -38,15 +38,16 @@ MemorySite memory_site(const config::Memory& memory, const config::Model& model)
 
   switch (memory.exchange()) {
     case config::Memory::AUTO:
-      shape.exchange = ExchangeKind::kAuto;
+      shape.exchange.kind = ExchangeKind::kAuto;
       break;
     case config::Memory::POOLED:
-      shape.exchange = ExchangeKind::kPooled;
+      shape.exchange.kind = ExchangeKind::kPooled;
       break;
     case config::Memory::HIERARCHICAL:
-      shape.exchange = ExchangeKind::kHierarchical;
+      shape.exchange.kind = ExchangeKind::kHierarchical;
       break;
   }
+  shape.exchange.bf16 = memory.exchange_type() == config::Memory::BF16;
 
   TableShape& table = site.table;
   table.name = memory.table();

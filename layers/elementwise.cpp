@@ -17,6 +17,18 @@ void add(Stream& stream, Vector<const float> a, Vector<const float> b, Vector<fl
   PKM_DISPATCH(stream, add, a, b, y);
 }
 
+void narrow(Stream& stream, Vector<const float> x, Vector<bf16> y) {
+  check_shape("narrow: y", y, {{"count", x.size(0)}});
+  Range range("narrow");
+  PKM_DISPATCH(stream, narrow, x, y);
+}
+
+void widen(Stream& stream, Vector<const bf16> x, Vector<float> y) {
+  check_shape("widen: y", y, {{"count", x.size(0)}});
+  Range range("widen");
+  PKM_DISPATCH(stream, widen, x, y);
+}
+
 void add_sum(Stream& stream, Vector<const float> x, Vector<double> total) {
   check_shape("add_sum: total", total, {{"one", 1}});
   Range range("add_sum");

@@ -3,6 +3,7 @@
 // Sums are taken in double over blocks of fixed size in one fixed order: they do not depend on the thread count.
 #pragma once
 
+#include "runtime/bf16.h"
 #include "runtime/dispatch.h"
 #include "runtime/view.h"
 
@@ -10,6 +11,9 @@ namespace pkmesh {
 
 PKM_OP(fill, Vector<float> x, float value)
 PKM_OP(add, Vector<const float> a, Vector<const float> b, Vector<float> y)  // y = a + b; y may be a or b
+
+PKM_OP(narrow, Vector<const float> x, Vector<bf16> y)  // y = the nearest bf16 to x, ties to even
+PKM_OP(widen, Vector<const bf16> x, Vector<float> y)   // y = x
 
 // total[0] += sum of x. total (1) lives on the stream's device, so that nobody waits for it here.
 PKM_OP(add_sum, Vector<const float> x, Vector<double> total)

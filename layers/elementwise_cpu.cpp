@@ -40,6 +40,16 @@ void add_blocks(Vector<const float> x, double& total, const Term& term) {
   for (int64_t b = 0; b < blocks; ++b) total += partial[b];
 }
 
+template <class From, class To>
+void convert(Vector<const From> x, Vector<To> y) {
+  const From* in = x.data();
+  To* out = y.data();
+  parallel_for(0, y.count(), kGrain, [=](int64_t from, int64_t to) {
+#pragma omp simd
+    for (int64_t i = from; i < to; ++i) out[i] = To(in[i]);
+  });
+}
+
 }  // namespace
 
 void fill(Stream&, Vector<float> x, float value) {
@@ -55,6 +65,14 @@ void add(Stream&, Vector<const float> a, Vector<const float> b, Vector<float> y)
 #pragma omp simd
     for (int64_t i = from; i < to; ++i) out[i] = left[i] + right[i];
   });
+}
+
+void narrow(Stream&, Vector<const float> x, Vector<bf16> y) {
+  convert(x, y);
+}
+
+void widen(Stream&, Vector<const bf16> x, Vector<float> y) {
+  convert(x, y);
 }
 
 void add_sum(Stream&, Vector<const float> x, Vector<double> total) {

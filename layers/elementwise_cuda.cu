@@ -18,6 +18,13 @@ struct Add {
   __device__ void operator()(int64_t i) const { y[i] = a[i] + b[i]; }
 };
 
+template <class From, class To>
+struct Convert {
+  const From* x;
+  To* y;
+  __device__ void operator()(int64_t i) const { y[i] = To(x[i]); }
+};
+
 }  // namespace
 
 void fill(Stream& stream, Vector<float> x, float value) {
@@ -26,6 +33,14 @@ void fill(Stream& stream, Vector<float> x, float value) {
 
 void add(Stream& stream, Vector<const float> a, Vector<const float> b, Vector<float> y) {
   for_each(stream, y.count(), Add{a.data(), b.data(), y.data()});
+}
+
+void narrow(Stream& stream, Vector<const float> x, Vector<bf16> y) {
+  for_each(stream, y.count(), Convert<float, bf16>{x.data(), y.data()});
+}
+
+void widen(Stream& stream, Vector<const bf16> x, Vector<float> y) {
+  for_each(stream, y.count(), Convert<bf16, float>{x.data(), y.data()});
 }
 
 void add_sum(Stream& stream, Vector<const float> x, Vector<double> total) {

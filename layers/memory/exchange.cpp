@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "layers/elementwise.h"
 #include "runtime/range.h"
 
 namespace pkmesh {
@@ -19,8 +20,8 @@ std::span<const int64_t> times(int64_t width, Vector<const int64_t> counts, std:
 
 bool in_two_legs(ExchangeKind kind, const Hosts& hosts) {
   const int each = hosts.ranks_each();
-  PKM_CHECK(kind != ExchangeKind::kHierarchical || each > 0, "a hierarchical exchange over unequal hosts");
-  return kind == ExchangeKind::kHierarchical || (kind == ExchangeKind::kAuto && hosts.count() > 1 && each > 1);
+  return each > 0 &&
+         (kind == ExchangeKind::kHierarchical || (kind == ExchangeKind::kAuto && hosts.count() > 1 && each > 1));
 }
 
 void Exchange::plan(StepContext& context, const Placement& placement, const RouteTag& tag, const Asked& asked) {
@@ -28,7 +29,8 @@ void Exchange::plan(StepContext& context, const Placement& placement, const Rout
   const auto plan_leg = [&](size_t leg, const Leg& way, const Asked& what) {
     routes_[leg] = plan_route(context.stream, context.arena, world, way, tag, what, counts_[leg]);
   };
-  legs_ = in_two_legs(kind_, world.hosts()) ? 2 : 1;
+  legs_ = in_two_legs(options_.kind, world.hosts()) ? 2 : 1;
+  PKM_CHECK(options_.kind != ExchangeKind::kHierarchical || legs_ == 2, "a hierarchical exchange over unequal hosts");
   if (legs_ == 1) return plan_leg(0, Leg::direct(placement), asked);
   const int each = world.hosts().ranks_each();
   plan_leg(0, Leg::to_hosts(placement, world.rank(), each), asked);
@@ -49,7 +51,7 @@ void Exchange::forward(StepContext& context, ValueTable& table, const RouteTag& 
   pooled_gather(context.stream, table.rows(), selections, route().pair_offsets, sums);
   for (size_t leg = legs_; leg-- > 0;) {
     const auto to = leg == 0 ? out : context.arena.take<float>(routes_[leg].tokens, width);
-    send_sums(context, routes_[leg], sums, to);
+    send_sums(context, leg, sums, to);
     sums = to;
   }
 }
@@ -79,7 +81,7 @@ void Exchange::backward(StepContext& context, ValueTable& table, Matrix<const fl
     const int64_t pairs = routes_[leg].pairs_received();
     const bool stays = leg + 1 == legs_ && !by_row;
     const auto to = stays ? table.take_gradients(context.stream, pairs) : context.arena.take<float>(pairs, width);
-    send_gradients(context, routes_[leg], gradients, to);
+    send_gradients(context, leg, gradients, to);
     gradients = to;
   }
   auto answers = context.arena.take<float>(owner.selections.count());
@@ -89,36 +91,50 @@ void Exchange::backward(StepContext& context, ValueTable& table, Matrix<const fl
     table.backward(context, owner.selections, owner.pair_offsets, answers);
   for (size_t leg = legs_; leg-- > 0;) {
     const auto to = leg == 0 ? all : context.arena.take<float>(routes_[leg].order.count());
-    send_scalars(context, routes_[leg], answers, to);
+    send_scalars(context, leg, answers, to);
     answers = to;
   }
 }
 
-void Exchange::send_sums(StepContext& context, const Route& route, Matrix<const float> sums, Matrix<float> out) {
+void Exchange::send_sums(StepContext& context, size_t leg, Matrix<const float> sums, Matrix<float> out) {
   const ArenaScope scope(context.arena);
-  const int64_t width = out.size(1);
-  const auto partials = context.arena.take<float>(route.pairs_sent(), width);
-  context.world.all_to_all_v<float>(sums.flat(), times(width, route.received_pairs, in_counts_), partials.flat(),
-                                    times(width, route.sent_pairs, out_counts_), Purpose::kPartials);
+  const Route& route = routes_[leg];
+  const auto partials = context.arena.take<float>(route.pairs_sent(), out.size(1));
+  send_vectors(context, leg, sums, route.received_pairs, partials, route.sent_pairs, Purpose::kPartials);
   combine_partials(context.stream, partials, route.token_offsets, route.token_pairs, out);
 }
 
-void Exchange::send_gradients(StepContext& context, const Route& route, Matrix<const float> dout,
-                              Matrix<float> gradients) {
+void Exchange::send_gradients(StepContext& context, size_t leg, Matrix<const float> dout, Matrix<float> gradients) {
   const ArenaScope scope(context.arena);
-  const int64_t width = dout.size(1);
-  const auto sent = context.arena.take<float>(route.pairs_sent(), width);
+  const Route& route = routes_[leg];
+  const auto sent = context.arena.take<float>(route.pairs_sent(), dout.size(1));
   copy_rows(context.stream, dout, route.pair_token, sent);
-  context.world.all_to_all_v<float>(sent.flat(), times(width, route.sent_pairs, in_counts_), gradients.flat(),
-                                    times(width, route.received_pairs, out_counts_), Purpose::kOutputGradients);
+  send_vectors(context, leg, sent, route.sent_pairs, gradients, route.received_pairs, Purpose::kOutputGradients);
 }
 
-void Exchange::send_scalars(StepContext& context, const Route& route, Vector<const float> answers, Vector<float> out) {
+void Exchange::send_scalars(StepContext& context, size_t leg, Vector<const float> answers, Vector<float> out) {
   const ArenaScope scope(context.arena);
+  const Route& route = routes_[leg];
   const auto received = context.arena.take<float>(route.order.count());
   context.world.all_to_all_v<float>(answers.flat(), route.received_selections.flat(), received.flat(),
                                     route.sent_selections.flat(), Purpose::kWeightGradients);
   scatter_scalars(context.stream, received, route.order, out);
+}
+
+void Exchange::send_vectors(StepContext& context, size_t leg, Matrix<const float> in, Vector<const int64_t> in_counts,
+                            Matrix<float> out, Vector<const int64_t> out_counts, Purpose purpose) {
+  Communicator& world = context.world;
+  const auto in_floats = times(in.size(1), in_counts, in_counts_);
+  const auto out_floats = times(out.size(1), out_counts, out_counts_);
+  const bool crosses = leg == 0 && world.hosts().count() > 1;
+  if (!options_.bf16 || !crosses)
+    return world.all_to_all_v<float>(in.flat(), in_floats, out.flat(), out_floats, purpose);
+  const ArenaScope scope(context.arena);
+  const auto sent = context.arena.take<bf16>(in.count());
+  const auto received = context.arena.take<bf16>(out.count());
+  narrow(context.stream, in.reshape(in.count()), sent);
+  world.all_to_all_v<bf16>(sent.flat(), in_floats, received.flat(), out_floats, purpose);
+  widen(context.stream, received, out.reshape(out.count()));
 }
 
 }  // namespace pkmesh

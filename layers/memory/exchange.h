@@ -28,11 +28,16 @@ enum class ExchangeKind {
 };
 bool in_two_legs(ExchangeKind kind, const Hosts& hosts);
 
+struct ExchangeOptions {
+  ExchangeKind kind = ExchangeKind::kAuto;
+  bool bf16 = false;  // sums and gradients on the leg that crosses to other hosts, where there are any
+};
+
 // The exchange of one memory layer. forward() and backward() are collective; one backward() at most belongs to each
 // forward(), in the same micro-batch.
 class Exchange {
  public:
-  explicit Exchange(ExchangeKind kind) : kind_(kind) {}
+  explicit Exchange(const ExchangeOptions& options) : options_(options) {}
 
   // out (T, dv) = per token the sum of weights (T, S) * rows slots (T, S) of the table. Counts the slots' usage.
   void forward(StepContext& context, ValueTable& table, const RouteTag& tag, Matrix<const int32_t> slots,
@@ -46,13 +51,16 @@ class Exchange {
  private:
   void plan(StepContext& context, const Placement& placement, const RouteTag& tag, const Asked& asked);
   // Along one leg, backwards or forwards. From sums (pairs received, dv) to out (tokens, dv):
-  void send_sums(StepContext& context, const Route& route, Matrix<const float> sums, Matrix<float> out);
+  void send_sums(StepContext& context, size_t leg, Matrix<const float> sums, Matrix<float> out);
   // from dout (tokens, dv) to gradients (pairs received, dv),
-  void send_gradients(StepContext& context, const Route& route, Matrix<const float> dout, Matrix<float> gradients);
+  void send_gradients(StepContext& context, size_t leg, Matrix<const float> dout, Matrix<float> gradients);
   // from one number per selection received to one per selection asked for.
-  static void send_scalars(StepContext& context, const Route& route, Vector<const float> answers, Vector<float> out);
+  void send_scalars(StepContext& context, size_t leg, Vector<const float> answers, Vector<float> out);
+  // Vectors, so many from and to each rank, in bf16 if the leg is to be.
+  void send_vectors(StepContext& context, size_t leg, Matrix<const float> in, Vector<const int64_t> in_counts,
+                    Matrix<float> out, Vector<const int64_t> out_counts, Purpose purpose);
 
-  ExchangeKind kind_;
+  ExchangeOptions options_;
   size_t legs_ = 1;  // of the last forward()
   std::array<Route, 2> routes_;
   std::array<RouteCounts, 2> counts_;

@@ -33,7 +33,7 @@ struct MemoryShape {
   int64_t key_width = 512;  // c, both halves; even
   QueryNorm query_norm = QueryNorm::kBatchNorm;
   MemoryOutput output = MemoryOutput::kPlain;
-  ExchangeKind exchange = ExchangeKind::kAuto;
+  ExchangeOptions exchange = {};
 };
 
 class MemoryLayer {

@@ -138,6 +138,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"two_tables", {"model.memory.0.layers=[0,1]"}},
                     Case{"bf16_rows_row_wise",
                          {"model.memory.0.row_type=BF16", "values.moment_type=BF16", "values.second_moment=ROW_WISE"}},
+                    Case{"hierarchical", {"model.memory.0.exchange=HIERARCHICAL"}},
                     Case{"own_steps", {"values.bias_correction=ROW_COUNTER"}},
                     Case{"dense_adam", {"values.algorithm=DENSE_ADAM", "model.memory.0.row_type=BF16"}},
                     Case{"values_not_clipped", {"values.clip_norm=0"}},

@@ -40,7 +40,8 @@ Counts waits_of_staging(const Ledger& spent, int64_t lookups) {
 struct Case {
   const char* name;
   std::vector<std::string> overrides;
-  int64_t lookups = 1;  // in a step
+  int64_t lookups = 1;  // in a step; each leg counts
+  int each = 0;         // ranks of a host; 0: all on one
 };
 
 class SteadyStepOnDevice : public testing::TestWithParam<std::tuple<Case, int, DeviceLink>> {};
@@ -55,7 +56,9 @@ TEST_P(SteadyStepOnDevice, WaitsWhereItMustAndAllocatesNothing) {
   TemporaryFolder folder;
   const Tokens tokens = written_tokens(folder.path(), tiny::ids(5000), tiny::kVocabulary);
 
-  run_ranks(ranks, [&, lookups = kSteps * what.lookups, ranks = ranks, link = link](Communicator& host) {
+  ThreadOptions hosts;
+  for (int rank = 0; what.each > 0 && rank < ranks; ++rank) hosts.host_of_rank.push_back(rank / what.each);
+  const auto body = [&, lookups = kSteps * what.lookups, ranks = ranks, link = link](Communicator& host) {
     SelfCommunicator self;
     Communicator& world = ranks == 1 ? self : host;
     Trainer trainer = tiny::trainer(config, world, tokens, {DeviceKind::kCuda, host.rank()});
@@ -75,7 +78,8 @@ TEST_P(SteadyStepOnDevice, WaitsWhereItMustAndAllocatesNothing) {
 
     EXPECT_EQ(runtime_counters().synchronizations - counted.synchronizations, total(costs.waits));
     EXPECT_EQ(runtime_counters().allocations - counted.allocations, total(costs.allocations));
-  });
+  };
+  run_ranks(ranks, body, hosts);
 }
 
 std::string name_of(const testing::TestParamInfo<SteadyStepOnDevice::ParamType>& one) {
@@ -94,6 +98,11 @@ INSTANTIATE_TEST_SUITE_P(
                         Case{"two_tables_accumulate", {"model.memory.0.layers=[0,1]", "train.accumulate=2"}, 4}),
         testing::Values(1, 2, 3), testing::ValuesIn(emulated::links())),
     name_of);
+
+INSTANTIATE_TEST_SUITE_P(EmulatedHosts, SteadyStepOnDevice,
+                         testing::Combine(testing::Values(Case{"hierarchical", {}, 2, 2}), testing::Values(4),
+                                          testing::ValuesIn(emulated::links())),
+                         name_of);
 
 }  // namespace
 }  // namespace pkmesh

@@ -272,22 +272,6 @@ TEST(Config, OptionsThatDisagree) {
   EXPECT_EQ(error_of(small + "memory { layers: 1 output: SWILU value_width: 32 } }"), "");
 }
 
-TEST(Config, SkipsAnOptionOfEarlierVersions) {
-  const std::string begin = "model {\n  memory {\n    layers: 4\n";
-  const Config plain = parse_config(begin + "    row_type: BF16\n  }\n}", "x");
-  for (const char* line : {"    exchange: AUTO\n", "    exchange: POOLED\n"}) {
-    const Config c = parse_config(begin + line + "    row_type: BF16\n  }\n}", "x");
-    EXPECT_EQ(to_text(c), to_text(plain)) << line;
-    EXPECT_EQ(error_of(begin + line + "    heads: 0\n  }\n}"),
-              "run.textproto:5: model.memory.0.heads is 0; it must be 1 to 256");
-    EXPECT_EQ(error_of(begin + line + "    heds: 1\n  }\n}"),
-              "run.textproto:5: model.memory.0.heds: no such option; did you mean model.memory.0.heads?");
-  }
-  EXPECT_TRUE(error_of(begin + "  }\n}", {"model.memory.0.exchange=AUTO"})
-                  .starts_with("--set model.memory.0.exchange=AUTO: model.memory.0.exchange: no such option; "
-                               "model.memory.0 has layers"));
-}
-
 TEST(Config, Files) {
   const std::string folder = testing::TempDir() + "config_test." + std::to_string(getpid());
   std::filesystem::create_directories(folder);

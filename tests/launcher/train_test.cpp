@@ -27,13 +27,12 @@ CheckpointFacts at_step(int64_t step) {
 
 class Train : public testing::Test {
  protected:
-  // Losses of `steps` steps on `ranks` thread ranks, the same on every rank; all on one host, or each on its own.
-  std::vector<double> run(int ranks, const std::vector<std::string>& overrides, int64_t steps = 20,
-                          bool one_host = true) {
+  // Losses of `steps` steps on `ranks` thread ranks, the same on every rank; all on one host, or `each` on one.
+  std::vector<double> run(int ranks, const std::vector<std::string>& overrides, int64_t steps = 20, int each = 0) {
     const config::Config config = tiny::config(overrides);
     std::vector<std::vector<double>> of_rank(static_cast<size_t>(ranks));
     ThreadOptions options;
-    for (int rank = 0; rank < ranks && !one_host; ++rank) options.host_of_rank.push_back(rank);
+    for (int rank = 0; rank < ranks && each > 0; ++rank) options.host_of_rank.push_back(rank / each);
     run_ranks(
         ranks,
         [&](Communicator& world) {
@@ -79,8 +78,11 @@ TEST_P(AnyWorld, ComputesWhatOneRankComputes) {
     expect_near(many, one);
     // Where ranks share no memory, each makes the whole dense update, of sums that come in buckets: of the same
     // numbers.
-    EXPECT_EQ(run(ranks, GetParam().overrides, 20, /*one_host=*/false), many);
+    EXPECT_EQ(run(ranks, GetParam().overrides, 20, /*each=*/1), many);
   }
+  // On hosts of two ranks the memory is looked up in two legs; on two ranks and one, in one.
+  expect_near(run(4, GetParam().overrides, 20, /*each=*/2), one);
+  expect_near(run(3, GetParam().overrides, 20, /*each=*/2), one);
 }
 
 INSTANTIATE_TEST_SUITE_P(

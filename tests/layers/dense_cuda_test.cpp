@@ -384,6 +384,8 @@ TEST_F(DenseCuda, Elementwise) {
     Twin<> b(gpu(), normals("b", count));
     Twin<> filled(gpu(), count);
     Twin<> sum(gpu(), count);
+    Twin<bf16> narrowed(gpu(), count);
+    Twin<> widened(gpu(), count);
     Twin<double> total(gpu(), Numbers{2.5});
     Twin<double> squares(gpu(), Numbers{-1.5});
     on_both([&](const Side& on) {
@@ -391,7 +393,10 @@ TEST_F(DenseCuda, Elementwise) {
       add_sum(on.stream, on(a, count), on(total, 1));
       add_sum_of_squares(on.stream, on(a, count), on(squares, 1));
       fill(on.stream, on(filled, count), 7.0F);
+      narrow(on.stream, on(a, count), on(narrowed, count));
+      widen(on.stream, on(narrowed, count), on(widened, count));
     });
+    widened.expect_parity("narrow, widen", 0);
     sum.expect_parity("add", 0);
     filled.expect_parity("fill", 0);
     total.expect_parity("add_sum", 1e-11);

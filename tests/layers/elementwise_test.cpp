@@ -27,6 +27,21 @@ TEST(Elementwise, FillAdd) {
   }
 }
 
+TEST(Elementwise, NarrowsToTheNearestAndWidensExactly) {
+  Stream stream;
+  for (const int64_t count : kCounts) {
+    Tensor<float> x(normals("x", count));
+    Tensor<bf16> narrowed(count);
+    Tensor<float> widened(count);
+    narrow(stream, x.view(), narrowed.view());
+    widen(stream, narrowed.view(), widened.view());
+    for (int64_t i = 0; i < count; ++i) {
+      ASSERT_EQ(narrowed.view()[i], bf16(x.view()[i])) << i;
+      ASSERT_EQ(widened.view()[i], static_cast<float>(narrowed.view()[i])) << i;
+    }
+  }
+}
+
 TEST(Elementwise, SumsAccumulateAndDoNotDependOnTheThreads) {
   Stream stream;
   for (const int64_t count : kCounts) {

@@ -4,6 +4,8 @@
 // with any placement.
 #include <algorithm>
 #include <map>
+#include <mutex>
+#include <set>
 
 #include "comm/self.h"
 #include "comm/thread.h"
@@ -108,8 +110,9 @@ void collect_rows(ValueTable& table, Result& result) {
   }
 }
 
-// `each`: ranks of a host, for the exchange by hosts; 0: all on one host, and its sums per owner.
-Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType type, int each = 0) {
+// `each`: ranks of a host, of which there are several; 0: all on one host.
+Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType type, int each = 0,
+           const ExchangeOptions& options = {}, std::map<Purpose, double>* crossed = nullptr) {
   std::vector<Result> results(static_cast<size_t>(ranks));
   Result all{std::vector<float>(lookup.dout.size()),
              std::vector<float>(lookup.weights.size()),
@@ -117,15 +120,15 @@ Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType typ
              std::vector<int64_t>(lookup.slots_in_table),
              std::vector<float>(lookup.slots_in_table)};
   std::mutex mutex;
-  ThreadOptions options;
-  for (int rank = 0; each > 0 && rank < ranks; ++rank) options.host_of_rank.push_back(rank / each);
+  ThreadOptions places;
+  for (int rank = 0; each > 0 && rank < ranks; ++rank) places.host_of_rank.push_back(rank / each);
   const auto body = [&](Communicator& world) {
     Stream stream;
     Arena arena;
     StepContext context{stream, arena, world};
     ValueTable table({"table", lookup.slots_in_table, lookup.width, placement, type}, world, {}, 1);
     write_table(table, lookup);
-    Exchange exchange(each == 0 ? ExchangeKind::kAuto : ExchangeKind::kHierarchical);
+    Exchange exchange(options);
     const auto [begin, end] = share(world.rank(), ranks);
     const int64_t tokens = end - begin;
     for (int64_t pass = 0; pass < lookup.passes; ++pass) {
@@ -144,11 +147,13 @@ Result run(const Lookup& lookup, int ranks, PlacementKind placement, RowType typ
       std::ranges::copy(dweights.values(), all.dweights.begin() + first * kSelections);
     }
     const std::scoped_lock lock(mutex);
+    for (const Purpose purpose : {Purpose::kSelections, Purpose::kPartials, Purpose::kOutputGradients})
+      if (crossed != nullptr) (*crossed)[purpose] += world.ledger()[purpose].crossed;
     collect_rows(table, all);
     table.forget_pending();
     EXPECT_EQ(table.row_gradients(stream).rows.count(), 0);
   };
-  run_ranks(ranks, body, options);
+  run_ranks(ranks, body, places);
   return all;
 }
 
@@ -164,7 +169,7 @@ TEST(Exchange, ExactInputsGiveTheSameBitsOnAnyWorld) {
       const Lookup lookup(29, width, /*exact=*/true);
       const Expected expected(lookup);
       for (const auto& [ranks, each] :
-           {std::pair{1, 0}, {2, 0}, {3, 0}, {4, 0}, {1, 1}, {2, 1}, {3, 3}, {4, 2}, {6, 3}, {6, 2}})
+           {std::pair{1, 0}, {2, 0}, {3, 0}, {4, 0}, {2, 1}, {4, 2}, {6, 3}, {6, 2}, {5, 2}})
         for (const PlacementKind placement : kPlacements) {
           SCOPED_TRACE(fmt::format("width {} type {} ranks {} on hosts of {} placement {}", width,
                                    static_cast<int>(type), ranks, each, static_cast<int>(placement)));
@@ -202,6 +207,61 @@ TEST(Exchange, RandomInputsAreCloseToDouble) {
         EXPECT_NEAR(result.dweights[i], expected.dweights[i],
                     kTolerance * std::max(1.0, std::abs(expected.dweights[i])));
     }
+  }
+}
+
+// Four ranks on two hosts: of a token that reads rows of both ranks of the other one, one vector crosses instead of
+// two.
+TEST(Exchange, AcrossHostsTravelsASumPerTokenAndHost) {
+  const Lookup lookup(301, 16, /*exact=*/true, 1);
+  const auto crossed = [&](ExchangeKind kind, bool bf16) {
+    std::map<Purpose, double> bytes;
+    run(lookup, 4, PlacementKind::kCyclic, RowType::kFloat, 2, {kind, bf16}, &bytes);
+    return bytes;
+  };
+  const Placement placement(PlacementKind::kCyclic, 301, 4);
+  double owners = 0;  // on the other host, of all tokens
+  double hosts = 0;
+  for (int rank = 0; rank < 4; ++rank)
+    for (int64_t token = share(rank, 4).first; token < share(rank, 4).second; ++token) {
+      std::set<int> others;
+      for (int64_t s = 0; s < kSelections; ++s) {
+        const int owner = placement.locate(lookup.slots[token * kSelections + s]).owner;
+        if (owner / 2 != rank / 2) others.insert(owner);
+      }
+      owners += static_cast<double>(others.size());
+      hosts += others.empty() ? 0 : 1;
+    }
+  ASSERT_LT(hosts, owners);
+  constexpr double kVector = 16 * sizeof(float);
+  auto pooled = crossed(ExchangeKind::kPooled, false);
+  auto hierarchical = crossed(ExchangeKind::kAuto, false);
+  auto rounded = crossed(ExchangeKind::kHierarchical, true);
+  for (const Purpose purpose : {Purpose::kPartials, Purpose::kOutputGradients}) {
+    EXPECT_EQ(pooled[purpose], owners * kVector);
+    EXPECT_EQ(hierarchical[purpose], hosts * kVector);
+    EXPECT_EQ(rounded[purpose], hosts * kVector / 2);
+  }
+}
+
+// A vector is rounded once on its way, to 8 bits: what a sum of few of them is off by is that of the largest.
+TEST(Exchange, Bf16RoundsWhatCrossesHostsAndNothingElse) {
+  const Lookup lookup(301, 67, /*exact=*/false, 1);
+  const auto exact = run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 2);
+  for (const ExchangeKind kind : {ExchangeKind::kPooled, ExchangeKind::kHierarchical}) {
+    const auto rounded = run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 2, {kind, true});
+    EXPECT_NE(rounded.out, exact.out);
+    EXPECT_NE(rounded.dweights, exact.dweights);
+    double worst = 0;
+    for (size_t i = 0; i < exact.out.size(); ++i)
+      worst = std::max(worst, double{std::abs(rounded.out[i] - exact.out[i])});
+    EXPECT_LT(worst, std::ldexp(12.0, -8)) << "outputs of up to 12";
+    for (size_t i = 0; i < exact.dweights.size(); ++i)
+      EXPECT_NEAR(rounded.dweights[i], exact.dweights[i], std::ldexp(30.0, -8));
+    EXPECT_EQ(run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 0, {kind, true}).counts, exact.counts);
+    EXPECT_EQ(run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 0, {kind, true}),
+              run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 0, {kind, false}))
+        << "on one host";
   }
 }
 
