@@ -35,10 +35,12 @@ Vector<const T> first(Vector<T> vector, int64_t count) {
 void check_tags(std::span<const RouteCounts::Message> received, const RouteTag& mine, int rank) {
   for (size_t peer = 0; peer < received.size(); ++peer) {
     const RouteTag& theirs = received[peer].tag;
-    PKM_CHECK(theirs == mine,
-              "ranks are out of step: rank {} looks up {} ({} rows) in micro-batch {}, but rank {} {} ({} rows) in "
-              "micro-batch {}",
-              rank, mine.layer.data(), mine.rows, mine.draw, peer, theirs.layer.data(), theirs.rows, theirs.draw);
+    PKM_CHECK(
+        theirs == mine,
+        "ranks are out of step: rank {} looks up {} ({} rows) in micro-batch {}, leg {}, but rank {} {} ({} rows) in "
+        "micro-batch {}, leg {}",
+        rank, mine.layer.data(), mine.rows, mine.draw, mine.leg, peer, theirs.layer.data(), theirs.rows, theirs.draw,
+        theirs.leg);
   }
 }
 

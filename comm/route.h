@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A Route is who reads what from whom in one lookup: made once by plan_route(), a value from then on. The forward pass
 // and the backward pass read the same Route. Its arrays live in the step's arena, on the device; the counts per rank
-// are the host's, which needs them to size what is exchanged. The one time that the host waits for a GPU in a lookup is
+// are the host's, which needs them to size what is exchanged. The one time that the host waits for a GPU in a route is
 // for the counts of what it sends.
 //
 // Each of T tokens reads some rows, spread over the owners that a Leg names. What a token reads from one owner is a
@@ -9,10 +9,11 @@
 //
 //   asker's side   selections sorted by (owner, token, position in the token): a stable sort by owner
 //   owner's side   selections as they arrive: by (asking rank, token, position). As ranks hold consecutive tokens, this
-//                  is the global order of tokens on any number of ranks.
+//                  is the global order of tokens on any number of ranks, if they came in one route.
 //
 // A lookup is one route, or two on end: what arrived by the first is what the second asks for, its pairs in the place
-// of tokens. In a world of one nothing travels and nothing is sorted: the pairs are the tokens.
+// of tokens. The owner then has tokens by the place of their rank on its host, and within a place by host. In a world
+// of one nothing travels and nothing is sorted: the pairs are the tokens.
 #pragma once
 
 #include <array>
@@ -29,7 +30,7 @@
 namespace pkmesh {
 
 struct Selection {
-  int32_t row;  // local to its owner
+  int32_t row;  // as the leg numbers it: of the whole table, or of the owner's rows
   float weight;
 };
 
@@ -51,7 +52,7 @@ class Leg {
   int peers() const { return peers_; }
   int world() const { return placement_.ranks(); }
   int rank_of(int peer) const { return first_ + peer * step_; }
-  // Where a row is, by the number of a peer. Within a host: of a row that one of its ranks owns.
+  // The peer that a row is asked of, by its number, and the row as that numbers it. Within a host: of its ranks' rows.
   PKM_HOST_DEVICE RowAddress locate(int32_t row) const {
     const RowAddress address = placement_.locate(row);
     if (kind_ == Kind::kDirect) return address;
@@ -78,6 +79,7 @@ struct RouteTag {
   std::array<char, 48> layer{};  // its name, cut to fit, ends in a zero
   int64_t draw;                  // micro-batch since the start of the run
   int64_t rows;                  // of the table
+  int64_t leg = 0;               // of the lookup
   friend bool operator==(const RouteTag&, const RouteTag&) = default;
 };
 

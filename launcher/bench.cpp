@@ -105,7 +105,6 @@ void check(const Benchmark& benchmark, const config::Config& config, const Commu
   if (benchmark.memory) first_memory(config);                                        // an error if there is none
   const Device device = benchmark.trains ? choose_device(config, world) : Device{};  // an error if it is not there
   check_fits(plan_memory(config, planned_vocabulary(config), world.hosts(), device.kind), world, device);
-  check_exchange(config, world.hosts());
 }
 
 void write_figures(const std::string& path, const std::string& name, const config::Config& config,

@@ -213,11 +213,7 @@ void bench_exchange(Communicator& world, const config::Config& config, const Ben
   report.line(fmt::format("{} on {}; a lookup of {} tokens per rank, {} selections each, rows of {}",
                           counted(world.size(), "rank"), counted(world.hosts().count(), "host"), tokens,
                           site.shape.heads * site.shape.neighbours, site.table.width));
-  if (world.hosts().count() > 1)
-    report.line(fmt::format("{}, sums travel {}",
-                            in_two_legs(site.shape.exchange.kind, world.hosts()) ? "HIERARCHICAL: per token and host"
-                                                                                 : "POOLED: per token and owner",
-                            site.shape.exchange.bf16 ? "in BF16 across hosts" : "in FP32"));
+  if (world.hosts().count() > 1) report.line("between hosts " + to_text(site.shape.exchange, world.hosts()));
   report.line("bandwidths in GB/s as nccl-tests defines them; times are those of the slowest rank");
   const bool alone = world.size() == 1;
   if (alone)

@@ -68,14 +68,16 @@ double memory_activations(const MemorySite& site, double tokens, const Hosts& ho
   const int64_t features = memory.heads * memory.key_width;
   const int64_t reads = memory.heads * memory.neighbours;
   const auto ranks = std::ssize(hosts.of_rank);
-  const bool two_legs = ranks > 1 && in_two_legs(memory.exchange.kind, hosts);
+  const bool two_legs = in_two_legs(memory.exchange, hosts);
   const int64_t owners = ranks == 1 ? 0 : std::min(reads, ranks);  // of the rows of a token
   double count = tokens * (2 * features + 4 * reads + 2 * memory.width + site.table.width);
   count +=
       tokens * (2 * owners * site.table.width);  // partial sums: of this rank's tokens, and of others' for its rows
   if (two_legs) count += tokens * (std::min(reads, hosts.count()) * site.table.width);
   if (!two_legs && memory.exchange.bf16 && hosts.count() > 1) count += tokens * (owners * site.table.width);
-  if (ranks > 1) count += tokens * (reads * (two_legs ? 14 : 7));  // selections, sent and received; their order
+  // Of each selection, once (row, weight); for each leg its address, itself as it is sent and as it arrives, its
+  // number, and what pairs need.
+  if (ranks > 1) count += tokens * (reads * (two_legs ? 18 : 10));
   if (memory.output == MemoryOutput::kSwilu) count += tokens * (3 * site.table.width);
   return count;
 }

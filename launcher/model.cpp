@@ -22,12 +22,10 @@ std::unique_ptr<Communicator> connect(Communicator& world, Device device, Device
 }
 
 // A checkpoint is read on other machines than it was written on: a device, link or precision of its run that is not
-// here is left out, and said. What AUTO would take anyway, where it can, is left to it.
+// here is left out, and said.
 void suit_this_machine(config::Config& config) {
   config::Train& train = *config.mutable_train();
   if (train.communication() == config::NCCL) train.set_communication(config::AUTO);  // takes NCCL if it is there
-  for (config::Memory& memory : *config.mutable_model()->mutable_memory())
-    if (memory.exchange() == config::Memory::HIERARCHICAL) memory.set_exchange(config::Memory::AUTO);
   if (train.device() == config::Train::CUDA && device_count(DeviceKind::kCuda) == 0) {
     train.set_device(config::Train::CPU);
     log_info("computes on the CPU: there is no CUDA device here, which the model was trained on");

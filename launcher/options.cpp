@@ -36,17 +36,7 @@ MemorySite memory_site(const config::Memory& memory, const config::Model& model)
   }
   shape.output = memory.output() == config::Memory::SWILU ? MemoryOutput::kSwilu : MemoryOutput::kPlain;
 
-  switch (memory.exchange()) {
-    case config::Memory::AUTO:
-      shape.exchange.kind = ExchangeKind::kAuto;
-      break;
-    case config::Memory::POOLED:
-      shape.exchange.kind = ExchangeKind::kPooled;
-      break;
-    case config::Memory::HIERARCHICAL:
-      shape.exchange.kind = ExchangeKind::kHierarchical;
-      break;
-  }
+  shape.exchange.pooled = memory.exchange() == config::Memory::POOLED;
   shape.exchange.bf16 = memory.exchange_type() == config::Memory::BF16;
 
   TableShape& table = site.table;
@@ -229,15 +219,6 @@ Device choose_device(const config::Config& config, const Communicator& world, bo
     user_error("train.precision: {} has no BF16, which GPUs from Ampere on have; set it to FP16", to_string(device));
   check_attention_fits(device, config.model().width() / config.model().heads(), trains);
   return device;
-}
-
-void check_exchange(const config::Config& config, const Hosts& hosts) {
-  for (int i = 0; i < config.model().memory_size(); ++i)
-    if (config.model().memory(i).exchange() == config::Memory::HIERARCHICAL && hosts.ranks_each() == 0)
-      user_error(
-          "model.memory.{}.exchange: HIERARCHICAL needs as many ranks on each host, numbered host by host (mpirun "
-          "--map-by ppr:N:node); set it to AUTO or POOLED",
-          i);
 }
 
 std::string device_choice(const config::Config& config, Device device) {

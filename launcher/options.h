@@ -26,8 +26,6 @@ DeviceKind planned_device(const config::Config& config);
 // The device of this rank. UserError if CUDA or NCCL was asked for and is not to be had, if GPUs are too few, or if the
 // device has not the precision or cannot hold the sizes. Who only reads a checkpoint needs less than who trains.
 Device choose_device(const config::Config& config, const Communicator& world, bool trains = true);
-// Throws UserError where a memory's exchange is HIERARCHICAL and cannot be among these hosts.
-void check_exchange(const config::Config& config, const Hosts& hosts);
 DeviceLink device_link(const config::Config& config);
 // What of the choice must be the same on all ranks, for they do together what follows from it.
 std::string device_choice(const config::Config& config, Device device);

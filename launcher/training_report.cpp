@@ -71,8 +71,9 @@ void TrainingRun::describe() {
            shape.block.heads, shape.context, shape.vocabulary,
            learnt && asked != shape.vocabulary ? fmt::format(", not tokenizer.vocabulary ({})", asked) : "");
   for (const MemorySite& site : shape.memories)
-    log_info("memory  {} block {}: {} slots x {} in table {}, {} heads x {} neighbours", site.after ? "after" : "in",
-             site.layer, site.table.slots, site.table.width, site.table.name, site.shape.heads, site.shape.neighbours);
+    log_info("memory  {} block {}: {} slots x {} in table {}, {} heads x {} neighbours{}", site.after ? "after" : "in",
+             site.layer, site.table.slots, site.table.width, site.table.name, site.shape.heads, site.shape.neighbours,
+             world_.hosts().count() > 1 ? ", exchanges " + to_text(site.shape.exchange, world_.hosts()) : "");
   log_info("data    {}: {} tokens to train on, {} to validate on", tokens_folder_, count_text(train_tokens_->count()),
            count_text(valid_tokens_ ? valid_tokens_->count() : 0));
   log_info("plan    {} of {} of {} tokens; {} done", counted(plan.steps(), "step"), counted(plan.batch(), "sequence"),

@@ -81,7 +81,6 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
     else if (!options_.resume.empty())
       checkpoint = find_checkpoint(options_.resume);
     device = choose_device(config_, world_);
-    check_exchange(config_, world_.hosts());
     if (config_.data().source() == config::Data::FOLDER) open_tokens(config_.data().train());
   });
   // Disks that are not shared may differ, and so may hosts.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "layers/memory/exchange.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "layers/elementwise.h"
@@ -18,19 +20,23 @@ std::span<const int64_t> times(int64_t width, Vector<const int64_t> counts, std:
 
 }  // namespace
 
-bool in_two_legs(ExchangeKind kind, const Hosts& hosts) {
-  const int each = hosts.ranks_each();
-  return each > 0 &&
-         (kind == ExchangeKind::kHierarchical || (kind == ExchangeKind::kAuto && hosts.count() > 1 && each > 1));
+bool in_two_legs(const ExchangeOptions& options, const Hosts& hosts) {
+  return !options.pooled && hosts.count() > 1 && hosts.ranks_each() > 1;
+}
+
+std::string to_text(const ExchangeOptions& options, const Hosts& hosts) {
+  return fmt::format("a vector per token and {}{}", in_two_legs(options, hosts) ? "host" : "owner",
+                     options.bf16 && hosts.count() > 1 ? " in BF16" : "");
 }
 
 void Exchange::plan(StepContext& context, const Placement& placement, const RouteTag& tag, const Asked& asked) {
   Communicator& world = context.world;
   const auto plan_leg = [&](size_t leg, const Leg& way, const Asked& what) {
-    routes_[leg] = plan_route(context.stream, context.arena, world, way, tag, what, counts_[leg]);
+    RouteTag here = tag;
+    here.leg = leg + (legs_ - 1);  // 0: the only one; 1, 2: of two
+    routes_[leg] = plan_route(context.stream, context.arena, world, way, here, what, counts_[leg]);
   };
-  legs_ = in_two_legs(options_.kind, world.hosts()) ? 2 : 1;
-  PKM_CHECK(options_.kind != ExchangeKind::kHierarchical || legs_ == 2, "a hierarchical exchange over unequal hosts");
+  legs_ = in_two_legs(options_, world.hosts()) ? 2 : 1;
   if (legs_ == 1) return plan_leg(0, Leg::direct(placement), asked);
   const int each = world.hosts().ranks_each();
   plan_leg(0, Leg::to_hosts(placement, world.rank(), each), asked);
@@ -126,6 +132,8 @@ void Exchange::send_vectors(StepContext& context, size_t leg, Matrix<const float
   Communicator& world = context.world;
   const auto in_floats = times(in.size(1), in_counts, in_counts_);
   const auto out_floats = times(out.size(1), out_counts, out_counts_);
+  // Of a leg that crosses all vectors, those that stay on the host too: what a rank gets must not depend on where it
+  // is.
   const bool crosses = leg == 0 && world.hosts().count() > 1;
   if (!options_.bf16 || !crosses)
     return world.all_to_all_v<float>(in.flat(), in_floats, out.flat(), out_floats, purpose);

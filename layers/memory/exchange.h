@@ -13,6 +13,7 @@
 
 #include <array>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "comm/route.h"
@@ -21,17 +22,14 @@
 
 namespace pkmesh {
 
-enum class ExchangeKind {
-  kAuto,          // kHierarchical where there are several hosts of several ranks, if it can be
-  kPooled,        // one leg: a sum per (token, owner)
-  kHierarchical,  // two legs: across hosts a sum per (token, host); only where hosts.ranks_each() > 0
-};
-bool in_two_legs(ExchangeKind kind, const Hosts& hosts);
-
 struct ExchangeOptions {
-  ExchangeKind kind = ExchangeKind::kAuto;
-  bool bf16 = false;  // sums and gradients on the leg that crosses to other hosts, where there are any
+  bool pooled = false;  // one leg, a vector per (token, owner), even where two are possible
+  bool bf16 = false;    // for vectors on the leg that crosses hosts, if there are several
 };
+// Whether lookups go in two legs: among several hosts of several ranks, if Leg::to_hosts() can stand on them.
+bool in_two_legs(const ExchangeOptions& options, const Hosts& hosts);
+// The same for people: "a vector per token and host" or "... and owner", and in which type.
+std::string to_text(const ExchangeOptions& options, const Hosts& hosts);
 
 // The exchange of one memory layer. forward() and backward() are collective; one backward() at most belongs to each
 // forward(), in the same micro-batch.

@@ -5,7 +5,7 @@
 // (Rows that are read often come already summed, as if each had been read once: layers/memory/sum_by_row.h.)
 //
 // Contributions are sorted once by row. Inside a row they keep the order in which they came: by piece, then in the
-// global order of tokens (see comm/route.h). So the sum has the same order on any number of ranks and threads.
+// order of tokens (see comm/route.h), which is the same on any number of ranks where lookups take one leg, and of threads.
 #pragma once
 
 #include <span>

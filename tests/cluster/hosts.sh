@@ -14,6 +14,7 @@ remove_hosts() {
     ip netns pids "$node" 2>/dev/null | xargs -r kill -9 2>/dev/null || true
     ip netns del "$node" 2>/dev/null || true
   done
+  ip link del "v0$$" 2>/dev/null || true  # in neither yet
 }
 trap 'remove_hosts; rm -rf "$hosts_work"' EXIT
 

@@ -118,16 +118,18 @@ void expect_route(const Route& route, const Placement& placement, int rank, int 
   EXPECT_EQ(route.pairs_received(), pair);
 }
 
-void expect_asker_side(const Route& route, const Questions& asked, const Placement& placement) {
+void expect_asker_side(const Route& route, const Asked& asked, const Leg& leg) {
+  EXPECT_EQ(route.tokens, asked.tokens());
   if (!route.travels) return;
   std::set<int32_t> seen(route.order.begin(), route.order.end());
-  EXPECT_EQ(seen.size(), asked.rows.size()) << "each selection is sent once";
+  EXPECT_EQ(std::ssize(seen), asked.selections.count()) << "each selection is sent once";
   int64_t next = 0;
   int64_t pair = 0;
-  for (int owner = 0; owner < placement.ranks(); ++owner) {
-    for (int64_t i = 0; i < route.sent_selections[owner]; ++i, ++next)
-      EXPECT_EQ(placement.locate(asked.rows[route.order[next]]).owner, owner);
-    for (int64_t i = 0; i < route.sent_pairs[owner]; ++i, ++pair) {
+  for (int peer = 0; peer < leg.peers(); ++peer) {
+    const int rank = leg.rank_of(peer);
+    for (int64_t i = 0; i < route.sent_selections[rank]; ++i, ++next)
+      EXPECT_EQ(leg.locate(asked.selections[route.order[next]].row).owner, peer);
+    for (int64_t i = 0; i < route.sent_pairs[rank]; ++i, ++pair) {
       const int32_t token = route.pair_token[pair];
       const auto* begin = route.token_pairs.data() + route.token_offsets[token];
       const auto* end = route.token_pairs.data() + route.token_offsets[token + 1];
@@ -135,8 +137,8 @@ void expect_asker_side(const Route& route, const Questions& asked, const Placeme
       EXPECT_TRUE(std::is_sorted(begin, end));
     }
   }
-  EXPECT_EQ(pair, route.token_offsets[asked.tokens]);
-  EXPECT_EQ(route.tokens, asked.tokens);
+  EXPECT_EQ(next, asked.selections.count());
+  EXPECT_EQ(pair, route.token_offsets[asked.tokens()]);
 }
 
 TEST(Route, DeliversEverySelectionInGlobalTokenOrder) {
@@ -149,15 +151,16 @@ TEST(Route, DeliversEverySelectionInGlobalTokenOrder) {
           Arena arena;
           Stream stream;
           RouteCounts counts;
-          const Route route = plan_route(stream, arena, world, Leg::direct(placement), {"layers.2.memory", 4, slots},
-                                         asked.in(arena, per_token), counts);
+          const Asked in = asked.in(arena, per_token);
+          const Leg leg = Leg::direct(placement);
+          const Route route = plan_route(stream, arena, world, leg, {"layers.2.memory", 4, slots}, in, counts);
           expect_route(route, placement, world.rank(), ranks, slots, per_token);
-          expect_asker_side(route, asked, placement);
+          expect_asker_side(route, in, leg);
         });
 }
 
-// On two legs each selection must come to its owner once, with its weight, and say on the way back who asked: by the
-// first to a rank of the owner's host, which has the number there that the asker has on its own.
+// On two legs each selection must come to its owner once, with its weight: by the first to the rank of the owner's host
+// that has the number there which the asker has on its own. On the way back each leg must know its pairs.
 TEST(Route, TwoLegsDeliverEverySelectionThroughTheOwnersHost) {
   constexpr int64_t kSlots = 1000;
   constexpr int64_t kPerToken = 7;
@@ -173,12 +176,14 @@ TEST(Route, TwoLegsDeliverEverySelectionThroughTheOwnersHost) {
         Stream stream;
         RouteCounts counts[2];
         const RouteTag tag("memory", 0, kSlots);
-        const Route out = plan_route(stream, arena, world, Leg::to_hosts(placement, world.rank(), each), tag,
-                                     asked.in(arena, kPerToken), counts[0]);
-        const Route in = plan_route(stream, arena, world, Leg::within_host(placement, world.rank(), each), tag,
-                                    out.arrived(), counts[1]);
-        EXPECT_EQ(in.tokens, out.pairs_received());
+        const Asked mine = asked.in(arena, kPerToken);
+        const Leg to_hosts = Leg::to_hosts(placement, world.rank(), each);
+        const Leg within = Leg::within_host(placement, world.rank(), each);
+        const Route out = plan_route(stream, arena, world, to_hosts, tag, mine, counts[0]);
+        const Route in = plan_route(stream, arena, world, within, tag, out.arrived(), counts[1]);
         const std::scoped_lock lock(mutex);
+        expect_asker_side(out, mine, to_hosts);
+        expect_asker_side(in, out.arrived(), within);
         for (int peer = 0; peer < ranks; ++peer) {
           if (peer % each != world.rank() % each) {
             EXPECT_EQ(out.sent_selections[peer] + out.received_pairs[peer], 0) << "rank " << peer;

@@ -64,15 +64,18 @@ class EmulatedTrain : public testing::Test {
   void TearDown() override { emulated::set_order(0); }
 
   // `steps` steps, with a checkpoint after half of them from which a new trainer goes on.
+  // `each`: ranks of a host; 0: all on one.
   Trained train(DeviceKind kind, int ranks, std::vector<std::string> overrides,
-                DeviceLink link = DeviceLink::kHostStaged, int64_t steps = 4) {
+                DeviceLink link = DeviceLink::kHostStaged, int64_t steps = 4, int each = 0) {
     overrides.push_back(emulated::setting(link));
     // So many rows that they are not read often: the CPU alone would sum them in another order (sum_by_row.h).
     overrides.emplace_back("model.memory.0.sub_keys=24");
     const config::Config config = tiny::config(overrides);
     TemporaryFolder checkpoints;
     Trained trained;
-    run_ranks(ranks, [&](Communicator& host) {
+    ThreadOptions hosts;
+    for (int rank = 0; each > 0 && rank < ranks; ++rank) hosts.host_of_rank.push_back(rank / each);
+    const auto body = [&](Communicator& host) {
       const Device device = device_of(kind, host);
       SelfCommunicator self;
       Communicator& world = ranks == 1 ? self : host;
@@ -89,7 +92,8 @@ class EmulatedTrain : public testing::Test {
       const std::string path = save_checkpoint(world, checkpoints.path(), at_step(steps), trainer.contents());
       const Evaluation evaluation = *evaluate(trainer.model(), tokens_, 3 * 16 * ranks + 1);
       if (world.rank() == 0) trained = {losses, files_of(path), evaluation};
-    });
+    };
+    run_ranks(ranks, body, hosts);
     return trained;
   }
 
@@ -122,6 +126,18 @@ TEST_P(EmulatedTrainOf, EqualsTheCpusBitForBit) {
   }
 }
 
+// Lookups in two legs, and what crosses hosts in bf16.
+TEST_F(EmulatedTrain, EqualsTheCpusAcrossHosts) {
+  for (const char* const type : {"FP32", "BF16"}) {
+    const std::vector<std::string> overrides = {fmt::format("model.memory.0.exchange_type={}", type)};
+    const Trained expected = train(DeviceKind::kCpu, 4, overrides, DeviceLink::kHostStaged, 4, /*each=*/2);
+    for (const DeviceLink link : emulated::links()) {
+      SCOPED_TRACE(fmt::format("{} over {}", type, to_string(link)));
+      expect_equal(train(DeviceKind::kCuda, 4, overrides, link, 4, /*each=*/2), expected);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Emulated, EmulatedTrainOf,
     testing::Values(Case{"block", {"model.memory.0.row_placement=BLOCK"}},
@@ -138,7 +154,6 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"two_tables", {"model.memory.0.layers=[0,1]"}},
                     Case{"bf16_rows_row_wise",
                          {"model.memory.0.row_type=BF16", "values.moment_type=BF16", "values.second_moment=ROW_WISE"}},
-                    Case{"hierarchical", {"model.memory.0.exchange=HIERARCHICAL"}},
                     Case{"own_steps", {"values.bias_correction=ROW_COUNTER"}},
                     Case{"dense_adam", {"values.algorithm=DENSE_ADAM", "model.memory.0.row_type=BF16"}},
                     Case{"values_not_clipped", {"values.clip_norm=0"}},

@@ -100,7 +100,7 @@ INSTANTIATE_TEST_SUITE_P(
     name_of);
 
 INSTANTIATE_TEST_SUITE_P(EmulatedHosts, SteadyStepOnDevice,
-                         testing::Combine(testing::Values(Case{"hierarchical", {}, 2, 2}), testing::Values(4),
+                         testing::Combine(testing::Values(Case{"two_hosts", {}, 2, 2}), testing::Values(4),
                                           testing::ValuesIn(emulated::links())),
                          name_of);
 

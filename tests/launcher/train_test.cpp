@@ -96,6 +96,10 @@ INSTANTIATE_TEST_SUITE_P(
                     World{"swilu", {"model.memory.0.output=SWILU", "model.memory.0.value_width=24"}},
                     World{"layer_norm_queries", {"model.memory.0.query_norm=LAYER_NORM"}},
                     World{"shared_table", {"model.memory.0.layers=[0,1]", "model.memory.0.table=both"}},
+                    World{"shared_table_two_exchanges",
+                          {"model.memory.0.table=both", "model.memory.1.layers=[0]", "model.memory.1.heads=2",
+                           "model.memory.1.neighbours=4", "model.memory.1.sub_keys=12", "model.memory.1.key_width=16",
+                           "model.memory.1.table=both", "model.memory.1.exchange=POOLED"}},
                     World{"two_tables", {"model.memory.0.layers=[0,1]"}},
                     World{"dense_adam", {"values.algorithm=DENSE_ADAM"}},
                     World{"small_buckets", {"train.bucket_mib=0.01"}}),
@@ -109,6 +113,16 @@ TEST_F(Train, SixteenBitRowsOnAnyWorld) {
     const auto one = run(1, overrides);
     const auto three = run(3, overrides);
     for (size_t i = 0; i < one.size(); ++i) EXPECT_NEAR(three[i], one[i], 2e-3 * one[i]) << type << " step " << i + 1;
+  }
+}
+
+TEST_F(Train, VectorsInBf16BetweenHostsStayCloseToFp32) {
+  const auto exact = run(4, {}, 20, /*each=*/2);
+  for (const char* const exchange : {"AUTO", "POOLED"}) {
+    const auto rounded =
+        run(4, {fmt::format("model.memory.0.exchange={}", exchange), "model.memory.0.exchange_type=BF16"}, 20, 2);
+    EXPECT_NE(rounded, exact) << exchange;
+    for (size_t i = 0; i < exact.size(); ++i) EXPECT_NEAR(rounded[i], exact[i], 1e-3 * exact[i]) << "step " << i + 1;
   }
 }
 

@@ -214,9 +214,9 @@ TEST(Exchange, RandomInputsAreCloseToDouble) {
 // two.
 TEST(Exchange, AcrossHostsTravelsASumPerTokenAndHost) {
   const Lookup lookup(301, 16, /*exact=*/true, 1);
-  const auto crossed = [&](ExchangeKind kind, bool bf16) {
+  const auto crossed = [&](const ExchangeOptions& options) {
     std::map<Purpose, double> bytes;
-    run(lookup, 4, PlacementKind::kCyclic, RowType::kFloat, 2, {kind, bf16}, &bytes);
+    run(lookup, 4, PlacementKind::kCyclic, RowType::kFloat, 2, options, &bytes);
     return bytes;
   };
   const Placement placement(PlacementKind::kCyclic, 301, 4);
@@ -234,34 +234,39 @@ TEST(Exchange, AcrossHostsTravelsASumPerTokenAndHost) {
     }
   ASSERT_LT(hosts, owners);
   constexpr double kVector = 16 * sizeof(float);
-  auto pooled = crossed(ExchangeKind::kPooled, false);
-  auto hierarchical = crossed(ExchangeKind::kAuto, false);
-  auto rounded = crossed(ExchangeKind::kHierarchical, true);
+  auto pooled = crossed({.pooled = true, .bf16 = false});
+  auto by_host = crossed({});
+  auto rounded = crossed({.pooled = false, .bf16 = true});
   for (const Purpose purpose : {Purpose::kPartials, Purpose::kOutputGradients}) {
     EXPECT_EQ(pooled[purpose], owners * kVector);
-    EXPECT_EQ(hierarchical[purpose], hosts * kVector);
+    EXPECT_EQ(by_host[purpose], hosts * kVector);
     EXPECT_EQ(rounded[purpose], hosts * kVector / 2);
   }
 }
 
-// A vector is rounded once on its way, to 8 bits: what a sum of few of them is off by is that of the largest.
-TEST(Exchange, Bf16RoundsWhatCrossesHostsAndNothingElse) {
-  const Lookup lookup(301, 67, /*exact=*/false, 1);
-  const auto exact = run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 2);
-  for (const ExchangeKind kind : {ExchangeKind::kPooled, ExchangeKind::kHierarchical}) {
-    const auto rounded = run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 2, {kind, true});
-    EXPECT_NE(rounded.out, exact.out);
-    EXPECT_NE(rounded.dweights, exact.dweights);
-    double worst = 0;
-    for (size_t i = 0; i < exact.out.size(); ++i)
-      worst = std::max(worst, double{std::abs(rounded.out[i] - exact.out[i])});
-    EXPECT_LT(worst, std::ldexp(12.0, -8)) << "outputs of up to 12";
-    for (size_t i = 0; i < exact.dweights.size(); ++i)
-      EXPECT_NEAR(rounded.dweights[i], exact.dweights[i], std::ldexp(30.0, -8));
-    EXPECT_EQ(run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 0, {kind, true}).counts, exact.counts);
-    EXPECT_EQ(run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 0, {kind, true}),
-              run(lookup, 4, PlacementKind::kHash, RowType::kFloat, 0, {kind, false}))
-        << "on one host";
+// What one owner has for a token comes rounded to bf16, and so do the gradients that it gets: with one selection per
+// token, exactly that, wherever the asker is. On one host nothing is rounded.
+TEST(Exchange, Bf16RoundsVectorsOfTheLegThatCrosses) {
+  Lookup lookup(301, 67, /*exact=*/false, 1);
+  for (size_t i = 0; i < lookup.weights.size(); ++i) lookup.weights[i] = i % kSelections == 0 ? 1 : 0;
+  const auto rounded = [](std::vector<float> numbers) {
+    for (float& x : numbers) x = static_cast<float>(bf16(x));
+    return numbers;
+  };
+  Lookup seen = lookup;  // by the owners
+  seen.dout = rounded(lookup.dout);
+  for (const bool pooled : {false, true}) {
+    const auto on_hosts_of = [&](int each, bool narrow) {
+      return run(lookup, 4, PlacementKind::kHash, RowType::kFloat, each, {pooled, narrow});
+    };
+    const Result exact = run(seen, 4, PlacementKind::kHash, RowType::kFloat);
+    const Result actual = on_hosts_of(2, true);
+    EXPECT_EQ(actual.out, rounded(exact.out));
+    EXPECT_EQ(actual.dweights, exact.dweights);
+    EXPECT_EQ(actual.drows.size(), exact.drows.size());
+    for (const auto& [row, gradient] : exact.drows)
+      for (size_t j = 0; j < gradient.size(); ++j) EXPECT_NEAR(actual.drows.at(row)[j], gradient[j], 1e-5) << row;
+    EXPECT_EQ(on_hosts_of(0, true), on_hosts_of(0, false)) << "on one host";
   }
 }
 
