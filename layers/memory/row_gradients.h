@@ -5,7 +5,8 @@
 // (Rows that are read often come already summed, as if each had been read once: layers/memory/sum_by_row.h.)
 //
 // Contributions are sorted once by row. Inside a row they keep the order in which they came: by piece, then in the
-// order of tokens (see comm/route.h), which is the same on any number of ranks where lookups take one leg, and of threads.
+// order of tokens (comm/route.h). So the sum has the same order on any number of threads, and of ranks whose lookups
+// take one leg.
 #pragma once
 
 #include <span>

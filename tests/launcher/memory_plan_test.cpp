@@ -7,6 +7,7 @@
 #include "comm/self.h"
 #include "comm/thread.h"
 #include "runtime/process_memory.h"
+#include "tests/io/temporary_folder.h"
 #include "tests/launcher/tiny_run.h"
 
 namespace pkmesh {
@@ -28,6 +29,32 @@ TEST(MemoryPlan, WhatTheRanksOfAHostHoldTogetherMustFit) {
         EXPECT_THROW(check_fits(plan_of(0.55), world, Device{}), UserError);
       EXPECT_THROW(check_fits(plan_of(1.1), world, Device{}), UserError);
     });
+}
+
+// Most of a lookup's memory is not its vectors here: rows are narrow, and what a selection takes on each leg counts.
+TEST(MemoryPlan, ActivationsAreWhatTheArenaHolds) {
+  TemporaryFolder folder;
+  const Tokens tokens = written_tokens(folder.path(), tiny::ids(5000), tiny::kVocabulary);
+  for (const auto& [ranks, each] : {std::pair{1, 1}, {4, 4}, {4, 1}, {4, 2}})
+    for (const char* const type : {"FP32", "BF16"}) {
+      SCOPED_TRACE(fmt::format("{} ranks, {} on a host, {}", ranks, each, type));
+      const config::Config config =
+          tiny::config({"train.batch=64", "model.memory.0.neighbours=12", "model.memory.0.heads=8",
+                        "model.memory.0.key_width=2", fmt::format("model.memory.0.exchange_type={}", type)});
+      ThreadOptions hosts;
+      for (int rank = 0; rank < ranks; ++rank) hosts.host_of_rank.push_back(rank / each);
+      const auto body = [&](Communicator& world) {
+        Trainer trainer = tiny::trainer(config, world, tokens);
+        trainer.step();
+        const MemoryPlan plan = plan_memory(config, tiny::kVocabulary, world.hosts(), DeviceKind::kCpu);
+        const auto line = std::ranges::find(plan.lines, "activations", &MemoryPlan::Line::what);
+        ASSERT_NE(line, plan.lines.end());
+        const auto held = static_cast<double>(trainer.model().arena().peak());
+        EXPECT_LE(held, static_cast<double>(line->bytes));
+        EXPECT_GE(held, 0.5 * static_cast<double>(line->bytes));
+      };
+      run_ranks(ranks, body, hosts);
+    }
 }
 
 // A selection's gradient makes a record for each half: 32 bytes, beside chunks of their sums and a number per sub-key.

@@ -244,6 +244,18 @@ TEST(Exchange, AcrossHostsTravelsASumPerTokenAndHost) {
   }
 }
 
+TEST(Exchange, GoesInTwoLegsAmongHostsOfSeveralRanksEach) {
+  const auto says = [](std::vector<int> of_rank, size_t hosts, const ExchangeOptions& options = {}) {
+    return to_text(options, Hosts{std::vector<std::string>(hosts, "host"), std::move(of_rank)});
+  };
+  EXPECT_EQ(says({0, 0, 1, 1}, 2), "a vector per token and host");
+  EXPECT_EQ(says({0, 0, 1, 1}, 2, {.pooled = true, .bf16 = true}), "a vector per token and owner in BF16");
+  EXPECT_EQ(says({0, 1}, 2), "a vector per token and owner") << "hosts of one rank";
+  EXPECT_EQ(says({0, 1, 0, 1}, 2), "a vector per token and owner") << "ranks by turns";
+  EXPECT_EQ(says({0, 0, 1}, 2), "a vector per token and owner") << "unequal hosts";
+  EXPECT_EQ(says({0, 0}, 1, {.pooled = false, .bf16 = true}), "a vector per token and owner") << "one host";
+}
+
 // What one owner has for a token comes rounded to bf16, and so do the gradients that it gets: with one selection per
 // token, exactly that, wherever the asker is. On one host nothing is rounded.
 TEST(Exchange, Bf16RoundsVectorsOfTheLegThatCrosses) {
