@@ -17,6 +17,7 @@ remove_hosts() {
   ip link del "v0$$" 2>/dev/null || true  # in neither yet
 }
 trap 'remove_hosts; rm -rf "$hosts_work"' EXIT
+trap 'exit 143' TERM INT  # at once: mpirun_across waits for a child in the background
 
 make_hosts() {
   remove_hosts
@@ -48,8 +49,10 @@ RSH
 mpirun_across() {
   local each=$1
   shift
+  # In the background, for a shell does not hear a signal while a child has the foreground, and would leave it behind.
   ip netns exec "$node0" unshare --uts sh -c "hostname $node0; exec \"\$@\"" sh \
     mpirun -n $((2 * each)) --mca plm_rsh_agent "$hosts_work/rsh" -H "10.77.0.1:$each,10.77.0.2:$each" \
     --mca oob_tcp_if_include 10.77.0.0/24 --mca btl tcp,self,vader --mca pml ob1 \
-    --mca btl_tcp_if_include 10.77.0.0/24 "${mpi_options[@]}" "$@"
+    --mca btl_tcp_if_include 10.77.0.0/24 "${mpi_options[@]}" "$@" &
+  wait $!
 }
