@@ -101,18 +101,19 @@ EvaluationWindows::EvaluationWindows(Tokens tokens, int64_t context) : tokens_(s
                tokens_.count());
 }
 
+int64_t EvaluationWindows::length(int64_t window) const {
+  return std::min(context_, targets() - window * context_);
+}
+
 void EvaluationWindows::fill(SequenceRange range, Matrix<int32_t> inputs, Matrix<int32_t> targets) const {
-  check_batch(range, context_, inputs, targets);
-  PKM_CHECK(range.end <= count(), "windows [{}, {}) of {}", range.begin, range.end, count());
+  if (range.count() == 0) return;
+  PKM_CHECK(range.end <= count() && length(range.begin) == length(range.end - 1), "windows [{}, {}) of {}", range.begin,
+            range.end, count());
+  check_batch(range, length(range.begin), inputs, targets);
   for (int64_t i = 0; i < range.count(); ++i) {
     const int64_t start = (range.begin + i) * context_;
-    const auto filled = static_cast<size_t>(std::min(context_, this->targets() - start));
-    const auto input = inputs[i].flat();
-    const auto target = targets[i].flat();
-    tokens_.read(start, input.first(filled));
-    tokens_.read(start + 1, target.first(filled));
-    std::ranges::fill(input.subspan(filled), 0);
-    std::ranges::fill(target.subspan(filled), kIgnored);
+    tokens_.read(start, inputs[i].flat());
+    tokens_.read(start + 1, targets[i].flat());
   }
 }
 

@@ -69,19 +69,18 @@ class BatchSampler {
   int64_t windows_;
 };
 
-// Windows over all tokens in order, each token but the first predicted exactly once. The last window is padded: its
-// inputs with token 0, its targets with kIgnored.
+// Windows over all tokens in order, each token but the first predicted exactly once. The last window is what is left,
+// shorter than the others where they do not come out even.
 class EvaluationWindows {
  public:
-  static constexpr int32_t kIgnored = -1;
-
   // UserError if there are fewer than two tokens.
   EvaluationWindows(Tokens tokens, int64_t context);
 
   int64_t context() const { return context_; }
   int64_t count() const { return (targets() + context_ - 1) / context_; }
   int64_t targets() const { return tokens_.count() - 1; }  // tokens that are predicted
-  // inputs and targets: (range.count(), context); range lies in [0, count()).
+  int64_t length(int64_t window) const;  // its targets
+  // inputs and targets: (range.count(), length of each window); range lies in [0, count()), its windows are as long.
   void fill(SequenceRange range, Matrix<int32_t> inputs, Matrix<int32_t> targets) const;
 
  private:

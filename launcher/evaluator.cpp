@@ -30,23 +30,27 @@ std::optional<Evaluation> evaluate(Model& model, const Tokens& tokens, int64_t s
   model.reset_usage();
   Communicator& world = model.world();
 
-  // Every rank makes the same number of passes, for each pass holds collectives; a share may be empty.
+  // Every rank makes the same passes, for each pass holds collectives; a share may be empty. Windows of one pass are as
+  // long: a shorter last one has a pass of its own.
   std::array<double, 2> sums = {0, 0};  // losses, tokens
   Stream& stream = model.stream();
   const Device device = stream.device();
   Buffer<int32_t> staged(device, 2 * at_once * windows.context(), MemoryKind::kHost);
   Event sent(device);  // what is staged has been copied
   const Buffer<double> loss(device, 1);
-  for (int64_t begin = 0; begin < all; begin += at_once * world.size()) {
+  for (int64_t begin = 0, end = 0; begin < all; begin = end) {
     if (stop && stop()) return std::nullopt;
-    const int64_t mine = std::min(all, begin + at_once * world.rank());
-    const SequenceRange share = {mine, std::min(all, mine + at_once)};
+    const int64_t length = windows.length(begin);
+    const int64_t as_long = length == windows.context() ? windows.targets() / length : windows.count();
+    end = std::min({all, as_long, begin + at_once * world.size()});
+    const int64_t mine = std::min(end, begin + at_once * world.rank());
+    const SequenceRange share = {mine, std::min(end, mine + at_once)};
     StepContext context = model.begin(/*training=*/false);
-    const auto ids = context.arena.take<int32_t>(2, share.count(), windows.context());
+    const auto ids = context.arena.take<int32_t>(2, share.count(), length);
     const View<int32_t, 3> host(staged.data(), ids.shape());
     sent.synchronize();
     windows.fill(share, host[0], host[1]);
-    for (const int32_t target : host[1].flat()) sums[1] += target != EvaluationWindows::kIgnored ? 1 : 0;
+    sums[1] += static_cast<double>(share.count() * length);
     copy(stream, host.flat(), ids.flat());
     sent.record(stream);
     add_sum(stream, model.transformer().losses(context, ids[0], ids[1]), loss.view());

@@ -10,21 +10,19 @@
 
 namespace pkmesh {
 
-constexpr int32_t kIgnoredTarget = -1;  // padding: loss 0, no gradient
-
 // Tokens whose logits exist at one time: enough for efficient matrix products, little beside the activations. Each
 // chunk reads and rewrites dembedding, which a GPU's products do not hide at 512 tokens.
 constexpr int64_t logits_chunk(DeviceKind device) {
   return device == DeviceKind::kCpu ? 512 : 4096;
 }
 
-// x (T, d), embedding (V, d), targets (T) in [0, V) or kIgnoredTarget, losses (T) in nats.
+// x (T, d), embedding (V, d), targets (T) in [0, V), losses (T) in nats.
 // scratch (chunk, V): any chunk >= 1; logits_chunk() makes the matrix products efficient.
 PKM_OP(cross_entropy_forward, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
        Matrix<float> scratch, Vector<float> losses)
 
 // Also the gradients of gradient_scale * sum of losses: dx (T, d) written, dembedding (V, d) += .
-// gradient_scale is 1 / (tokens that count, over all ranks). dx must not be x.
+// gradient_scale is 1 / (tokens of all ranks). dx must not be x.
 PKM_OP(cross_entropy_train, Matrix<const float> x, Matrix<const float> embedding, Vector<const int32_t> targets,
        float gradient_scale, Matrix<float> scratch, Vector<float> losses, Matrix<float> dx, Matrix<float> dembedding)
 

@@ -15,8 +15,7 @@ constexpr int64_t kBlock = 2048;  // words of the vocabulary whose logits are on
 
 void check_targets(Vector<const int32_t> targets, int64_t vocabulary) {
   for (int64_t t = 0; t < targets.count(); ++t)
-    PKM_CHECK(targets[t] == kIgnoredTarget || (targets[t] >= 0 && targets[t] < vocabulary),
-              "cross_entropy: target {} of token {} is outside the vocabulary of {}", targets[t], t, vocabulary);
+    PKM_CHECK(targets[t] >= 0 && targets[t] < vocabulary, "cross_entropy: target {} of token {} is outside the vocabulary of {}", targets[t], t, vocabulary);
 }
 
 float maximum(const float* x, int64_t count) {
@@ -94,7 +93,6 @@ float maximum(const Logits& logits, int64_t token) {
 }
 
 float forward_row(const Logits& logits, int64_t token, int32_t target) {
-  if (target == kIgnoredTarget) return 0.0F;
   const float top = maximum(logits, token);
   double sum = 0.0;
   logits.for_each_block([&](int64_t first, int64_t last, Matrix<float> block) {
@@ -105,10 +103,6 @@ float forward_row(const Logits& logits, int64_t token, int32_t target) {
 
 // Turns the logits into gradient_scale * (softmax - one_hot(target)).
 float train_row(const Logits& logits, int64_t token, int32_t target, float gradient_scale) {
-  if (target == kIgnoredTarget) {
-    logits.for_each_block([&](int64_t, int64_t, Matrix<float> block) { std::ranges::fill(block[token], 0.0F); });
-    return 0.0F;
-  }
   const float top = maximum(logits, token);
   const float logit = logits.at(token, target);
   double sum = 0.0;

@@ -41,12 +41,6 @@ __global__ void row_kernel(const int32_t* targets, int64_t vocabulary, float gra
                            float* losses) {
   float* row = logits + blockIdx.x * vocabulary;
   const int32_t target = targets[blockIdx.x];
-  if (target == kIgnoredTarget) {
-    if (kTrain)
-      for (int64_t j = threadIdx.x; j < vocabulary; j += kThreads) row[j] = 0.0F;
-    if (threadIdx.x == 0) losses[blockIdx.x] = 0.0F;
-    return;
-  }
   check_index("cross_entropy: target", target, vocabulary);
   const float logit = row[target];
   const Softmax softmax = softmax_of(row, vocabulary);  // all threads have read their logit when it returns

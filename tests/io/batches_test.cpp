@@ -28,14 +28,16 @@ struct Batch {
 };
 
 template <class Source>
-Batch fill(const Source& source, SequenceRange range) {
+Batch fill(const Source& source, SequenceRange range, int64_t context) {
   Batch batch;
-  const int64_t context = source.context();
   batch.inputs.assign(static_cast<size_t>(range.count() * context), -9);
   batch.targets = batch.inputs;
   source.fill(range, Matrix<int32_t>(batch.inputs.data(), range.count(), context),
               Matrix<int32_t>(batch.targets.data(), range.count(), context));
   return batch;
+}
+Batch fill(const BatchSampler& sampler, SequenceRange range) {
+  return fill(sampler, range, sampler.context());
 }
 
 TEST(Permutation, IsABijection) {
@@ -151,14 +153,22 @@ TEST(EvaluationWindows, EachTokenIsPredictedOnce) {
   for (const int64_t context : {1, 4, 7}) {
     for (const int64_t count : {2, 5, 8, 9, 30}) {
       const EvaluationWindows windows(counting(count, 6), context);
-      const Batch batch = fill(windows, {0, windows.count()});
-      for (int64_t i = 0; i < windows.count() * context; ++i) {
-        const bool real = i + 1 < count;
-        EXPECT_EQ(batch.inputs[static_cast<size_t>(i)], real ? i : 0);
-        EXPECT_EQ(batch.targets[static_cast<size_t>(i)], real ? i + 1 : EvaluationWindows::kIgnored);
+      int64_t next = 0;
+      for (int64_t window = 0; window < windows.count(); ++window) {
+        const Batch batch = fill(windows, {window, window + 1}, windows.length(window));
+        for (size_t i = 0; i < batch.inputs.size(); ++i, ++next) {
+          EXPECT_EQ(batch.inputs[i], next);
+          EXPECT_EQ(batch.targets[i], next + 1);
+        }
       }
+      EXPECT_EQ(next, count - 1);
       EXPECT_EQ(windows.targets(), count - 1);
-      EXPECT_THROW(fill(windows, {0, windows.count() + 1}), InternalError);
+      const int64_t whole = windows.targets() / context;
+      EXPECT_EQ(fill(windows, {0, whole}, context).targets.size(), static_cast<size_t>(whole * context));
+      EXPECT_THROW(fill(windows, {0, windows.count() + 1}, context), InternalError);
+      if (whole > 0 && whole < windows.count()) {  // one is shorter
+        EXPECT_THROW(fill(windows, {0, windows.count()}, context), InternalError);
+      }
     }
   }
   EXPECT_THROW(EvaluationWindows(counting(1), 4), UserError);

@@ -183,6 +183,27 @@ TEST_F(Train, AnEvaluationFitsWhereTrainingDidAndEndsWhenItIsToldTo) {
   EXPECT_EQ(asked, 3);
 }
 
+// The last window is shorter than the others: the memory's figures are of tokens that there are.
+TEST_F(Train, AnEvaluationReadsEachTokenOnceAndNoOther) {
+  const config::Config config = tiny::config();
+  const auto& memory = config.model().memory(0);
+  const int64_t predicted = tokens_.count() - 1;
+  ASSERT_NE(predicted % config.model().context(), 0);
+  std::vector<Evaluation> of_ranks;
+  for (const int ranks : {1, 2, 3}) {
+    run_ranks(ranks, [&](Communicator& world) {
+      Model model(config, world, {}, tiny::kVocabulary);
+      const auto evaluation = evaluate(model, tokens_, 0, 16);
+      if (world.rank() == 0) of_ranks.push_back(*evaluation);
+    });
+    const Evaluation& evaluation = of_ranks.back();
+    EXPECT_TRUE(evaluation.whole);
+    EXPECT_EQ(evaluation.tokens, predicted);
+    EXPECT_EQ(evaluation.memories[0].selections, predicted * memory.heads() * memory.neighbours());
+    EXPECT_NEAR(evaluation.loss, of_ranks[0].loss, 1e-5 * of_ranks[0].loss);
+  }
+}
+
 TEST_F(Train, ResumedRunEqualsTheUninterruptedOneBitForBit) {
   for (const int ranks : {1, 2}) {
     SCOPED_TRACE(ranks);

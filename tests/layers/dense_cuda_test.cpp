@@ -350,8 +350,7 @@ TEST_F(DenseCuda, CrossEntropy) {
   for (const Math math : kMaths)
     for (const auto& [tokens, vocabulary, chunk] :
          std::vector<std::array<int64_t, 3>>{{0, 5, 2}, {1, 1, 1}, {7, 5, 3}, {20, 700, 8}, {33, 1500, 64}}) {
-      Numbers targets = indices("targets", tokens, vocabulary);
-      for (size_t t = 3; t < targets.size(); t += 5) targets[t] = kIgnoredTarget;
+      const Numbers targets = indices("targets", tokens, vocabulary);
       Twin<int32_t> target(gpu(), targets);
       Operand x(gpu(), math, normals("x", tokens * kWidth));
       Operand embedding(gpu(), math, normals("embedding", vocabulary * kWidth));

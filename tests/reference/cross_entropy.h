@@ -6,7 +6,7 @@
 
 namespace pkmesh::reference {
 
-// Losses per token; a target below 0 counts for nothing. x (T, width), embedding (V, width).
+// Losses per token. x (T, width), embedding (V, width).
 inline Numbers cross_entropy(const Numbers& x, const Numbers& embedding, const std::vector<int32_t>& targets,
                              size_t width) {
   const size_t vocabulary = embedding.size() / width;
@@ -17,7 +17,7 @@ inline Numbers cross_entropy(const Numbers& x, const Numbers& embedding, const s
     const double top = *std::max_element(row, row + vocabulary);
     double sum = 0;
     for (size_t v = 0; v < vocabulary; ++v) sum += std::exp(row[v] - top);
-    losses.push_back(targets[t] < 0 ? 0.0 : top + std::log(sum) - row[targets[t]]);
+    losses.push_back(top + std::log(sum) - row[targets[t]]);
   }
   return losses;
 }
