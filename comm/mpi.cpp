@@ -154,18 +154,23 @@ class MpiCommunicator final : public Communicator {
               [&](int64_t begin, int count) { body(reduce.data.data() + begin * unit, count); });
   }
 
+  // A message on its way here.
+  struct Expected {
+    int rank;
+    int bytes;
+  };
   // Sends in_of(peer) to every peer and fills out_of(peer) from it. Receives are posted first; sends start at the next
   // rank, so that not all ranks begin with rank 0.
   template <class InOf, class OutOf>
   Pending exchange(const InOf& in_of, const OutOf& out_of) {
     std::vector<MPI_Request> requests;
-    std::vector<int> expected;  // bytes, one per receive
+    std::vector<Expected> expected;  // one per receive
     for (int step = 1; step < size(); ++step) {
       const int peer = (rank() - step + size()) % size();
       const std::span<std::byte> out = out_of(peer);
       in_pieces(static_cast<int64_t>(out.size()), options_.largest_count, true, [&](int64_t begin, int count) {
         PKM_MPI(MPI_Irecv(out.data() + begin, count, MPI_BYTE, peer, kTag, group_->world, &requests.emplace_back()));
-        expected.push_back(count);
+        expected.push_back({peer, count});
       });
     }
     for (int step = 1; step < size(); ++step) {
@@ -184,17 +189,21 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
-  void finish_exchange(std::vector<MPI_Request>& requests, const std::vector<int>& expected) const {
-    std::vector<MPI_Status> statuses(requests.size());
-    const int status = MPI_Waitall(static_cast<int>(requests.size()), requests.data(), statuses.data());
+  // Receives one after the other: Open MPI 4.1's MPI_Waitall may wait for ever where one of them fails.
+  void finish_exchange(std::vector<MPI_Request>& requests, const std::vector<Expected>& expected) const {
     for (size_t i = 0; i < expected.size(); ++i) {
-      if (status == MPI_ERR_IN_STATUS) PKM_MPI(statuses[i].MPI_ERROR);
+      MPI_Status received;
+      const int status = MPI_Wait(&requests[i], &received);
+      PKM_CHECK(status != MPI_ERR_TRUNCATE, "rank {} expects {} bytes from rank {}, which sent more", rank(),
+                expected[i].bytes, expected[i].rank);
+      PKM_MPI(status);
       int bytes = 0;
-      PKM_MPI(MPI_Get_count(&statuses[i], MPI_BYTE, &bytes));
-      PKM_CHECK(bytes == expected[i], "rank {} expects {} bytes from rank {}, which sent {}", rank(), expected[i],
-                statuses[i].MPI_SOURCE, bytes);
+      PKM_MPI(MPI_Get_count(&received, MPI_BYTE, &bytes));
+      PKM_CHECK(bytes == expected[i].bytes, "rank {} expects {} bytes from rank {}, which sent {}", rank(),
+                expected[i].bytes, expected[i].rank, bytes);
     }
-    PKM_MPI(status);
+    const auto sends = std::span(requests).subspan(expected.size());
+    PKM_MPI(MPI_Waitall(static_cast<int>(sends.size()), sends.data(), MPI_STATUSES_IGNORE));
   }
 
   const std::unique_ptr<MpiGroup> group_;

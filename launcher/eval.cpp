@@ -86,7 +86,7 @@ std::string describe(const LoadedModel& loaded, const std::string& folder, const
 }  // namespace
 
 int eval_command(Communicator& world, const EvalArguments& options) {
-  LoadedModel loaded = load_model(world, options.checkpoint);
+  LoadedModel loaded = load_model(world, options.checkpoint, Reading::kEvaluation);
   std::string folder = options.data;
   std::optional<Tokens> tokens;
   agree(world, [&] {
@@ -97,7 +97,8 @@ int eval_command(Communicator& world, const EvalArguments& options) {
       user_error("{}: {} validation tokens are too few; tokenize a longer corpus, or set aside a larger share of it",
                  folder, tokens->count());
   });
-  const Evaluation evaluation = *evaluate(*loaded.model, *tokens, options.sequences);
+  const Evaluation evaluation =
+      *evaluate(*loaded.model, *tokens, options.sequences, windows_at_once(loaded.config.model().context()));
   agree(world, [&] {
     if (world.rank() != 0) return;
     print_out(describe(loaded, folder, *tokens, evaluation));

@@ -81,7 +81,7 @@ std::string continue_prompt(Communicator& world, const LoadedModel& loaded, Gene
 }  // namespace
 
 int generate_command(Communicator& world, const GenerateArguments& options) {
-  LoadedModel loaded = load_model(world, options.checkpoint);
+  LoadedModel loaded = load_model(world, options.checkpoint, Reading::kGeneration);
   Generator generator(loaded);
   for (const std::string& prompt : options.prompts) {
     const std::string text = continue_prompt(world, loaded, generator, prompt, options);

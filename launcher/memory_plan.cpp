@@ -11,6 +11,7 @@
 #include "comm/shared_sums.h"
 #include "io/batches.h"
 #include "io/tokenizer.h"
+#include "launcher/evaluator.h"
 #include "layers/cross_entropy.h"
 #include "layers/memory/row_gradients.h"
 #include "layers/memory/select.h"
@@ -82,13 +83,14 @@ double memory_activations(const MemorySite& site, double tokens, const Hosts& ho
   return count;
 }
 
-// What `passes` backward passes leave until the update, on a rank with 1/R of the rows and of what is read; and what it
-// takes to gather in blocks and to sum by row, or to sort.
-double pending_bytes(const MemorySite& site, double tokens, int64_t passes, int ranks, DeviceKind device) {
+// What `passes` backward passes leave until the update, on a rank with 1/R of the rows and of what is read, of `tokens`
+// of its own and `all_tokens` of all ranks; and what it takes to gather in blocks and to sum by row, or to sort.
+double pending_bytes(const MemorySite& site, double tokens, double all_tokens, int64_t passes, int ranks,
+                     DeviceKind device) {
   const int64_t of_a_token = site.shape.heads * site.shape.neighbours;
   const double reads = tokens * of_a_token;
   const double pairs = ranks == 1 ? tokens : tokens * std::min(of_a_token, int64_t{ranks});
-  if (device == DeviceKind::kCpu && read_often(capped(reads * ranks), site.table.slots)) {
+  if (device == DeviceKind::kCpu && read_often(capped(all_tokens * of_a_token), site.table.slots)) {
     const int64_t rows = (site.table.slots + ranks - 1) / ranks;
     // The first pass' sums stay, and later ones are added to them.
     const int64_t sums = std::min<int64_t>(passes, 2) * site.table.width * kFloat;
@@ -99,28 +101,53 @@ double pending_bytes(const MemorySite& site, double tokens, int64_t passes, int 
          (pairs * (site.table.width * kFloat) + reads * (device == DeviceKind::kCpu ? 48 : 60));
 }
 
-double activation_bytes(const TransformerShape& shape, double tokens, const Hosts& hosts, DeviceKind device) {
+// Floats of one block: what its forward pass leaves, and the most that lives only while the block runs backwards.
+struct BlockFloats {
+  double kept = 0;
+  double passing = 0;
+};
+BlockFloats block_floats(const TransformerShape& shape, int64_t layer, double tokens, const Hosts& hosts) {
   const int64_t width = shape.block.width;
-  double kept = tokens * (width * (shape.embedding_norm ? 3 : 2));  // embeddings, and the gradient that runs back
-  // What lives only while one place is computed.
-  double deepest = std::min(tokens, static_cast<double>(logits_chunk(device))) * shape.vocabulary;
-  for (int64_t layer = 0; layer < shape.layers; ++layer) {
-    kept += tokens * (9 * width + shape.block.heads + 4);
-    double inside = tokens * (4 * width);
-    if (const MemorySite* site = site_of(shape, layer, /*after=*/false); site != nullptr) {
-      kept += memory_activations(*site, tokens, hosts);
-      inside = std::max(inside, memory_activations(*site, tokens, hosts));
-    } else {
-      kept += tokens * (2 * shape.block.ffn_width);
-      inside = std::max(inside, tokens * shape.block.ffn_width);
-    }
-    if (const MemorySite* site = site_of(shape, layer, /*after=*/true); site != nullptr) {
-      kept += memory_activations(*site, tokens, hosts) + tokens * width;
-      inside = std::max(inside, memory_activations(*site, tokens, hosts));
-    }
-    deepest = std::max(deepest, inside + tokens * width);
+  double kept = tokens * (9 * width + shape.block.heads + 4);
+  double widest = tokens * (4 * width);
+  if (const MemorySite* site = site_of(shape, layer, /*after=*/false); site != nullptr) {
+    const double memory = memory_activations(*site, tokens, hosts);
+    kept += memory;
+    widest = std::max(widest, memory);
+  } else {
+    kept += tokens * (2 * shape.block.ffn_width);
+    widest = std::max(widest, tokens * shape.block.ffn_width);
   }
-  return (kept + deepest) * kFloat;
+  if (const MemorySite* site = site_of(shape, layer, /*after=*/true); site != nullptr) {
+    const double memory = memory_activations(*site, tokens, hosts);
+    kept += memory + tokens * width;
+    widest = std::max(widest, memory);
+  }
+  return {kept, widest + tokens * width};
+}
+
+double logits_floats(const TransformerShape& shape, double tokens, DeviceKind device) {
+  return std::min(tokens, static_cast<double>(logits_chunk(device))) * shape.vocabulary;
+}
+
+double activation_bytes(const TransformerShape& shape, double tokens, const Hosts& hosts, DeviceKind device) {
+  // Embeddings, and the gradient that runs back.
+  double kept = tokens * (shape.block.width * (shape.embedding_norm ? 3 : 2));
+  double passing = logits_floats(shape, tokens, device);
+  for (int64_t layer = 0; layer < shape.layers; ++layer) {
+    const BlockFloats block = block_floats(shape, layer, tokens, hosts);
+    kept += block.kept;
+    passing = std::max(passing, block.passing);
+  }
+  return (kept + passing) * kFloat;
+}
+
+// Of a forward pass that nothing follows: a block's memory is the next one's.
+double reading_bytes(const TransformerShape& shape, double tokens, const Hosts& hosts, DeviceKind device) {
+  double passing = logits_floats(shape, tokens, device);
+  for (int64_t layer = 0; layer < shape.layers; ++layer)
+    passing = std::max(passing, block_floats(shape, layer, tokens, hosts).kept);
+  return (tokens * (shape.block.width * (shape.embedding_norm ? 3 : 2)) + passing) * kFloat;
 }
 
 // What an op rounds its operands to on a GPU, if it does: of the output layer embeddings, inputs and logits, of the
@@ -221,7 +248,13 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   double pending = 0;
   for (const MemorySite& site : shape.memories) {
     tables.emplace(site.table.name, site.table);
-    pending += pending_bytes(site, static_cast<double>(tokens), config.train().accumulate(), ranks, device);
+    // Micro-steps may differ by a sequence, and whether rows are read often is asked in each.
+    const auto pending_of = [&](int64_t sequences) {
+      return pending_bytes(site, static_cast<double>(tokens), static_cast<double>(sequences * shape.context),
+                           batch.accumulate, ranks, device);
+    };
+    const int64_t fewest = batch.sequences / batch.accumulate;
+    pending += std::max(pending_of(fewest), pending_of(fewest + (batch.sequences % batch.accumulate > 0 ? 1 : 0)));
   }
   for (const auto& [name, table] : tables) {
     plan.value_parameters += table.slots * table.width;
@@ -251,7 +284,8 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   return plan;
 }
 
-MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const Hosts& hosts, DeviceKind device) {
+MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const Hosts& hosts, DeviceKind device,
+                        Reading reading) {
   const auto ranks = static_cast<int64_t>(hosts.of_rank.size());
   const TransformerShape shape = model_shape(config, vocabulary);
   MemoryPlan plan;
@@ -267,6 +301,14 @@ MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const 
     plan.lines.push_back(
         {"table " + name, "value, counters", table_bytes((table.slots + ranks - 1) / ranks, row_bytes, table)});
   }
+  const bool generates = reading == Reading::kGeneration;
+  const int64_t tokens = generates ? 1 : windows_at_once(shape.context) * shape.context;
+  plan.lines.push_back({"activations", fmt::format("{} at a time", counted(tokens, "token")),
+                        capped(reading_bytes(shape, static_cast<double>(tokens), hosts, device))});
+  if (generates)
+    plan.lines.push_back({"context", "keys and values of its tokens, in each block",
+                          capped(2.0 * static_cast<double>(shape.layers * shape.context) *
+                                 static_cast<double>(shape.block.width * kFloat))});
   for (MemoryPlan::Line& line : plan.lines) line.where = device;
   return plan;
 }
@@ -296,7 +338,9 @@ void check_fits(const MemoryPlan& plan, const Communicator& world, Device device
   const int64_t gpus = device_count(device.kind);
   const int64_t sharing = (ranks - 1 - device.index) / gpus + 1;  // choose_device() deals the host's ranks out in turn
   const std::string shared = sharing > 1 ? fmt::format(" for {} ranks", sharing) : "";
-  check(sharing * plan.bytes_per_rank(device.kind), total_memory(device),
+  // What no plan counts: a rank's CUDA context, and NCCL's buffers.
+  constexpr int64_t kContextBytes = int64_t{1} << 30;
+  check(sharing * plan.bytes_per_rank(device.kind), total_memory(device) - sharing * kContextBytes,
         fmt::format("{} of {}{}", to_string(device), name, shared), "GPUs");
 }
 

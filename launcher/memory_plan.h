@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/model.h"
 #include "launcher/options.h"
 
 namespace pkmesh {
@@ -37,8 +38,10 @@ int64_t planned_vocabulary(const config::Config& config);
 
 // `config` is resolved; vocabulary as the tokenizer says; `hosts` of all ranks.
 MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const Hosts& hosts, DeviceKind device);
-// What `eval` and `generate` hold of a checkpoint: its parameters and rows, without what training adds.
-MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const Hosts& hosts, DeviceKind device);
+// What `eval` and `generate` hold: a checkpoint's parameters and rows, without what training adds, and what a pass
+// takes.
+MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const Hosts& hosts, DeviceKind device,
+                        Reading reading);
 std::string to_text(const MemoryPlan& plan);
 
 // UserError if the memory that this job may have of this rank's host, or of its device, is less than what the ranks

@@ -106,7 +106,7 @@ void add_dense(CheckpointContents& contents, const std::string& prefix, const st
   }
 }
 
-LoadedModel load_model(Communicator& world, const std::string& path) {
+LoadedModel load_model(Communicator& world, const std::string& path, Reading reading) {
   LoadedModel loaded;
   Device device;
   agree(world, [&] {
@@ -116,8 +116,8 @@ LoadedModel load_model(Communicator& world, const std::string& path) {
     loaded.tokenizer = load_tokenizer(loaded.path);
     suit_this_machine(loaded.config);
     device = choose_device(loaded.config, world, /*trains=*/false);
-    check_fits(plan_reading(loaded.config, loaded.tokenizer->vocabulary_size(), world.hosts(), device.kind), world,
-               device);
+    const int64_t vocabulary = loaded.tokenizer->vocabulary_size();
+    check_fits(plan_reading(loaded.config, vocabulary, world.hosts(), device.kind, reading), world, device);
   });
   agree_on(world, "device", device_choice(loaded.config, device));
   agree_on(world, "configuration", to_text(loaded.config));

@@ -47,6 +47,8 @@ class Model {
   Transformer transformer_;
 };
 
+enum class Reading { kEvaluation, kGeneration };
+
 // What `pkmesh eval` and `generate` work on. The checkpoint holds its configuration and its tokenizer.
 struct LoadedModel {
   config::Config config;
@@ -56,8 +58,9 @@ struct LoadedModel {
   std::unique_ptr<Model> model;
 };
 
-// `path`: a checkpoint, a folder of them or a run. Collective. Optimiser state in the checkpoint is not read.
-LoadedModel load_model(Communicator& world, const std::string& path);
+// `path`: a checkpoint, a folder of them or a run. Collective. Optimiser state in the checkpoint is not read. UserError
+// if there is not the memory for what it is read for.
+LoadedModel load_model(Communicator& world, const std::string& path, Reading reading);
 
 // Adds slices of a flat buffer as tensors named prefix + entry.name. `all` is on every rank, or, with `share`, this
 // rank's share of it.

@@ -22,7 +22,6 @@ std::byte* Scratch::take_bytes(int64_t bytes) {
 void* Arena::take_bytes(int64_t bytes) {
   const int64_t rounded = (std::max<int64_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
   while (current_ < chunks_.size() && used_ + rounded > chunks_[current_].count()) {
-    below_ += chunks_[current_].count();
     used_ = 0;
     ++current_;
   }
@@ -34,25 +33,27 @@ void* Arena::take_bytes(int64_t bytes) {
   }
   std::byte* memory = chunks_[current_].data() + used_;
   used_ += rounded;
-  peak_ = std::max(peak_, below_ + used_);
+  taken_ += rounded;
+  peak_ = std::max(peak_, taken_);
   return memory;
 }
 
 void Arena::release(Mark mark) {
   PKM_CHECK(mark.chunk <= current_, "arena marks must be released in reverse order");
-  for (; current_ > mark.chunk; --current_) below_ -= chunks_[current_ - 1].count();
+  current_ = mark.chunk;
   used_ = mark.used;
+  taken_ = mark.taken;
 }
 
 void Arena::reset() {
-  if (chunks_.size() > 1) {  // the peak counts passed chunks whole, so one chunk of that size holds the same step
+  if (chunks_.size() > 1) {  // one chunk, at whose end nothing is left over, holds the same step
     chunks_.clear();
     chunks_.emplace_back(device_, peak_, kind_);
     ++growths_;
   }
   current_ = 0;
   used_ = 0;
-  below_ = 0;
+  taken_ = 0;
 }
 
 int64_t Arena::capacity() const {

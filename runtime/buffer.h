@@ -70,15 +70,16 @@ class Arena {
   struct Mark {
     size_t chunk;
     int64_t used;
+    int64_t taken;
   };
-  Mark mark() const { return {current_, used_}; }
+  Mark mark() const { return {current_, used_, taken_}; }
   void release(Mark mark);
 
-  // Gives back everything. If the last step needed several chunks, they become one of the same total size.
+  // Gives back everything. If there are several chunks, they become one that holds the most that was in use at once.
   void reset();
 
   int64_t capacity() const;                     // bytes held
-  int64_t peak() const { return peak_; }        // most bytes in use at once
+  int64_t peak() const { return peak_; }        // most bytes in use at once, without what chunks' ends left over
   int64_t growths() const { return growths_; }  // allocations so far: constant in a steady state
 
  private:
@@ -89,7 +90,7 @@ class Arena {
   std::vector<Buffer<std::byte>> chunks_;
   size_t current_ = 0;  // chunk in use
   int64_t used_ = 0;    // bytes used of it
-  int64_t below_ = 0;   // size of the chunks before it
+  int64_t taken_ = 0;   // bytes in use in all of them
   int64_t peak_ = 0;
   int64_t growths_ = 0;
 };

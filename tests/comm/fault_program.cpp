@@ -21,11 +21,14 @@ struct Job {
   Communicator& world;
   Stream& stream;
   Buffer<float> floats(int64_t count) const { return {stream.device(), count}; }
-  void exchange(int64_t elements) const {  // with every rank
+  // As many elements from every rank as to itself, or so many to each of the others.
+  void exchange(int64_t elements, int64_t to_others) const {
     const std::vector<int64_t> counts(static_cast<size_t>(world.size()), elements);
-    const auto in = floats(elements * world.size());
+    std::vector<int64_t> in_counts(counts.size(), to_others);
+    in_counts[static_cast<size_t>(world.rank())] = elements;
+    const auto in = floats(elements + to_others * (world.size() - 1));
     const auto out = floats(elements * world.size());
-    world.all_to_all_v<float>(in.span(), counts, out.span(), counts, Purpose::kPartials);
+    world.all_to_all_v<float>(in.span(), in_counts, out.span(), counts, Purpose::kPartials);
     stream.synchronize();
   }
 };
@@ -35,7 +38,9 @@ void misbehave(const Job& job, const std::string& how) {
   if (how == "throw") user_error("rank 1 has had enough");
   if (how == "die") std::raise(SIGKILL);
   if (how == "hang") std::this_thread::sleep_for(std::chrono::minutes(2));
-  if (how == "counts") job.exchange(1);
+  if (how == "counts") job.exchange(1, 1);
+  if (how == "fewer") job.exchange(2, 1);
+  if (how == "more") job.exchange(2, 3);
 }
 
 void run(const Job& job, const std::string& how) {
@@ -45,9 +50,11 @@ void run(const Job& job, const std::string& how) {
                                         : std::chrono::seconds(60));
   const Communicator::Label label(world, "step 17");
   world.barrier();
-  if (world.rank() == 1) misbehave(job, how);
-  if (how == "counts") job.exchange(2);  // these expect two elements of everyone, themselves included
-  if (how == "lose" || how == "lose_unwatched") job.exchange(1);
+  if (world.rank() == 1)
+    misbehave(job, how);
+  else if (how == "counts" || how == "fewer" || how == "more")
+    job.exchange(2, 2);
+  if (how == "lose" || how == "lose_unwatched") job.exchange(1, 1);
   const auto data = job.floats(4);
   world.all_reduce(data.span(), Reduction::kSum, Purpose::kDense);
   job.stream.synchronize();
@@ -73,7 +80,12 @@ int main(int argc, char** argv) {
   try {
     pkmesh::MpiSession session(&argc, &argv);
     const auto world = session.world();
-    pkmesh::run_over(*world, argc > 2 ? argv[2] : "mpi", argc > 1 ? argv[1] : "nothing");
+    try {
+      pkmesh::run_over(*world, argc > 2 ? argv[2] : "mpi", argc > 1 ? argv[1] : "nothing");
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "error: %s\n", error.what());
+      throw;  // the session's end is then the job's
+    }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "error: %s\n", error.what());
     return 3;

@@ -98,6 +98,16 @@ TEST_P(FaultsOf, CountsThatDisagreeEndTheJob) {
   EXPECT_LT(outcome.seconds, kSoon);
 }
 
+// Whichever of the two others is first: 8 bytes are what both expect.
+TEST(Faults, AMessageOfAnotherLengthNamesItsSender) {
+  for (const auto& [how, sent] : {std::pair{"fewer", "4"}, {"more", "more"}}) {
+    const Outcome outcome = run(PKMESH_MPIEXEC " -n 3", std::string(how) + " mpi");
+    EXPECT_EQ(outcome.exit_code, 1) << how << ": " << outcome.output;
+    EXPECT_NE(outcome.output.find(std::string(" expects 8 bytes from rank 1, which sent ") + sent), std::string::npos)
+        << how << ": " << outcome.output;
+  }
+}
+
 // NCCL works behind the host's back.
 class FaultsOfNccl : public FaultsOf {};
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(FaultsOfNccl);

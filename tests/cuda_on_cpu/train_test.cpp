@@ -50,7 +50,7 @@ class TrainOnCuda : public testing::TestWithParam<Case> {
       const Device device = {kind, kind == DeviceKind::kCpu ? 0 : host.rank()};
       Trainer trainer = tiny::trainer(config, world, tokens_, device);
       const std::vector<double> losses = tiny::losses(trainer, steps());
-      const Evaluation evaluation = *evaluate(trainer.model(), tokens_, 3 * 16 * ranks + 1);
+      const Evaluation evaluation = *evaluate(trainer.model(), tokens_, 3 * 16 * ranks + 1, 16);
       if (world.rank() == 0) trained = {losses, evaluation};
     });
     return trained;

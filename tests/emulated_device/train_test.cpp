@@ -90,7 +90,7 @@ class EmulatedTrain : public testing::Test {
       trainer.set_steps_done(load_checkpoint(world, saved, trainer.contents()).step);
       for (const double loss : tiny::losses(trainer, steps - steps / 2)) losses.push_back(loss);
       const std::string path = save_checkpoint(world, checkpoints.path(), at_step(steps), trainer.contents());
-      const Evaluation evaluation = *evaluate(trainer.model(), tokens_, 3 * 16 * ranks + 1);
+      const Evaluation evaluation = *evaluate(trainer.model(), tokens_, 3 * 16 * ranks + 1, 16);
       if (world.rank() == 0) trained = {losses, files_of(path), evaluation};
     };
     run_ranks(ranks, body, hosts);

@@ -6,6 +6,7 @@
 
 #include "comm/self.h"
 #include "comm/thread.h"
+#include "launcher/evaluator.h"
 #include "runtime/process_memory.h"
 #include "tests/io/temporary_folder.h"
 #include "tests/launcher/tiny_run.h"
@@ -31,6 +32,20 @@ TEST(MemoryPlan, WhatTheRanksOfAHostHoldTogetherMustFit) {
     });
 }
 
+const MemoryPlan::Line& line_of(const MemoryPlan& plan, const std::string& what) {
+  const auto line = std::ranges::find(plan.lines, what, &MemoryPlan::Line::what);
+  PKM_CHECK(line != plan.lines.end(), "no line for {}", what);
+  return *line;
+}
+
+// What a rank's arena held is at least half of what was planned, and not more.
+void expect_planned(const MemoryPlan& plan, const Arena& arena) {
+  const auto planned = static_cast<double>(line_of(plan, "activations").bytes);
+  const auto held = static_cast<double>(arena.peak());
+  EXPECT_LE(held, planned);
+  EXPECT_GE(held, 0.5 * planned);
+}
+
 // Most of a lookup's memory is not its vectors here: rows are narrow, and what a selection takes on each leg counts.
 TEST(MemoryPlan, ActivationsAreWhatTheArenaHolds) {
   TemporaryFolder folder;
@@ -46,15 +61,47 @@ TEST(MemoryPlan, ActivationsAreWhatTheArenaHolds) {
       const auto body = [&](Communicator& world) {
         Trainer trainer = tiny::trainer(config, world, tokens);
         trainer.step();
-        const MemoryPlan plan = plan_memory(config, tiny::kVocabulary, world.hosts(), DeviceKind::kCpu);
-        const auto line = std::ranges::find(plan.lines, "activations", &MemoryPlan::Line::what);
-        ASSERT_NE(line, plan.lines.end());
-        const auto held = static_cast<double>(trainer.model().arena().peak());
-        EXPECT_LE(held, static_cast<double>(line->bytes));
-        EXPECT_GE(held, 0.5 * static_cast<double>(line->bytes));
+        expect_planned(plan_memory(config, tiny::kVocabulary, world.hosts(), DeviceKind::kCpu),
+                       trainer.model().arena());
       };
       run_ranks(ranks, body, hosts);
     }
+}
+
+TEST(MemoryPlan, AnEvaluationTakesWhatIsPlannedForReading) {
+  TemporaryFolder folder;
+  const Tokens tokens = written_tokens(folder.path(), tiny::ids(40000), tiny::kVocabulary);
+  for (const char* const memory : {"model.memory=[]", "model.memory.0.placement=REPLACE", "model.memory.0.heads=8",
+                                   "model.memory.0.placement=AFTER"})
+    for (const int ranks : {1, 2}) {
+      SCOPED_TRACE(fmt::format("{}, {} ranks", memory, ranks));
+      const config::Config config = tiny::config({memory});
+      run_ranks(ranks, [&](Communicator& world) {
+        Model model(config, world, {}, tiny::kVocabulary);
+        evaluate(model, tokens, 0, windows_at_once(config.model().context()));
+        expect_planned(plan_reading(config, tiny::kVocabulary, world.hosts(), DeviceKind::kCpu, Reading::kEvaluation),
+                       model.arena());
+      });
+    }
+}
+
+// Four sequences on three ranks: a rank has two at most, but all together read 512 rows of a table for each of whose 81
+// rows 648 would be many. So a rank keeps the output gradients of what arrives and not a sum for each row.
+TEST(MemoryPlan, RowsAreReadOftenOrNotByWhatAllRanksReadTogether) {
+  const config::Config config = tiny::config({"train.batch=4", "model.memory.0.sub_keys=9"});
+  const int64_t tokens = 2 * config.model().context();
+  const MemoryPlan plan = plan_memory(config, tiny::kVocabulary, Hosts::one(3), DeviceKind::kCpu);
+  constexpr int64_t kReads = 8;       // of a token
+  constexpr int64_t kPairs = 3;       // with owners
+  constexpr int64_t kSelection = 48;  // bytes on their way through the sort
+  EXPECT_EQ(line_of(plan, "row gradients").bytes,
+            tokens * (kPairs * config.model().width() * int64_t{sizeof(float)} + kReads * kSelection));
+}
+
+TEST(MemoryPlan, GeneratingKeepsAContextInEachBlock) {
+  const config::Config config = tiny::config();
+  const auto plan = plan_reading(config, tiny::kVocabulary, Hosts::one(1), DeviceKind::kCpu, Reading::kGeneration);
+  EXPECT_EQ(line_of(plan, "context").bytes, 2 * 2 * 16 * 32 * int64_t{sizeof(float)});
 }
 
 // A selection's gradient makes a record for each half: 32 bytes, beside chunks of their sums and a number per sub-key.
@@ -77,9 +124,11 @@ TEST(MemoryPlan, EveryRankHasABitForEachSlot) {
   const config::Config config = tiny::config({});
   const TableShape table = model_shape(config, tiny::kVocabulary).memories.front().table;
   for (const int ranks : {1, 4}) {
-    const auto plan = plan_reading(config, tiny::kVocabulary, Hosts::one(ranks), DeviceKind::kCpu);
+    const auto plan =
+        plan_reading(config, tiny::kVocabulary, Hosts::one(ranks), DeviceKind::kCpu, Reading::kEvaluation);
     const int64_t row_bytes = table.width * bytes_of(table.type) + ValueTable::kUsageBytes;
-    EXPECT_EQ(plan.lines.back().bytes, (table.slots + ranks - 1) / ranks * row_bytes + (table.slots + 7) / 8);
+    EXPECT_EQ(line_of(plan, "table " + table.name).bytes,
+              (table.slots + ranks - 1) / ranks * row_bytes + (table.slots + 7) / 8);
   }
 }
 
