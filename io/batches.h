@@ -79,7 +79,7 @@ class EvaluationWindows {
   int64_t context() const { return context_; }
   int64_t count() const { return (targets() + context_ - 1) / context_; }
   int64_t targets() const { return tokens_.count() - 1; }  // tokens that are predicted
-  int64_t length(int64_t window) const;  // its targets
+  int64_t length(int64_t window) const;                    // its targets
   // inputs and targets: (range.count(), length of each window); range lies in [0, count()), its windows are as long.
   void fill(SequenceRange range, Matrix<int32_t> inputs, Matrix<int32_t> targets) const;
 
