@@ -15,16 +15,6 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kPrefix = "step_";
 
-// The step in a checkpoint's name, or nothing if it is none.
-std::optional<int64_t> step_of(const std::string& name) {
-  if (!name.starts_with(kPrefix)) return std::nullopt;
-  int64_t step = 0;
-  const char* end = name.data() + name.size();
-  const auto [stop, error] = std::from_chars(name.data() + kPrefix.size(), end, step);
-  if (error != std::errc() || stop != end || name != checkpoint_name(step)) return std::nullopt;
-  return step;
-}
-
 bool whole(const std::string& path) {
   try {
     read_manifest(path);
@@ -58,6 +48,15 @@ void DenseTensor::check() const {
 
 std::string checkpoint_name(int64_t step) {
   return fmt::format("{}{:08}", kPrefix, step);
+}
+
+std::optional<int64_t> step_of(const std::string& name) {
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  int64_t step = 0;
+  const char* end = name.data() + name.size();
+  const auto [stop, error] = std::from_chars(name.data() + kPrefix.size(), end, step);
+  if (error != std::errc() || stop != end || name != checkpoint_name(step)) return std::nullopt;
+  return step;
 }
 
 std::vector<std::string> list_checkpoints(const std::string& folder) {

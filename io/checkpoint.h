@@ -136,6 +136,7 @@ std::optional<std::string> file_fault(const std::string& path, const CheckpointM
 
 // --- folders of checkpoints; not collective ---
 std::string checkpoint_name(int64_t step);                             // "step_00012000"
+std::optional<int64_t> step_of(const std::string& name);               // and back; nothing if it is no such name
 std::vector<std::string> list_checkpoints(const std::string& folder);  // whole ones, oldest first
 std::optional<std::string> newest_folder(const std::string& folder);   // whole or not; nothing if there is none
 // Nothing if there is none; UserError if the newest is damaged: to fall back on an older one is the user's decision.

@@ -138,6 +138,10 @@ CheckpointManifest read_manifest(const std::string& folder) {
                message.format_version(), kFormatVersion);
   CheckpointManifest manifest;
   manifest.step = message.step();
+  const auto named = step_of(std::filesystem::path(folder).filename().string());
+  if (named.value_or(manifest.step) != manifest.step)  // the newest, and those that go, are told by their names
+    user_error("{}: is of step {} by its manifest; give the folder its name, {}", folder, manifest.step,
+               checkpoint_name(manifest.step));
   manifest.ranks = message.ranks();
   manifest.corpus = message.corpus();
   manifest.tokenizer_hash = message.tokenizer_hash();

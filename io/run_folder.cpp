@@ -35,6 +35,7 @@ ordered_json to_json(const RunDescription& description) {
                        {"started", now_utc()},
                        {"command", description.command},
                        {"ranks", description.hosts.of_rank.size()}};
+  if (!description.from.empty()) json["from"] = description.from;
   json["hosts"] = ordered_json::array();
   for (size_t host = 0; host < description.hosts.names.size(); ++host) {
     const auto& of_rank = description.hosts.of_rank;
@@ -52,6 +53,14 @@ ordered_json read_description(const std::string& path) {
 }
 
 }  // namespace
+
+std::string run_origin(const std::string& path) {
+  const std::string description = path + "/run.json";
+  std::error_code error;
+  if (!fs::exists(description, error)) return "";
+  const ordered_json json = read_description(description);
+  return json.contains("from") && json["from"].is_string() ? json["from"].get<std::string>() : "";
+}
 
 std::string program_version() {
   return PKMESH_VERSION;

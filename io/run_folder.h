@@ -15,6 +15,7 @@ namespace pkmesh {
 struct RunDescription {
   std::vector<std::string> command;  // argv
   Hosts hosts;
+  std::string from = {};  // the checkpoint that it goes on from, or empty
 };
 
 class RunFolder {
@@ -57,6 +58,10 @@ class RunFolder {
   bool owns_contents_ = false;  // the folder was empty when it was locked
   bool begun_ = false;
 };
+
+// The checkpoint of another run that the one in this folder began with; empty if it began from the beginning. UserError
+// if the folder's run.json does not describe a run.
+std::string run_origin(const std::string& path);
 
 std::string program_version();  // "0.1.0"
 std::string program_commit();   // of the working tree it was built from, "" if that was none: ten digits, "-dirty"

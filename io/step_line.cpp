@@ -27,7 +27,7 @@ std::string to_string(const StepLine& line) {
 
 std::string to_string(const MemoryLine& line) {
   const std::string sent = line.bytes_per_step ? fmt::format(" | {}/step", bytes_text(*line.bytes_per_step)) : "";
-  return fmt::format("memory {} | used {:.1f}% | kl {:.2f} | hottest shard {:.2f}x{}", line.layer, line.used * 100,
+  return fmt::format("memory {} | used {:.1f}% | kl {:.2f} | hottest shard {:.2f}x{}", line.table, line.used * 100,
                      line.kl, line.hottest_shard, sent);
 }
 

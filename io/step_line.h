@@ -24,7 +24,7 @@ struct StepLine {
 };
 
 struct MemoryLine {
-  std::string layer;  // the table's name: "layer6"
+  std::string table;  // its name: "layer6"
   double used = 0;    // share of the slots with weight, 0..1
   double kl = 0;
   double hottest_shard = 1;              // greatest over mean of the ranks' reads
@@ -33,7 +33,7 @@ struct MemoryLine {
 
 // "step 120/20000 | loss 3.4127 | gnorm 0.82 | lr 5.98e-04 | 412 ms | 254k tok/s | mem 38.1/79.1 GiB | ..."
 std::string to_string(const StepLine& line);
-// "memory L6 | used 63.2% | kl 0.91 | hottest shard 1.18x | 312 MiB/step"
+// "memory layer6 | used 63.2% | kl 0.91 | hottest shard 1.18x | 312 MiB/step"
 std::string to_string(const MemoryLine& line);
 
 }  // namespace pkmesh

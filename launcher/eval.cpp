@@ -99,6 +99,9 @@ int eval_command(Communicator& world, const EvalArguments& options) {
   });
   const Evaluation evaluation =
       *evaluate(*loaded.model, *tokens, options.sequences, windows_at_once(loaded.config.model().context()));
+  if (!std::isfinite(evaluation.loss))
+    throw AgreedError(
+        fmt::format("{}: its loss is not finite: the run had diverged; take an older checkpoint", loaded.path));
   agree(world, [&] {
     if (world.rank() != 0) return;
     print_out(describe(loaded, folder, *tokens, evaluation));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a configuration to what the lower folders take: shapes of the model, options of the optimisers. Nothing below
-// the launcher knows the configuration's schema.
+// From a configuration to what the lower folders take: shapes of the model, options of the optimisers. Below the
+// launcher nothing reads the configuration.
 #pragma once
 
 #include <cstdint>

@@ -103,6 +103,7 @@ int train_command(Communicator& world, const TrainArguments& options) {
         std::chrono::duration<double, std::ratio<60>>(config.train().hang_minutes())));
   std::signal(SIGTERM, [](int) { g_stop_requested = 1; });
   std::signal(SIGUSR1, [](int) { g_stop_requested = 1; });
+  std::signal(SIGPIPE, SIG_IGN);  // who reads the lines may go: the run, and train.log, go on
   TrainingRun run(world, config, options);
   run.describe();
   train(run, world);

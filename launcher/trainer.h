@@ -8,8 +8,8 @@
 // row comes to the core once, for its selections' gradients and for its update. The bits are the same. But should
 // something else turn out not to be finite afterwards, the step is skipped although those rows have moved; it says so.
 //
-// On a GPU the host runs ahead of the device. In a steady step it waits for it once per lookup of a memory whose rows
-// are on several ranks (the counts of what it sends: comm/route.h) and once for the gate, whose decision the update
+// On a GPU the host runs ahead of the device. In a steady step it waits for it once in each leg of a lookup over
+// several ranks (for the counts of what it sends: comm/route.h) and once for the gate, whose decision the update
 // needs; nothing is allocated.
 #pragma once
 

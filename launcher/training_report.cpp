@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cmath>
+
 #include "comm/agree.h"
 #include "io/file.h"
 #include "io/step_line.h"
@@ -113,7 +115,7 @@ void TrainingRun::report_memory() {
     line_["memory"][name] = to_json(health[i]);
     if (tables.size() == 1) line_["memory"][name]["mib_per_step"] = bytes / (1 << 20);
     MemoryLine line;
-    line.layer = name;
+    line.table = name;
     line.used = health[i].usage;
     line.kl = health[i].kl_weighted;
     line.hottest_shard = health[i].hottest_shard;
@@ -134,6 +136,7 @@ bool TrainingRun::validate(const std::function<bool()>& stop) {
   trainer_->model().reset_usage();
   if (!measured) return false;
   const Evaluation& evaluation = *measured;
+  valid_ = std::isfinite(evaluation.loss);
   line_["validation"] = {
       {"loss", evaluation.loss}, {"perplexity", evaluation.perplexity()}, {"tokens", evaluation.tokens}};
   if (evaluation.whole)

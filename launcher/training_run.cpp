@@ -47,6 +47,19 @@ std::string describe_split(const char* what, const std::optional<Tokens>& tokens
                 : fmt::format("no {}", what);
 }
 
+// "" for none. A run that has none of its own yet may have begun with another's.
+std::string checkpoint_to_resume(const TrainArguments& options) {
+  if (options.resume.empty()) return "";
+  if (options.resume != "auto") return find_checkpoint(options.resume);
+  if (const auto own = latest_checkpoint(options.out + "/checkpoints")) return *own;
+  const std::string origin = run_origin(options.out);
+  std::error_code error;
+  if (!origin.empty() && !std::filesystem::exists(origin, error))
+    user_error("{}: has no checkpoint yet, and {}, which it began from, is not there; give --resume CHECKPOINT",
+               options.out, origin);
+  return origin.empty() ? "" : find_checkpoint(origin);
+}
+
 // The run that goes on from `checkpoint` ("": from the beginning) must find no other one to be its newest: metrics
 // behind it are discarded, and what a run has saved is not for us to remove.
 void expect_newest(const std::string& checkpoint, const std::string& folder) {
@@ -76,10 +89,10 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
   Device device;
   agree(world_, [&] {
     if (options_.out.empty()) user_error("train needs a run folder: --out FOLDER");
-    if (options_.resume == "auto")
-      checkpoint = latest_checkpoint(options_.out + "/checkpoints").value_or("");
-    else if (!options_.resume.empty())
-      checkpoint = find_checkpoint(options_.resume);
+    checkpoint = checkpoint_to_resume(options_);
+    if (!checkpoint.empty() && options_.resume != "auto" && read_manifest(checkpoint).step >= config_.train().steps())
+      user_error("{}: all its {} are done already; for more, --set train.steps=...", checkpoint,
+                 counted(config_.train().steps(), "step"));
     device = choose_device(config_, world_);
     if (config_.data().source() == config::Data::FOLDER) open_tokens(config_.data().train());
   });
@@ -99,7 +112,7 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
   trainer_ = std::make_unique<Trainer>(config_, world_, device, *sampler, tokenizer_->vocabulary_size());
   std::optional<CheckpointFacts> resumed;
   if (!checkpoint.empty()) resumed = resume(checkpoint);
-  begin_folder();  // from here on lines are kept in train.log
+  begin_folder(checkpoint);  // from here on lines are kept in train.log
   if (resumed) {
     log_info("resumed from {} after step {}", checkpoint, steps_done());
     report_changes(*resumed);
@@ -160,13 +173,15 @@ void TrainingRun::make_folder(const std::string& checkpoint) {
   });
 }
 
-void TrainingRun::begin_folder() {
+void TrainingRun::begin_folder(const std::string& checkpoint) {
   agree(world_, [&] {
     if (world_.rank() != 0) return;
     log_to_file(folder_->log());  // what may be refused comes first
+    const std::string from =
+        checkpoint.empty() ? "" : std::filesystem::absolute(checkpoint).lexically_normal().string();
     metrics_.emplace(folder_->metrics(), steps_done());
     tensorboard_.emplace(folder_->tensorboard(), steps_done());
-    folder_->begin(to_text(config_), {options_.command, world_.hosts()});
+    folder_->begin(to_text(config_), {options_.command, world_.hosts(), from});
   });
   log_errors_to_file(options_.out + "/train.log");
 }
@@ -201,6 +216,7 @@ void TrainingRun::step() {
         "learning rate, in another --out",
         skipped_in_turn_));
   const StepFigures figures = trainer_->step();
+  valid_ = true;
   for (Window* window : {&since_line_, &since_memory_, &since_start_}) {
     ++window->steps;
     window->seconds += figures.seconds;
@@ -234,6 +250,12 @@ void TrainingRun::end_step() {
 }
 
 void TrainingRun::save(bool at_the_end) {
+  if (!valid_) {
+    const std::string text =
+        fmt::format("no checkpoint after step {}: its validation loss is not finite", steps_done());
+    if (at_the_end) throw AgreedError(text + "; go on from an older one with a lower learning rate, in another --out");
+    return log_warning("{}, and older ones may be better", text);
+  }
   if (skipped_in_turn_ >= (at_the_end ? kDoubtful : 1) && !trainer_->may_lower_scale()) {
     if (at_the_end)
       throw AgreedError(fmt::format(

@@ -42,7 +42,7 @@ class TrainingRun {
   void open_tokens(const std::string& folder);
   std::string describe_data() const;  // the same where the same is read
   void make_folder(const std::string& checkpoint);
-  void begin_folder();
+  void begin_folder(const std::string& checkpoint);
   CheckpointFacts resume(const std::string& checkpoint);
   void report_changes(const CheckpointFacts& facts) const;
   std::string computes_on() const;
@@ -65,6 +65,7 @@ class TrainingRun {
 
   int64_t skipped_ = 0;          // steps, because something was not finite
   int64_t skipped_in_turn_ = 0;  // of them, the last ones
+  bool valid_ = true;            // of this state: its validation loss was finite, or not looked at
 
   struct Window {  // of steps: since the last step line, the last memory line, the start
     int64_t steps = 0;

@@ -24,9 +24,9 @@ Matrix<float> Linear::forward(StepContext& context, Matrix<const float> x) {
   return y;
 }
 
-void Linear::backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx) {
+void Linear::backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx, bool trains_bias) {
   linear_backward(context.stream, x_, weight_.value(), dy, dx, weight_.gradient(),
-                  bias_ ? bias_->gradient() : Vector<float>());
+                  bias_ && trains_bias ? bias_->gradient() : Vector<float>());
 }
 
 LayerNorm::LayerNorm(Parameters& parameters, const std::string& name, int64_t width)

@@ -17,7 +17,8 @@ class Linear {
   Linear(Parameters& parameters, const std::string& name, int64_t in, int64_t out, Init weight,
          std::optional<Init> bias);
   Matrix<float> forward(StepContext& context, Matrix<const float> x);  // (T, in) -> (T, out)
-  void backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx);
+  // Without `trains_bias` the bias's gradient stays as it is.
+  void backward(StepContext& context, Matrix<const float> dy, Matrix<float> dx, bool trains_bias = true);
 
  private:
   int64_t outputs_;

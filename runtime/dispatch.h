@@ -51,7 +51,7 @@ void dispatch(const char* name, void (*on_cpu)(Stream&, Parameters...), void (*o
       return on_cpu(stream, std::forward<Arguments>(arguments)...);
     case DeviceKind::kCuda:
       if (on_cuda == nullptr)
-        user_error("{} has no CUDA kernel in this program; set device: CPU, or build the cuda preset", name);
+        user_error("{} has no CUDA kernel in this program; set train.device: CPU, or build the cuda preset", name);
       return on_cuda(stream, std::forward<Arguments>(arguments)...);
   }
 }

@@ -115,7 +115,9 @@ void MemoryLayer::backward(StepContext& context, Matrix<const float> dy, Matrix<
                   by_head(dqueries), keys_.gradient());
   if (batch_norm_) batch_norm_->backward(context, dqueries, dqueries);
   if (layer_norm_) layer_norm_->backward(context, by_half(dqueries), {}, by_half(dqueries));
-  query_.backward(context, dqueries, dx);
+  // Batch norm takes away what the bias adds. Its gradient is 0 but for rounding, which differs with the ranks, and
+  // which Adam would make steps of: the running mean would follow them, and evaluations would differ.
+  query_.backward(context, dqueries, dx, /*trains_bias=*/!batch_norm_);
   if (shape_.output != MemoryOutput::kSwilu) return;
   const auto dx_gate = arena.take<float>(tokens, shape_.width);
   gate_->backward(context, dgate, dx_gate);

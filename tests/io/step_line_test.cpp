@@ -32,8 +32,8 @@ TEST(StepLine, SaysEverythingOnce) {
   EXPECT_EQ(
       to_string(line),
       "step 120/20000 | loss nan | gnorm 0.82 | lr 5.98e-04 | 412 ms | 254k tok/s | mem 100.0/512.0 MiB | eta 0s");
-  EXPECT_EQ(to_string(MemoryLine{"L6", 0.6321, 0.9111, 1.18, 312.0 * 1024 * 1024}),
-            "memory L6 | used 63.2% | kl 0.91 | hottest shard 1.18x | 312 MiB/step");
+  EXPECT_EQ(to_string(MemoryLine{"layer6", 0.6321, 0.9111, 1.18, 312.0 * 1024 * 1024}),
+            "memory layer6 | used 63.2% | kl 0.91 | hottest shard 1.18x | 312 MiB/step");
 }
 
 }  // namespace

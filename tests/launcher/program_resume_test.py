@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 
 import program
@@ -111,7 +112,71 @@ class Diverged(program.Test):
         self.assertIn("loss", self.run_well("inspect", "run").out)
 
 
+    def test_a_state_that_no_validation_can_use_is_not_saved(self):
+        """Each step's own loss was finite: the validation after step 9 is not, and step 6's checkpoint stays."""
+        arguments = ["train", "--config", "debug", "--out", "run"]
+        for override in ("optimizer.learning_rate=10", "optimizer.weight_decay=10", "optimizer.schedule=CONSTANT",
+                         "optimizer.warmup_steps=0", "train.steps=60", "train.checkpoint_every=3",
+                         "train.eval_every=3", "train.keep_checkpoints=1"):
+            arguments += ["--set", override]
+        job = Job(arguments).finish()
+        self.assertEqual(job.code, 2, job.err)
+        bad = re.search(r"no checkpoint after step (\d+): its validation loss is not finite", job.err)
+        self.assertIsNotNone(bad, job.err)
+        self.assertNotIn("skipped", next(line for line in metrics("run") if line["step"] == int(bad[1])))
+        (kept,) = os.listdir("run/checkpoints")
+        self.assertLess(int(kept.split("_")[1]), int(bad[1]))
+        self.run_well("eval", "--checkpoint", "run")
+
+
 class Resumed(program.Test):
+    def test_a_run_that_began_with_anothers_checkpoint_goes_on_from_it(self):
+        """Killed before it has one of its own, it does not begin from the beginning."""
+        self.train("first", "train.steps=3")
+        job = Job(["train", "--out", "run", "--resume", "first", "--set", "train.steps=100000"])
+        while not os.path.exists("run/metrics.jsonl") or not metrics("run"):
+            self.assertIsNone(job.process.poll())
+            time.sleep(0.01)
+        job.process.kill()
+        job.finish()
+        again = self.run_well("train", "--out", "run", "--resume", "auto", "--set", "train.steps=6")
+        self.assertRegex(again.err, r"resumed from /.*/first/checkpoints/step_00000003 after step 3")
+        self.run_well("train", "--out", "whole", "--resume", "first", "--set", "train.steps=6")
+        self.assertEqual([step for step, _, _ in losses("run")], [4, 5, 6])
+        self.assertEqual(losses("run"), losses("whole"))
+
+    def test_its_beginning_is_gone(self):
+        self.train("first", "train.steps=3")
+        self.run_well("train", "--out", "run", "--resume", "first", "--set", "train.steps=4")
+        shutil.rmtree("run/checkpoints")
+        os.rename("first", "elsewhere")
+        self.assert_refused(["train", "--out", "run", "--resume", "auto", "--set", "train.steps=6"],
+                            "run: has no checkpoint yet, and /", "give --resume CHECKPOINT")
+
+    def test_nothing_is_left_to_do(self):
+        self.train("first", "train.steps=3")
+        self.assert_refused(["train", "--out", "run", "--resume", "first"],
+                            "first/checkpoints/step_00000003: all its 3 steps are done already")
+        self.assertFalse(os.path.exists("run"))
+
+    def test_a_folder_with_the_name_of_another_step(self):
+        """Were it the newest, what is saved later would be the oldest, and go."""
+        self.train("run", "train.steps=3")
+        shutil.copytree("run/checkpoints/step_00000003", "run/checkpoints/step_00000099")
+        for arguments in (["train", "--out", "run", "--resume", "auto", "--set", "train.steps=6"],
+                          ["eval", "--checkpoint", "run"]):
+            self.assert_refused(arguments, "step_00000099: is of step 3 by its manifest")
+
+    def test_who_reads_the_lines_may_go(self):
+        with subprocess.Popen(["head", "-n", "1"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
+            job = Job(["train", "--config", "debug", "--out", "run", "--set", "train.log_every=1"], shell="exec 2>&1",
+                      stdout=reader.stdin)
+            reader.stdin.close()
+            job.finish()
+        self.assertEqual(job.code, 0)
+        with open("run/train.log", encoding="utf-8") as file:
+            self.assertIn("done    20 steps", file.read())
+
     def test_what_a_run_has_saved_is_not_overtaken(self):
         self.train("run", "train.steps=4", "train.checkpoint_every=2")
         self.train("other", "train.steps=2")

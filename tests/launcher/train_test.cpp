@@ -183,6 +183,19 @@ TEST_F(Train, AnEvaluationFitsWhereTrainingDidAndEndsWhenItIsToldTo) {
   EXPECT_EQ(asked, 3);
 }
 
+// Evaluations read the running statistics, which training itself never does.
+TEST_F(Train, EvaluatesToWhatOneRankDoes) {
+  std::vector<double> losses;
+  for (const int ranks : {1, 2, 3})
+    run_ranks(ranks, [&](Communicator& world) {
+      Trainer trainer = tiny::trainer(tiny::config(), world, tokens_);
+      tiny::losses(trainer, 40);
+      const auto evaluation = evaluate(trainer.model(), tokens_, 0, 16);
+      if (world.rank() == 0) losses.push_back(evaluation->loss);
+    });
+  for (const double loss : losses) EXPECT_NEAR(loss, losses[0], 1e-6 * losses[0]);
+}
+
 // The last window is shorter than the others: the memory's figures are of tokens that there are.
 TEST_F(Train, AnEvaluationReadsEachTokenOnceAndNoOther) {
   const config::Config config = tiny::config();
