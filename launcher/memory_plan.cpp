@@ -195,6 +195,13 @@ MemoryPlan::Line dense_line(int64_t parameters, int sharing) {
           parameters * 2 * kFloat + (parameters + sharing - 1) / sharing * 2 * kFloat};
 }
 
+// Puts on the device what is planned so far, and what it takes for itself.
+void place_on(DeviceKind device, MemoryPlan& plan) {
+  if (device != DeviceKind::kCpu)
+    plan.lines.push_back({"CUDA, NCCL", "about as much, for their own use", int64_t{1} << 30});
+  for (MemoryPlan::Line& line : plan.lines) line.where = device;
+}
+
 // Whether what travels between GPUs passes through the hosts.
 bool stages(const config::Config& config) {
   const DeviceLink link = device_link(config);
@@ -275,7 +282,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
                 static_cast<double>(kBlasWorkspaceBytes))});
   if (pending > 0)
     plan.lines.push_back({"row gradients", "what backward passes leave until the update", capped(pending)});
-  for (MemoryPlan::Line& line : plan.lines) line.where = device;
+  place_on(device, plan);
   if (ranks > 1 && device == DeviceKind::kCpu && !shares)
     plan.lines.push_back(
         {"reductions", "MPI's copies of the dense gradients on their way", plan.dense_parameters * kFloat});
@@ -309,7 +316,7 @@ MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const 
     plan.lines.push_back({"context", "keys and values of its tokens, in each block",
                           capped(2.0 * static_cast<double>(shape.layers * shape.context) *
                                  static_cast<double>(shape.block.width * kFloat))});
-  for (MemoryPlan::Line& line : plan.lines) line.where = device;
+  place_on(device, plan);
   return plan;
 }
 
@@ -338,9 +345,7 @@ void check_fits(const MemoryPlan& plan, const Communicator& world, Device device
   const int64_t gpus = device_count(device.kind);
   const int64_t sharing = (ranks - 1 - device.index) / gpus + 1;  // choose_device() deals the host's ranks out in turn
   const std::string shared = sharing > 1 ? fmt::format(" for {} ranks", sharing) : "";
-  // What no plan counts: a rank's CUDA context, and NCCL's buffers.
-  constexpr int64_t kContextBytes = int64_t{1} << 30;
-  check(sharing * plan.bytes_per_rank(device.kind), total_memory(device) - sharing * kContextBytes,
+  check(sharing * plan.bytes_per_rank(device.kind), total_memory(device),
         fmt::format("{} of {}{}", to_string(device), name, shared), "GPUs");
 }
 
