@@ -44,8 +44,7 @@ constexpr ElementType element_type() {
   return ElementType::kByte;
 }
 template <class T>
-concept Reducible = element_type<T>()
-!= ElementType::kByte;
+concept Reducible = (element_type<T>() != ElementType::kByte);
 int64_t size_of(ElementType type);  // bytes
 
 // Which machine each rank is on. Ranks of one host share memory; between hosts, bytes cross the network.

@@ -40,13 +40,13 @@ class Transformer {
   Transformer(const TransformerShape& shape, Parameters& parameters, const Communicator& world, Device device,
               uint64_t seed);
 
-  // Cross-entropy of each token, -log p(target), 0 where the target is -1. Nothing is saved.
+  // Cross-entropy of each token, -log p(target). Nothing is saved.
   //   inputs, targets (sequences, length <= context); losses (sequences * length), in the arena.
   Vector<float> losses(StepContext& context, Matrix<const int32_t> inputs, Matrix<const int32_t> targets);
 
   // The same, and the gradients of gradient_scale * (sum of the losses): dense ones added to the store, those of the
   // rows left with the tables until they are taken. After each block `on_final(offset)` tells that all gradients from
-  // `offset` on will not change any more in this micro-batch. All targets must be valid.
+  // `offset` on will not change any more in this micro-batch.
   Vector<float> losses_and_gradients(StepContext& context, Matrix<const int32_t> inputs, Matrix<const int32_t> targets,
                                      float gradient_scale, const std::function<void(int64_t offset)>& on_final);
 
