@@ -146,6 +146,26 @@ TEST(HostStaged, AnErrorOfOneRankEndsAll) {
                UserError);
 }
 
+// The watchdog's thread asks NCCL how it is while the rank's own thread is in NCCL nearly all the time. The tests' NCCL
+// takes one thread at a time.
+TEST(Nccl, TheWatchdogLooksBetweenCalls) {
+  if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "without nccl.h";
+  run_ranks(2, [](Communicator& host) {
+    const auto world = make_device_communicator(host, kDevice, DeviceLink::kNccl);
+    Stream stream(kDevice);
+    world->use(stream);
+    const Buffer<float> data(kDevice, 16);
+    world->watch(std::chrono::seconds(4));  // looks every half second
+    const auto begin = Clock::now();
+    for (int32_t goes_on = 1; goes_on != 0;) {
+      for (int i = 0; i < 20; ++i) world->all_reduce(data.span(), Reduction::kSum, Purpose::kPartials);
+      goes_on = Clock::now() - begin < std::chrono::milliseconds(2600) ? 1 : 0;
+      world->all_reduce(std::span(&goes_on, 1), Reduction::kMin, Purpose::kControl);
+    }
+    stream.synchronize();
+  });
+}
+
 // A kernel's fault shows in whatever is called next, on any thread: here the watchdog's.
 TEST(Nccl, AFaultOfTheDeviceIsNamedAndEndsTheJob) {
   if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "without nccl.h";

@@ -3,6 +3,7 @@
 // the asynchronous device. Stricter than NCCL: what NCCL's manual asks for and its library lets pass is an error here.
 //
 //   - communicators must be non-blocking, and a group reaches the stream only once it was polled to its end;
+//   - one thread at a time is in a communicator, with a group or a question about its state;
 //   - two of them must have room on the device at once;
 //   - all ranks must issue the same operations in the same order, with the same counts;
 //   - an exchange has a send and a receive for every pair of ranks, zero-sized ones included.
@@ -77,6 +78,7 @@ struct ncclComm {
   std::atomic<int> state{ncclSuccess};
   std::atomic<bool> aborted{false};
   std::atomic<bool> joining{true};
+  std::atomic<int> inside{0};  // threads in a group or a question
   std::mutex mutex;
   std::string last_error;
   std::vector<Operation> issued;  // in the group that is open, or not yet polled to its end
@@ -106,6 +108,14 @@ size_t size_of(ncclDataType_t type) {
 void fail(ncclComm& comm, ncclResult_t result, const std::string& words) {
   const std::lock_guard lock(comm.mutex);
   if (comm.state.exchange(result) == ncclSuccess) comm.last_error = words;
+}
+
+void enter(ncclComm& comm) {
+  if (comm.inside++ > 0) fail(comm, ncclInternalError, "two threads are in a communicator at once");
+  std::this_thread::yield();  // others get their chance to be the second
+}
+void leave(ncclComm& comm) {
+  --comm.inside;
 }
 
 // False if the communicator was aborted, or failed, meanwhile.
@@ -244,7 +254,10 @@ void submit(ncclComm& comm) {
 
 ncclResult_t add(ncclComm_t comm, Operation operation) {
   if (t_depth == 0 || comm->polls_left > 0) return ncclInvalidUsage;  // one call at a time, in groups
-  if (std::find(t_group.begin(), t_group.end(), comm) == t_group.end()) t_group.push_back(comm);
+  if (std::find(t_group.begin(), t_group.end(), comm) == t_group.end()) {
+    t_group.push_back(comm);
+    enter(*comm);
+  }
   comm->issued.push_back(std::move(operation));
   return ncclSuccess;
 }
@@ -297,14 +310,18 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int size, ncclUniqueId id,
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
-  const std::lock_guard lock(comm->mutex);
-  if (comm->joining) {
-    comm->joining = comm->shared->joined < comm->size;
-    *error = comm->joining ? ncclInProgress : ncclSuccess;
-    return ncclSuccess;
+  enter(*comm);
+  {
+    const std::lock_guard lock(comm->mutex);
+    if (comm->joining) {
+      comm->joining = comm->shared->joined < comm->size;
+      *error = comm->joining ? ncclInProgress : ncclSuccess;
+    } else {
+      if (comm->polls_left > 0 && --comm->polls_left == 0) submit(*comm);
+      *error = comm->polls_left > 0 ? ncclInProgress : static_cast<ncclResult_t>(comm->state.load());
+    }
   }
-  if (comm->polls_left > 0 && --comm->polls_left == 0) submit(*comm);
-  *error = comm->polls_left > 0 ? ncclInProgress : static_cast<ncclResult_t>(comm->state.load());
+  leave(*comm);
   return ncclSuccess;
 }
 
@@ -342,6 +359,7 @@ ncclResult_t ncclGroupEnd() {
   for (ncclComm* comm : t_group) {
     const std::lock_guard lock(comm->mutex);
     comm->polls_left = 3;
+    leave(*comm);
   }
   t_group.clear();
   return ncclInProgress;
