@@ -146,6 +146,19 @@ TEST(HostStaged, AnErrorOfOneRankEndsAll) {
                UserError);
 }
 
+TEST(HostStaged, AFaultOfTheDeviceIsNamed) {
+  EXPECT_THROW(
+      {
+        SelfCommunicator host;
+        const auto world = make_host_staged(host, kDevice);  // waits for its copies when it goes
+        Stream stream(kDevice);
+        let_device_fail(true);
+        stream.synchronize();
+      },
+      InternalError);
+  let_device_fail(false);
+}
+
 // The watchdog's thread asks NCCL how it is while the rank's own thread is in NCCL nearly all the time. The tests' NCCL
 // takes one thread at a time.
 TEST(Nccl, TheWatchdogLooksBetweenCalls) {
@@ -182,7 +195,7 @@ TEST(Nccl, AFaultOfTheDeviceIsNamedAndEndsTheJob) {
       world->barrier();
       world->watch(std::chrono::seconds(8));  // looks every second
       while (world->rank() == 1 && !ended) std::this_thread::yield();
-      let_events_fail(true);
+      let_device_fail(true);
       try {
         world->barrier();
       } catch (const JobAborted&) {
@@ -193,7 +206,7 @@ TEST(Nccl, AFaultOfTheDeviceIsNamedAndEndsTheJob) {
   } catch (const InternalError& caught) {
     error = caught.what();
   }
-  let_events_fail(false);
+  let_device_fail(false);
   EXPECT_NE(error.find("the GPU of rank"), std::string::npos) << error;
   EXPECT_NE(error.find(fmt::format("({}): a kernel's fault", this_host())), std::string::npos) << error;
 }
