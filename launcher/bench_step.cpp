@@ -21,7 +21,7 @@ namespace {
 constexpr int kWarmUp = 2;
 
 std::unique_ptr<Trainer> make_trainer(const config::Config& config, Communicator& world, const Tokens& tokens) {
-  return std::make_unique<Trainer>(config, world, choose_device(config, world),
+  return std::make_unique<Trainer>(config, world, choose_device(config, world, find_gpu_seat(config, world)),
                                    BatchSampler(tokens, config.model().context(), config.data().seed()),
                                    planned_vocabulary(config));
 }

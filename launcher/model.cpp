@@ -115,9 +115,12 @@ LoadedModel load_model(Communicator& world, const std::string& path) {
     loaded.config = resolve(parse_config(loaded.facts.config_text, loaded.path + "/config.textproto"));
     loaded.tokenizer = load_tokenizer(loaded.path);
     suit_this_machine(loaded.config);
-    device = choose_device(loaded.config, world, /*trains=*/false);
+  });
+  const GpuSeat seat = find_gpu_seat(loaded.config, world);
+  agree(world, [&] {
+    device = choose_device(loaded.config, world, seat, /*trains=*/false);
     check_fits(plan_reading(loaded.config, loaded.tokenizer->vocabulary_size(), world.hosts(), device.kind), world,
-               device);
+               device, seat);
   });
   agree_on(world, "device", device_choice(loaded.config, device));
   agree_on(world, "configuration", to_text(loaded.config));
