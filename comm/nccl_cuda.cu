@@ -75,6 +75,8 @@ class Link {
     }
     try {
       check(ncclCommFinalize(comm_), "ncclCommFinalize", kPatience);
+      // Frees what is left before it returns, though the communicator is non-blocking: NCCL up to 2.21 does so in
+      // place, and later ones make the group of a communicator that goes a blocking one. No thread is left to the exit.
       ncclCommDestroy(comm_);
     } catch (const std::exception&) {
       abort();

@@ -3,6 +3,7 @@
 // the asynchronous device. Stricter than NCCL: what NCCL's manual asks for and its library lets pass is an error here.
 //
 //   - communicators must be non-blocking, and a group reaches the stream only once it was polled to its end;
+//   - what is destroyed was finalised before, and polled until that was through;
 //   - one thread at a time is in a communicator, with a group or a question about its state;
 //   - two of them must have room on the device at once;
 //   - all ranks must issue the same operations in the same order, with the same counts;
@@ -78,6 +79,7 @@ struct ncclComm {
   std::atomic<int> state{ncclSuccess};
   std::atomic<bool> aborted{false};
   std::atomic<bool> joining{true};
+  bool finalised = false;
   std::atomic<int> inside{0};  // threads in a group or a question
   std::mutex mutex;
   std::string last_error;
@@ -113,9 +115,6 @@ void fail(ncclComm& comm, ncclResult_t result, const std::string& words) {
 void enter(ncclComm& comm) {
   if (comm.inside++ > 0) fail(comm, ncclInternalError, "two threads are in a communicator at once");
   std::this_thread::yield();  // others get their chance to be the second
-}
-void leave(ncclComm& comm) {
-  --comm.inside;
 }
 
 // False if the communicator was aborted, or failed, meanwhile.
@@ -321,15 +320,23 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
       *error = comm->polls_left > 0 ? ncclInProgress : static_cast<ncclResult_t>(comm->state.load());
     }
   }
-  leave(*comm);
+  --comm->inside;
   return ncclSuccess;
 }
 
-ncclResult_t ncclCommFinalize(ncclComm_t) {
-  return ncclSuccess;
+ncclResult_t ncclCommFinalize(ncclComm_t comm) {
+  const std::lock_guard lock(comm->mutex);
+  if (comm->finalised || comm->polls_left > 0) return ncclInvalidUsage;
+  comm->finalised = true;
+  comm->polls_left = 3;
+  return ncclInProgress;
 }
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
+  if (!comm->finalised || comm->polls_left > 0) {
+    std::fputs("a communicator is destroyed before it was finalised\n", stderr);
+    std::abort();  // nobody asks what came of it
+  }
   comm->aborted = true;
   return ncclSuccess;
 }
@@ -359,7 +366,7 @@ ncclResult_t ncclGroupEnd() {
   for (ncclComm* comm : t_group) {
     const std::lock_guard lock(comm->mutex);
     comm->polls_left = 3;
-    leave(*comm);
+    --comm->inside;
   }
   t_group.clear();
   return ncclInProgress;
