@@ -75,6 +75,8 @@ class Link {
     }
     try {
       check(ncclCommFinalize(comm_), "ncclCommFinalize", kPatience);
+      // Frees what is left before it returns, though the communicator is non-blocking: NCCL up to 2.21 does so in
+      // place, and later ones make the group of a communicator that goes a blocking one. No thread is left to the exit.
       ncclCommDestroy(comm_);
     } catch (const std::exception&) {
       abort();
@@ -93,9 +95,13 @@ class Link {
   // Calls of one group, behind all that was issued before. Through when this returns, done when the stream says so.
   template <class Calls>
   void issue(Clock::duration patience, const Calls& calls) {
-    check_started(ncclGroupStart(), "ncclGroupStart");
-    calls(comm_, static_cast<cudaStream_t>(stream_.native()));
-    check(ncclGroupEnd(), "ncclGroupEnd", patience);
+    const auto group = [&] {
+      const std::lock_guard lock(mutex_);
+      check_started(ncclGroupStart(), "ncclGroupStart");
+      calls(comm_, static_cast<cudaStream_t>(stream_.native()));
+      return ncclGroupEnd();
+    };
+    check(group(), "ncclGroupEnd", patience);
   }
 
   // In a group a call is only noted.
@@ -128,29 +134,39 @@ class Link {
     check_started(state(), what);
   }
 
-  // NCCL's asynchronous error; ncclInProgress while a call is not through. Any thread may ask.
+  // NCCL's asynchronous error; ncclInProgress while a call is not through.
   ncclResult_t state() const {
-    if (aborted_) return ncclInProgress;  // NCCL frees it
-    ncclResult_t state = ncclSuccess;
-    const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
-    return asked == ncclSuccess ? state : asked;
+    const std::lock_guard lock(mutex_);
+    return asked();
   }
-  std::string failure() const {  // empty: none
-    const ncclResult_t now = comm_ == nullptr ? ncclSuccess : state();
+  // For the watchdog's thread. Empty: none, or the rank's own thread is in NCCL just now, and sees for itself.
+  std::string failure() const {
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    const ncclResult_t now = !lock || comm_ == nullptr ? ncclSuccess : asked();
     return now == ncclSuccess || now == ncclInProgress
                ? std::string()
                : fmt::format("NCCL on rank {} ({}), {} link: {}", rank_, this_host(), name_, error_text(comm_, now));
   }
-  void abort() {
+  void abort() {  // without the mutex, which a thread that hangs in NCCL holds
     if (comm_ != nullptr && !aborted_.exchange(true)) ncclCommAbort(comm_);
   }
   Stream& stream() { return stream_; }
 
  private:
+  ncclResult_t asked() const {
+    if (aborted_) return ncclInProgress;  // NCCL frees it
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t result = ncclCommGetAsyncError(comm_, &state);
+    return result == ncclSuccess ? state : result;
+  }
+
   const char* name_;
   int rank_;
   Stream stream_;  // made first: it also makes the device this thread's
   ncclComm_t comm_ = nullptr;
+  // One thread at a time in the communicator: since NCCL 2.26 who asks for its state also joins the thread that
+  // launched the last group, and frees what NCCL knows of it. Two at once would free it twice.
+  mutable std::mutex mutex_;
   std::atomic<bool> aborted_{false};
 };
 

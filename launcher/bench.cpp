@@ -102,9 +102,15 @@ void check(const Benchmark& benchmark, const config::Config& config, const Commu
   if (benchmark.config == nullptr) return;
   if (!benchmark.trains && config.train().device() == config::Train::CUDA)
     user_error("bench {} measures the CPU and its memory; leave train.device out", benchmark.name);
-  if (benchmark.memory) first_memory(config);                                        // an error if there is none
-  const Device device = benchmark.trains ? choose_device(config, world) : Device{};  // an error if it is not there
-  check_fits(plan_memory(config, planned_vocabulary(config), world.hosts(), device.kind), world, device);
+  if (benchmark.memory) first_memory(config);  // an error if there is none
+}
+
+// An error if it is not there, or too small.
+Device check_device(const Benchmark& benchmark, const config::Config& config, const Communicator& world,
+                    const GpuSeat& seat) {
+  const Device device = benchmark.trains ? choose_device(config, world, seat) : Device{};
+  check_fits(plan_memory(config, planned_vocabulary(config), world.hosts(), device.kind), world, device, seat);
+  return device;
 }
 
 void write_figures(const std::string& path, const std::string& name, const config::Config& config,
@@ -145,9 +151,14 @@ int bench_command(Communicator& world, const BenchArguments& options) {
     if (benchmark.config != nullptr) vocabulary = planned_vocabulary(config);
     if (world.rank() == 0 && !options.json.empty()) check_writable(options.json);
   });
+  const GpuSeat seat = benchmark.trains ? find_gpu_seat(config, world) : GpuSeat{};
+  Device device;
+  agree(world, [&] {
+    if (benchmark.config != nullptr) device = check_device(benchmark, config, world, seat);
+  });
   agree_on(world, "configuration", to_text(config));
   agree_on(world, "vocabulary", std::to_string(vocabulary));
-  if (benchmark.trains) agree_on(world, "device", device_choice(config, choose_device(config, world)));
+  if (benchmark.trains) agree_on(world, "device", device_choice(config, device));
   BenchOptions bench;
   bench.repeats = options.repeats > 0 ? options.repeats : benchmark.repeats;
   BenchReport report(/*prints=*/world.rank() == 0);

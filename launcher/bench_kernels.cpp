@@ -75,7 +75,7 @@ class KernelBench {
         row_options_(row_options(config)),
         tokens_(int64_t{config.train().batch()} * config.model().context()),
         placement_(PlacementKind::kBlock, site_.table.slots, 1),
-        stream_(choose_device(config, world, /*trains=*/false)),
+        stream_(choose_device(config, world, find_gpu_seat(config, world), /*trains=*/false)),
         repeats_(options.repeats),
         report_(report),
         copied_from_(stream_.device(), options.ceilings.copy_bytes / 8),

@@ -320,7 +320,7 @@ MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const 
   return plan;
 }
 
-void check_fits(const MemoryPlan& plan, const Communicator& world, Device device) {
+void check_fits(const MemoryPlan& plan, const Communicator& world, Device device, const GpuSeat& seat) {
   const auto& of_rank = world.hosts().of_rank;
   const int host = of_rank[static_cast<size_t>(world.rank())];
   const std::string& name = world.hosts().names[static_cast<size_t>(host)];
@@ -342,10 +342,8 @@ void check_fits(const MemoryPlan& plan, const Communicator& world, Device device
                bytes_text(static_cast<double>(space)));
   check(ranks * plan.bytes_per_rank(DeviceKind::kCpu), process_memory().machine_total, name, "hosts");
   if (device.kind == DeviceKind::kCpu) return;
-  const int64_t gpus = device_count(device.kind);
-  const int64_t sharing = (ranks - 1 - device.index) / gpus + 1;  // choose_device() deals the host's ranks out in turn
-  const std::string shared = sharing > 1 ? fmt::format(" for {} ranks", sharing) : "";
-  check(sharing * plan.bytes_per_rank(device.kind), total_memory(device),
+  const std::string shared = seat.ranks > 1 ? fmt::format(" for {} ranks", seat.ranks) : "";
+  check(seat.ranks * plan.bytes_per_rank(device.kind), total_memory(device),
         fmt::format("{} of {}{}", to_string(device), name, shared), "GPUs");
 }
 

@@ -48,6 +48,6 @@ std::string to_text(const MemoryPlan& plan);
 // that share it plan to hold, or the address space left to this rank less than its own part. Such a run would else be
 // ended by the system's killer of processes, long after its first pages were written; on a GPU by an allocation that
 // fails on one rank.
-void check_fits(const MemoryPlan& plan, const Communicator& world, Device device);
+void check_fits(const MemoryPlan& plan, const Communicator& world, Device device, const GpuSeat& seat = {});
 
 }  // namespace pkmesh

@@ -115,9 +115,12 @@ LoadedModel load_model(Communicator& world, const std::string& path, Reading rea
     loaded.config = resolve(parse_config(loaded.facts.config_text, loaded.path + "/config.textproto"));
     loaded.tokenizer = load_tokenizer(loaded.path);
     suit_this_machine(loaded.config);
-    device = choose_device(loaded.config, world, /*trains=*/false);
+  });
+  const GpuSeat seat = find_gpu_seat(loaded.config, world);
+  agree(world, [&] {
+    device = choose_device(loaded.config, world, seat, /*trains=*/false);
     const int64_t vocabulary = loaded.tokenizer->vocabulary_size();
-    check_fits(plan_reading(loaded.config, vocabulary, world.hosts(), device.kind, reading), world, device);
+    check_fits(plan_reading(loaded.config, vocabulary, world.hosts(), device.kind, reading), world, device, seat);
   });
   agree_on(world, "device", device_choice(loaded.config, device));
   agree_on(world, "configuration", to_text(loaded.config));

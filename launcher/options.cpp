@@ -8,6 +8,7 @@
 #include "layers/attention.h"
 #include "layers/memory/select.h"
 #include "runtime/check.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 namespace {
@@ -190,7 +191,7 @@ void check_gpu_limits(const config::Config& config) {
 
 }  // namespace
 
-Device choose_device(const config::Config& config, const Communicator& world, bool trains) {
+Device choose_device(const config::Config& config, const Communicator& world, const GpuSeat& seat, bool trains) {
   resolve(device_link(config));  // an error if it is not there, whatever computes
   if (planned_device(config) == DeviceKind::kCpu) {
     if (config.train().precision() == config::Train::FP16)
@@ -199,22 +200,19 @@ Device choose_device(const config::Config& config, const Communicator& world, bo
   }
   if (!compiled_with(DeviceKind::kCuda))
     user_error("train.device: this program was built without CUDA; set it to CPU, or build the cuda preset");
-  const int gpus = device_count(DeviceKind::kCuda);
-  if (gpus == 0) user_error("train.device: this machine has no CUDA devices; set it to CPU or AUTO");
+  if (seat.gpus == 0) user_error("train.device: this machine has no CUDA devices; set it to CPU or AUTO");
   check_gpu_limits(config);
-  const Hosts& hosts = world.hosts();
-  int before = 0;  // ranks on this host below this one
-  for (int rank = 0; rank < world.rank(); ++rank) before += hosts.of_rank[rank] == hosts.of_rank[world.rank()] ? 1 : 0;
   // NCCL refuses two ranks on one GPU, unless NCCL_HOSTID makes it take them for ranks of two hosts.
   const bool may_share = resolve(device_link(config)) == DeviceLink::kHostStaged
                              ? config.train().communication() == config::HOST_STAGED
                              : std::getenv("NCCL_HOSTID") != nullptr;
-  if (before >= gpus && !may_share)
+  const Hosts& hosts = world.hosts();
+  if (seat.before > 0 && !may_share)
     user_error(
-        "train.device: {} has {} GPUs and more ranks; start fewer ranks per host, let them share GPUs "
-        "(train.communication=HOST_STAGED), or set it to CPU",
-        hosts.names[hosts.of_rank[world.rank()]], gpus);
-  const Device device = {DeviceKind::kCuda, before % gpus};
+        "train.device: rank {} on {} sees {}, and other ranks have as many already; start fewer ranks per host, show "
+        "each a GPU of its own, let them share GPUs (train.communication=HOST_STAGED), or set it to CPU",
+        world.rank(), hosts.names[hosts.of_rank[world.rank()]], counted(seat.gpus, "GPU"));
+  const Device device = {DeviceKind::kCuda, seat.index};
   if (config.train().precision() == config::Train::BF16 && !has_bf16(device))
     user_error("train.precision: {} has no BF16, which GPUs from Ampere on have; set it to FP16", to_string(device));
   check_attention_fits(device, config.model().width() / config.model().heads(), trains);

@@ -8,6 +8,7 @@
 
 #include "comm/device_communicator.h"
 #include "io/config.pb.h"
+#include "launcher/gpu_seat.h"
 #include "layers/transformer.h"
 #include "optim/adam.h"
 #include "optim/schedule.h"
@@ -25,7 +26,7 @@ ScheduleOptions values_schedule(const config::Config& config);
 DeviceKind planned_device(const config::Config& config);
 // The device of this rank. UserError if CUDA or NCCL was asked for and is not to be had, if GPUs are too few, or if the
 // device has not the precision or cannot hold the sizes. Who only reads a checkpoint needs less than who trains.
-Device choose_device(const config::Config& config, const Communicator& world, bool trains = true);
+Device choose_device(const config::Config& config, const Communicator& world, const GpuSeat& seat, bool trains = true);
 DeviceLink device_link(const config::Config& config);
 // What of the choice must be the same on all ranks, for they do together what follows from it.
 std::string device_choice(const config::Config& config, Device device);

@@ -40,7 +40,8 @@ std::string config_name(const TrainArguments& options) {
 }
 
 // For this job, and whether this host has the device and the memory for it; or of ranks that are elsewhere.
-std::string describe_plan(const config::Config& config, const Communicator& world, const TrainArguments& options) {
+std::string describe_plan(const config::Config& config, const Communicator& world, const GpuSeat& seat,
+                          const TrainArguments& options) {
   const bool elsewhere = options.ranks > 0;
   if (elsewhere && options.hosts > options.ranks)
     user_error("--hosts {}: {} ranks are on as many hosts at most", options.hosts, options.ranks);
@@ -54,7 +55,7 @@ std::string describe_plan(const config::Config& config, const Communicator& worl
   }
   try {
     if (!config.data().train().empty()) load_tokenizer(config.data().train());
-    check_fits(plan, world, choose_device(config, world));
+    check_fits(plan, world, choose_device(config, world, seat), seat);
     return to_text(plan);
   } catch (const UserError& error) {
     return fmt::format("{}would not start here: {}\n", to_text(plan), error.what());
@@ -92,9 +93,10 @@ int train_command(Communicator& world, const TrainArguments& options) {
   agree(world, [&] { config = load_config(config_name(options), options.source.overrides); });
   agree_on(world, "configuration", to_text(config));
   if (options.print_config || options.dry_run) {
+    const GpuSeat seat = find_gpu_seat(config, world);
     agree(world, [&] {
       if (world.rank() != 0) return;
-      print_out(options.print_config ? to_text(config) : describe_plan(config, world, options));
+      print_out(options.print_config ? to_text(config) : describe_plan(config, world, seat, options));
     });
     return 0;
   }

@@ -87,13 +87,14 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
     : world_(world), config_(config), options_(options) {
   std::string checkpoint;
   Device device;
+  const GpuSeat seat = find_gpu_seat(config_, world_);
   agree(world_, [&] {
     if (options_.out.empty()) user_error("train needs a run folder: --out FOLDER");
     checkpoint = checkpoint_to_resume(options_);
     if (!checkpoint.empty() && options_.resume != "auto" && read_manifest(checkpoint).step >= config_.train().steps())
       user_error("{}: all its {} are done already; for more, --set train.steps=...", checkpoint,
                  counted(config_.train().steps(), "step"));
-    device = choose_device(config_, world_);
+    device = choose_device(config_, world_, seat);
     if (config_.data().source() == config::Data::FOLDER) open_tokens(config_.data().train());
   });
   // Disks that are not shared may differ, and so may hosts.
@@ -106,7 +107,7 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
   agree(world_, [&] {
     if (built_in) open_tokens(options_.out + "/tokens");
     sampler.emplace(*train_tokens_, config_.model().context(), config_.data().seed());
-    check_fits(plan_memory(config_, tokenizer_->vocabulary_size(), world_.hosts(), device.kind), world_, device);
+    check_fits(plan_memory(config_, tokenizer_->vocabulary_size(), world_.hosts(), device.kind), world_, device, seat);
   });
   if (built_in) agree_on(world_, "corpus", describe_data());
   trainer_ = std::make_unique<Trainer>(config_, world_, device, *sampler, tokenizer_->vocabulary_size());

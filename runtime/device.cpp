@@ -18,6 +18,7 @@ namespace cuda {
 [[gnu::weak]] int64_t total_memory(int index);
 [[gnu::weak]] int64_t used_memory(int index);
 [[gnu::weak]] bool has_bf16(int index);
+[[gnu::weak]] GpuIdentity identity(int index);
 [[gnu::weak]] int multiprocessors(int index);
 [[gnu::weak]] std::shared_ptr<void> make_stream(int index);
 [[gnu::weak]] void synchronize(void* stream);
@@ -88,6 +89,11 @@ int64_t used_memory(Device gpu) {
 bool has_bf16(Device gpu) {
   PKM_CHECK(gpu.kind == DeviceKind::kCuda && cuda::has_bf16 != nullptr, "{} is no GPU", to_string(gpu));
   return cuda::has_bf16(gpu.index);
+}
+
+GpuIdentity identity(Device gpu) {
+  PKM_CHECK(gpu.kind == DeviceKind::kCuda && cuda::identity != nullptr, "{} is no GPU", to_string(gpu));
+  return cuda::identity(gpu.index);
 }
 
 int multiprocessors(Device gpu) {

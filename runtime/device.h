@@ -4,6 +4,7 @@
 // This module knows no ranks and no models.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -33,6 +34,9 @@ int device_count(DeviceKind kind);
 int64_t total_memory(Device gpu);
 int64_t used_memory(Device gpu);
 bool has_bf16(Device gpu);  // whether it multiplies bf16
+// Of the GPU itself, whatever number a process has for it. No two have the same.
+using GpuIdentity = std::array<std::byte, 16>;
+GpuIdentity identity(Device gpu);
 int multiprocessors(Device gpu);
 // What cuBLAS has on each stream that multiplies: it recommends so much for Hopper; older devices need less.
 constexpr int64_t kBlasWorkspaceBytes = int64_t{32} << 20;

@@ -8,6 +8,7 @@
 
 #include "runtime/check.h"
 #include "runtime/cuda_stream.h"
+#include "runtime/device.h"
 #include "runtime/log.h"
 
 namespace pkmesh::cuda {
@@ -72,6 +73,15 @@ bool has_bf16(int index) {
   int capability = 0;
   PKM_CUDA(cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, index));
   return capability >= 8;
+}
+
+GpuIdentity identity(int index) {
+  cudaDeviceProp properties{};
+  PKM_CUDA(cudaGetDeviceProperties(&properties, index));
+  GpuIdentity identity;
+  static_assert(sizeof(identity) == sizeof(properties.uuid));
+  std::memcpy(identity.data(), &properties.uuid, sizeof(identity));
+  return identity;
 }
 
 int multiprocessors(int index) {

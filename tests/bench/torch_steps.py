@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Times training steps of the language model in PyTorch on one device, in bf16; scripts/gpu-check starts it.
+"""Times training steps of the language model in PyTorch on one device, in bf16 (in fp16 on GPUs before Ampere); scripts/gpu-check starts it.
 
     torch_steps.py cuda|cpu SHAPE --values dense|sparse|rows|none [--compile]
 
@@ -35,8 +35,11 @@ def main():
     ids = torch.randint(shape["vocabulary"], (batch, shape["context"] + 1))
     step_model = torch.compile(model) if options.compile else model
 
+    old = options.device == "cuda" and torch.cuda.get_device_capability()[0] < 8
+    half = torch.float16 if old else torch.bfloat16  # no loss scale: it is the time that counts
+
     def step():
-        with torch.autocast(options.device, dtype=torch.bfloat16):
+        with torch.autocast(options.device, dtype=half):
             loss = step_model(ids[:, :-1], ids[:, 1:])
         loss.backward()
         if values:
@@ -53,7 +56,7 @@ def main():
             samples.append((time.perf_counter() - begin) * 1e3)
     ms = statistics.median(samples)
     print(json.dumps({"torch": torch.__version__, "ms": ms, "tokens_per_s": batch * shape["context"] / ms * 1e3, "samples": samples,
-                      "loss": loss}))
+                      "loss": loss, "type": str(half).removeprefix("torch.")}))
 
 
 main()

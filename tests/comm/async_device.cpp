@@ -20,7 +20,7 @@ namespace {
 constexpr uintptr_t kDevice = uintptr_t{1} << 62;  // set in the address of device memory
 
 std::atomic<int> g_devices{1};
-std::atomic<bool> g_events_fail{false};
+std::atomic<bool> g_device_fails{false};
 
 // A moment in the order of a stream.
 class Mark {
@@ -111,8 +111,8 @@ void emulate_devices(int count) {
   g_devices = count;
 }
 
-void let_events_fail(bool fail) {
-  g_events_fail = fail;
+void let_device_fail(bool fail) {
+  g_device_fails = fail;
 }
 
 void on_emulated_stream(void* native, std::function<void()> task) {
@@ -159,7 +159,7 @@ void synchronize_event(void* event) {
 }
 
 bool reached(int, void* event) {
-  PKM_CHECK(!g_events_fail, "a kernel's fault");
+  PKM_CHECK(!g_device_fails, "a kernel's fault");
   const auto mark = event_of(event).last();
   return mark == nullptr || mark->reached();
 }
@@ -170,6 +170,7 @@ double milliseconds(void* from, void* to) {
 }
 
 void synchronize(void* stream) {
+  PKM_CHECK(!g_device_fails, "a kernel's fault");
   const auto mark = std::make_shared<Mark>();
   stream_of(stream).queue([mark] { mark->reach(); });
   mark->wait();

@@ -14,7 +14,8 @@ namespace pkmesh {
 constexpr int kMultiprocessors = 20;  // of a small GPU
 
 void emulate_devices(int count);  // 1 unless told otherwise
-void let_events_fail(bool fail);  // as after a kernel's fault: from now on whoever asks about an event gets an error
+// As after a kernel's fault: from now on whoever asks about an event or waits for a stream gets an error.
+void let_device_fail(bool fail);
 
 // Queues a task on the stream of this Stream::native().
 void on_emulated_stream(void* native, std::function<void()> task);

@@ -146,6 +146,39 @@ TEST(HostStaged, AnErrorOfOneRankEndsAll) {
                UserError);
 }
 
+TEST(HostStaged, AFaultOfTheDeviceIsNamed) {
+  EXPECT_THROW(
+      {
+        SelfCommunicator host;
+        const auto world = make_host_staged(host, kDevice);  // waits for its copies when it goes
+        Stream stream(kDevice);
+        let_device_fail(true);
+        stream.synchronize();
+      },
+      InternalError);
+  let_device_fail(false);
+}
+
+// The watchdog's thread asks NCCL how it is while the rank's own thread is in NCCL nearly all the time. The tests' NCCL
+// takes one thread at a time.
+TEST(Nccl, TheWatchdogLooksBetweenCalls) {
+  if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "without nccl.h";
+  run_ranks(2, [](Communicator& host) {
+    const auto world = make_device_communicator(host, kDevice, DeviceLink::kNccl);
+    Stream stream(kDevice);
+    world->use(stream);
+    const Buffer<float> data(kDevice, 16);
+    world->watch(std::chrono::seconds(4));  // looks every half second
+    const auto begin = Clock::now();
+    for (int32_t goes_on = 1; goes_on != 0;) {
+      for (int i = 0; i < 20; ++i) world->all_reduce(data.span(), Reduction::kSum, Purpose::kPartials);
+      goes_on = Clock::now() - begin < std::chrono::milliseconds(2600) ? 1 : 0;
+      world->all_reduce(std::span(&goes_on, 1), Reduction::kMin, Purpose::kControl);
+    }
+    stream.synchronize();
+  });
+}
+
 // A kernel's fault shows in whatever is called next, on any thread: here the watchdog's.
 TEST(Nccl, AFaultOfTheDeviceIsNamedAndEndsTheJob) {
   if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "without nccl.h";
@@ -162,7 +195,7 @@ TEST(Nccl, AFaultOfTheDeviceIsNamedAndEndsTheJob) {
       world->barrier();
       world->watch(std::chrono::seconds(8));  // looks every second
       while (world->rank() == 1 && !ended) std::this_thread::yield();
-      let_events_fail(true);
+      let_device_fail(true);
       try {
         world->barrier();
       } catch (const JobAborted&) {
@@ -173,7 +206,7 @@ TEST(Nccl, AFaultOfTheDeviceIsNamedAndEndsTheJob) {
   } catch (const InternalError& caught) {
     error = caught.what();
   }
-  let_events_fail(false);
+  let_device_fail(false);
   EXPECT_NE(error.find("the GPU of rank"), std::string::npos) << error;
   EXPECT_NE(error.find(fmt::format("({}): a kernel's fault", this_host())), std::string::npos) << error;
 }

@@ -3,6 +3,8 @@
 // the asynchronous device. Stricter than NCCL: what NCCL's manual asks for and its library lets pass is an error here.
 //
 //   - communicators must be non-blocking, and a group reaches the stream only once it was polled to its end;
+//   - what is destroyed was finalised before, and polled until that was through;
+//   - one thread at a time is in a communicator, with a group or a question about its state;
 //   - two of them must have room on the device at once;
 //   - all ranks must issue the same operations in the same order, with the same counts;
 //   - an exchange has a send and a receive for every pair of ranks, zero-sized ones included.
@@ -77,6 +79,8 @@ struct ncclComm {
   std::atomic<int> state{ncclSuccess};
   std::atomic<bool> aborted{false};
   std::atomic<bool> joining{true};
+  bool finalised = false;
+  std::atomic<int> inside{0};  // threads in a group or a question
   std::mutex mutex;
   std::string last_error;
   std::vector<Operation> issued;  // in the group that is open, or not yet polled to its end
@@ -106,6 +110,11 @@ size_t size_of(ncclDataType_t type) {
 void fail(ncclComm& comm, ncclResult_t result, const std::string& words) {
   const std::lock_guard lock(comm.mutex);
   if (comm.state.exchange(result) == ncclSuccess) comm.last_error = words;
+}
+
+void enter(ncclComm& comm) {
+  if (comm.inside++ > 0) fail(comm, ncclInternalError, "two threads are in a communicator at once");
+  std::this_thread::yield();  // others get their chance to be the second
 }
 
 // False if the communicator was aborted, or failed, meanwhile.
@@ -244,7 +253,10 @@ void submit(ncclComm& comm) {
 
 ncclResult_t add(ncclComm_t comm, Operation operation) {
   if (t_depth == 0 || comm->polls_left > 0) return ncclInvalidUsage;  // one call at a time, in groups
-  if (std::find(t_group.begin(), t_group.end(), comm) == t_group.end()) t_group.push_back(comm);
+  if (std::find(t_group.begin(), t_group.end(), comm) == t_group.end()) {
+    t_group.push_back(comm);
+    enter(*comm);
+  }
   comm->issued.push_back(std::move(operation));
   return ncclSuccess;
 }
@@ -297,22 +309,34 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int size, ncclUniqueId id,
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* error) {
-  const std::lock_guard lock(comm->mutex);
-  if (comm->joining) {
-    comm->joining = comm->shared->joined < comm->size;
-    *error = comm->joining ? ncclInProgress : ncclSuccess;
-    return ncclSuccess;
+  enter(*comm);
+  {
+    const std::lock_guard lock(comm->mutex);
+    if (comm->joining) {
+      comm->joining = comm->shared->joined < comm->size;
+      *error = comm->joining ? ncclInProgress : ncclSuccess;
+    } else {
+      if (comm->polls_left > 0 && --comm->polls_left == 0) submit(*comm);
+      *error = comm->polls_left > 0 ? ncclInProgress : static_cast<ncclResult_t>(comm->state.load());
+    }
   }
-  if (comm->polls_left > 0 && --comm->polls_left == 0) submit(*comm);
-  *error = comm->polls_left > 0 ? ncclInProgress : static_cast<ncclResult_t>(comm->state.load());
+  --comm->inside;
   return ncclSuccess;
 }
 
-ncclResult_t ncclCommFinalize(ncclComm_t) {
-  return ncclSuccess;
+ncclResult_t ncclCommFinalize(ncclComm_t comm) {
+  const std::lock_guard lock(comm->mutex);
+  if (comm->finalised || comm->polls_left > 0) return ncclInvalidUsage;
+  comm->finalised = true;
+  comm->polls_left = 3;
+  return ncclInProgress;
 }
 
 ncclResult_t ncclCommDestroy(ncclComm_t comm) {
+  if (!comm->finalised || comm->polls_left > 0) {
+    std::fputs("a communicator is destroyed before it was finalised\n", stderr);
+    std::abort();  // nobody asks what came of it
+  }
   comm->aborted = true;
   return ncclSuccess;
 }
@@ -342,6 +366,7 @@ ncclResult_t ncclGroupEnd() {
   for (ncclComm* comm : t_group) {
     const std::lock_guard lock(comm->mutex);
     comm->polls_left = 3;
+    --comm->inside;
   }
   t_group.clear();
   return ncclInProgress;

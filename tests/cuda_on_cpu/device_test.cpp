@@ -97,6 +97,12 @@ TEST(CudaDevice, ADriverThatCannotBeUsedIsSaidOnce) {
   EXPECT_EQ(device_count(DeviceKind::kCuda), emulation::kDevices);
 }
 
+TEST(CudaDevice, EachHasAnIdentity) {
+  const Device next{DeviceKind::kCuda, kGpu.index + 1};
+  EXPECT_EQ(identity(kGpu), identity(kGpu));
+  EXPECT_NE(identity(kGpu), identity(next));
+}
+
 TEST(CudaDevice, AttentionSaysThatTuringIsTooSmall) {
   constexpr AttentionShape kShape = {.sequences = 1, .context = 5, .heads = 1};
   Stream stream(kGpu);

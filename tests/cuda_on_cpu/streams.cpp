@@ -167,7 +167,8 @@ cudaError_t cudaSetDevice(int index) {
   has_device = true;
   return cudaSuccess;
 }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int index) {
+  properties->uuid = {{'G', 'P', 'U', static_cast<char>(index)}};
   properties->totalGlobalMem = size_t{16} << 30;
   return cudaSuccess;
 }

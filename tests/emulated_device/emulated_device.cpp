@@ -237,6 +237,12 @@ bool has_bf16(int) {
   return true;
 }
 
+// PKMESH_EMULATED_FIRST: the machine's device that is this process's first.
+GpuIdentity identity(int index) {
+  static const char* const first = std::getenv("PKMESH_EMULATED_FIRST");
+  return {static_cast<std::byte>(index + (first == nullptr ? 0 : std::atoi(first)))};
+}
+
 std::shared_ptr<void> make_stream(int index) {
   return std::make_shared<FakeStream>(device_at(index));
 }

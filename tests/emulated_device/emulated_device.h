@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A CUDA device without a GPU, to judge what the host does around the kernels. A program that links these files has
-// eight of them, or PKMESH_EMULATED_DEVICES, of 4 GiB each. They compute what the CPU computes, so results must be
-// equal bit for bit; they are as strict as a GPU may be, and stricter than any:
+// eight of them, or PKMESH_EMULATED_DEVICES, from number PKMESH_EMULATED_FIRST of the machine on, of 4 GiB each. They
+// compute what the CPU computes, so results must be equal bit for bit; they are as strict as a GPU may be, and stricter
+// than any:
 //
 //   Device memory   can be touched by nobody but the ops and copies of the device's own streams: anything else is a
 //                   SIGSEGV that says so, with a backtrace. An op that is given host memory is an error with its name.

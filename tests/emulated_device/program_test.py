@@ -68,6 +68,25 @@ class OnADevice(program.Test):
             self.check_refusal(program.Job([], contexts=contexts), ["rank 1 on", "another device than rank 0"])
             self.assertEqual(snapshot(self.folder), before)
 
+    def test_ranks_that_see_a_device_each(self):
+        def contexts(arguments, *firsts):
+            return [["env", "PKMESH_EMULATED_DEVICES=1", f"PKMESH_EMULATED_FIRST={first}", program.PROGRAM, *arguments] for first in firsts]
+
+        big = ("--set", "model.memory.0.sub_keys=2600")  # 5 GB: half of it fits on each device, all of it on none
+        arguments = ["train", "--config", "debug", *big, "--dry-run", "--set", "train.device=CUDA"]
+        plan = program.Job([], contexts=contexts(arguments, 4, 6)).finish()
+        self.assertEqual(plan.code, 0, plan.err)
+        self.assertNotIn("would not start", plan.out)
+        run = [word for override in SHORT for word in ("--set", override)]
+        arguments = ["train", "--config", "debug", "--out", "seen", "--set", "train.device=CUDA", *run]
+        job = program.Job([], contexts=contexts(arguments, 4, 6)).finish()
+        self.assertEqual(job.code, 0, job.err)
+        self.train("of-cpu", *SHORT, *CPU, ranks=2)
+        self.assertEqual(losses("seen"), losses("of-cpu"))
+        for command in (arguments, ["bench", "model", "--config", "debug"], ["eval", "--checkpoint", "seen"]):
+            self.check_refusal(program.Job([], contexts=contexts(command, 4, 4)),
+                               ["rank 1 on", "sees 1 GPU, and other ranks have as many already", "train.communication=HOST_STAGED"])
+
     def test_resumed_on_the_other_side(self):
         self.train("whole", *SHORT, *CPU)
         self.train("turns", *SHORT[1:], "train.steps=3", *CPU)

@@ -5,6 +5,7 @@
 
 #include "comm/self.h"
 #include "comm/thread.h"
+#include "launcher/bench.h"
 #include "tests/emulated_device/emulated_device.h"
 #include "tests/emulated_device/links.h"
 #include "tests/io/temporary_folder.h"
@@ -103,6 +104,21 @@ INSTANTIATE_TEST_SUITE_P(EmulatedHosts, SteadyStepOnDevice,
                          testing::Combine(testing::Values(Case{"two_hosts", {}, 2, 2}), testing::Values(4),
                                           testing::ValuesIn(emulated::links())),
                          name_of);
+
+// What a benchmark's step leaves in the queue the next one would pay for, be it another model's.
+TEST(BenchOnDevice, WaitsForTheEndOfEachStep) {
+  const config::Config config = tiny::config({"train.device=CUDA"});
+  const auto waits = [&](int repeats) {
+    SelfCommunicator world;
+    BenchReport report(/*prints=*/false);
+    BenchOptions options;
+    options.repeats = repeats;
+    emulated::take_costs();
+    bench_step(world, config, options, report);
+    return emulated::take_costs().waits["no range"];
+  };
+  EXPECT_EQ(waits(3) - waits(2), 2);  // with the memory, and without
+}
 
 }  // namespace
 }  // namespace pkmesh

@@ -57,13 +57,37 @@ class GpuCheck(unittest.TestCase):
         self.assertEqual(len(parts["training"]["figures"]["cpu"]), 20)
         self.assertEqual(len(parts["kernels"]["figures"]["32^2 BF16"]["kernels"]), 11)
         self.assertGreater(parts["model"]["figures"]["FP32"]["speed_with_over_without"]["median"], 0)
-        self.assertEqual(len(parts["big"]["figures"]["losses"]), 5)
+        self.assertGreater(parts["big"]["figures"]["models"][0]["ms"]["median"], 0)
         self.assertIn("$ ", self.json.with_suffix(".log").read_text())
 
-    def test_a_part_that_fails_does_not_stop_the_next(self):
+    def stand_in(self, *lines):
+        """A program in the place of pkmesh, which runs if these lines do not end it."""
         program = Path(self.folder.name) / "pkmesh"
-        program.write_text("#!/bin/sh\ncase $1 in train) echo 'error: it was asked to fail'; exit 3 ;; esac\nexec " + str(PKMESH) + ' "$@"\n')
+        program.write_text("\n".join(("#!/bin/sh", *lines, f'exec {PKMESH} "$@"', "")))
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    def test_sizes_that_do_not_fit_are_skipped(self):
+        words = "error: this run needs 51.5 GiB on cuda:0 of here, which has 31.7 GiB for it: use more GPUs or a smaller model"
+        self.stand_in(f"case $* in *row_type=FP32*) echo '{words}'; exit 2 ;; esac")
+        result = self.check("--rehearse", "--build", self.folder.name, "kernels")
+        self.assertEqual(result.returncode, 0, result.stdout)
+        self.assertRegex(result.stdout, r"kernels +passed .*32\^2 rows, FP32 +skipped +needs 51\.5 GiB, the GPU has 31\.7 GiB")
+        self.assertEqual(list(json.loads(self.json.read_text())["parts"]["kernels"]["figures"]), ["32^2 BF16"])
+        self.stand_in(f"echo '{words}'; exit 2")
+        for part in ("kernels", "big"):
+            result = self.check("--rehearse", "--build", self.folder.name, part)
+            self.assertEqual(result.returncode, 1, result.stdout)
+            self.assertRegex(result.stdout, part + r" +FAILED .*no size fits: needs 51\.5 GiB")
+
+    def test_a_part_without_its_program_does_not_stop_the_next(self):
+        result = self.check("--rehearse", "--build", self.folder.name, "parity", "training")
+        self.assertEqual(result.returncode, 1, result.stdout)
+        self.assertRegex(result.stdout, r"training +FAILED .*pkmesh is missing: build it first")
+        self.assertRegex(result.stdout, r"parity +passed")
+        self.assertEqual(self.check("--rehearse", "--build", self.folder.name, "training").returncode, 2)
+
+    def test_a_part_that_fails_does_not_stop_the_next(self):
+        self.stand_in("case $1 in train) echo 'error: it was asked to fail'; exit 3 ;; esac")
         result = self.check("--rehearse", "--build", self.folder.name, "training", "kernels")
         self.assertEqual(result.returncode, 1, result.stdout)
         self.assertRegex(result.stdout, r"training +FAILED .*pkmesh ended with 3: error: it was asked to fail")

@@ -42,7 +42,10 @@ TEST_F(DenseCuda, CopyGoesThereAndBack) {
   tensor.expect_parity("copy", 0);
 }
 
-constexpr Math kMaths[] = {Math::kFp32, Math::kBf16, Math::kFp16};
+std::vector<Math> maths_of(const Stream& gpu) {
+  if (has_bf16(gpu.device())) return {Math::kFp32, Math::kBf16, Math::kFp16};
+  return {Math::kFp32, Math::kFp16};  // before Ampere
+}
 
 Numbers rounded(Math math, Numbers numbers) {
   for (double& x : numbers) {
@@ -73,7 +76,7 @@ MathScope rounding(Stream& stream, Math math) {
 }
 
 TEST_F(DenseCuda, GemmRoundsItsOperandsToNearest) {
-  for (const Math math : kMaths)
+  for (const Math math : maths_of(gpu()))
     for (const auto& [m, n, k] : std::vector<std::array<int64_t, 3>>{
              {1, 1, 1}, {3, 5, 7}, {65, 33, 70}, {64, 128, 96}, {0, 4, 3}, {4, 0, 3}, {4, 3, 0}})
       for (int flips = 0; flips < 4; ++flips) {
@@ -112,7 +115,7 @@ TEST_F(DenseCuda, GemmOfSlices) {
 }
 
 TEST_F(DenseCuda, LinearRoundsEachOperandOnce) {
-  for (const Math math : kMaths)
+  for (const Math math : maths_of(gpu()))
     for (const auto& [tokens, width] : kSizes) {
       const int64_t outputs = 2 * width + 1;
       Operand x(gpu(), math, normals("x", tokens * width));
@@ -285,7 +288,7 @@ TEST_F(DenseCuda, AttentionForwardAndBackwardKnowNoSixteenBits) {
                                                            {2, 33, 1, 128, 0.1F},
                                                            {1, 35, 2, 129, 0},
                                                            {1, 49, 1, 256, 0.1F}})
-    for (const Math math : kMaths) {
+    for (const Math math : maths_of(gpu())) {
       if (math != Math::kFp32 && c.head_width != 20) continue;
       const AttentionShape shape = {c.sequences, c.context, c.heads};
       const int64_t tokens = shape.tokens();
@@ -347,7 +350,7 @@ TEST_F(DenseCuda, AttentionDecode) {
 
 TEST_F(DenseCuda, CrossEntropy) {
   constexpr int64_t kWidth = 9;
-  for (const Math math : kMaths)
+  for (const Math math : maths_of(gpu()))
     for (const auto& [tokens, vocabulary, chunk] :
          std::vector<std::array<int64_t, 3>>{{0, 5, 2}, {1, 1, 1}, {7, 5, 3}, {20, 700, 8}, {33, 1500, 64}}) {
       const Numbers targets = indices("targets", tokens, vocabulary);
