@@ -105,8 +105,8 @@ Stream::Stream(Device device) : device_(device) {
   if (device.kind == DeviceKind::kCpu) return;
   if (!compiled_with(device.kind)) user_error("device CUDA: this program was built without it; build the cuda preset");
   if (device_count(device.kind) <= device.index)
-    user_error("device {}: this machine has {} CUDA devices; set train.device: CPU, or use fewer ranks", to_string(device),
-               device_count(device.kind));
+    user_error("device {}: this machine has {} CUDA devices; set train.device: CPU, or use fewer ranks",
+               to_string(device), device_count(device.kind));
   native_ = cuda::make_stream(device.index);
 }
 
