@@ -25,10 +25,6 @@ std::string difference(std::string_view mine, std::string_view theirs) {
   }
 }
 
-std::string host_of(const Communicator& world, int rank) {
-  return world.hosts().names[static_cast<size_t>(world.hosts().of_rank[static_cast<size_t>(rank)])];
-}
-
 }  // namespace
 
 std::string broadcast_text(Communicator& world, int root, std::string text) {
@@ -58,7 +54,7 @@ void agree_on(Communicator& world, std::string_view what, std::string_view text)
   agree(world, [&] {
     if (text == of_rank_0) return;
     user_error("rank {} on {} has another {} than rank 0 on {}: {}; give all ranks the same", world.rank(),
-               host_of(world, world.rank()), what, host_of(world, 0), difference(text, of_rank_0));
+               world.hosts().name_of(world.rank()), what, world.hosts().name_of(0), difference(text, of_rank_0));
   });
 }
 

@@ -52,6 +52,7 @@ struct Hosts {
   std::vector<std::string> names;  // one per host; two hosts may share a name
   std::vector<int> of_rank;        // index into names, one per rank
   int64_t count() const { return static_cast<int64_t>(names.size()); }
+  const std::string& name_of(int rank) const { return names[static_cast<size_t>(of_rank[static_cast<size_t>(rank)])]; }
   // Ranks of each host where all have as many, consecutive ones; else 0.
   int ranks_each() const;
   static Hosts one(int ranks);              // all ranks on this machine

@@ -5,8 +5,9 @@
 //   loss            mean over the step's tokens, natural logarithm;  lr, grad_norm, step_ms, tokens_per_s
 //   values_grad_norm   where rows are clipped;  loss_scale  with FP16 only;  skipped  true, of steps that were
 //   validation      {loss, perplexity, ...}: only on steps that validate
-//   memory          {"layer6": {used, kl, gini, top1, hottest_shard}, ...}: only on steps that measure it; of a single
-//                   table mib_per_step as well
+//   memory          {"layer6": {used, kl, kl_counted, gini, top1, slots_50, slots_90, slots_99, hottest_shard,
+//                   selections}, ...} (layers/memory/health.h): only on steps that measure it; of a single table
+//                   mib_per_step as well
 //   communication   {exposed}, share of the step, 0..1; with a step line also {per_step}: {"partials": {mib, ms}, ...},
 //                   this rank's means since the line before
 // A number that is not finite is written as null, for JSON has no other word.

@@ -91,9 +91,7 @@ void merge(const std::string& folder, int ranks, const std::string& path) {
 }  // namespace
 
 Trace::Trace(Communicator& world, int64_t capacity)
-    : rank_(world.rank()),
-      host_(world.hosts().names[static_cast<size_t>(world.hosts().of_rank[static_cast<size_t>(world.rank())])]),
-      capacity_(capacity) {
+    : rank_(world.rank()), host_(world.hosts().name_of(world.rank())), capacity_(capacity) {
   events_.reserve(static_cast<size_t>(capacity));
   const int64_t ahead = clock_offset_ns(world);
   int64_t zero = now_ns() - ahead;  // rank 0's is the one that counts

@@ -323,7 +323,7 @@ MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const 
 void check_fits(const MemoryPlan& plan, const Communicator& world, Device device, const GpuSeat& seat) {
   const auto& of_rank = world.hosts().of_rank;
   const int host = of_rank[static_cast<size_t>(world.rank())];
-  const std::string& name = world.hosts().names[static_cast<size_t>(host)];
+  const std::string& name = world.hosts().name_of(world.rank());
   const int64_t ranks = std::ranges::count(of_rank, host);
   const auto check = [&](int64_t need, int64_t total, const std::string& where, const char* remedy) {
     if (total <= 0 || need <= total) return;

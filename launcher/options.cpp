@@ -206,12 +206,11 @@ Device choose_device(const config::Config& config, const Communicator& world, co
   const bool may_share = resolve(device_link(config)) == DeviceLink::kHostStaged
                              ? config.train().communication() == config::HOST_STAGED
                              : std::getenv("NCCL_HOSTID") != nullptr;
-  const Hosts& hosts = world.hosts();
   if (seat.before > 0 && !may_share)
     user_error(
-        "train.device: rank {} on {} sees {}, and other ranks have as many already; start fewer ranks per host, show "
-        "each a GPU of its own, let them share GPUs (train.communication=HOST_STAGED), or set it to CPU",
-        world.rank(), hosts.names[hosts.of_rank[world.rank()]], counted(seat.gpus, "GPU"));
+        "train.device: rank {} on {} sees {}, which lower ranks have already; start fewer ranks per host, show each a "
+        "GPU of its own, let them share GPUs (train.communication=HOST_STAGED), or set it to CPU",
+        world.rank(), world.hosts().name_of(world.rank()), counted(seat.gpus, "GPU"));
   const Device device = {DeviceKind::kCuda, seat.index};
   if (config.train().precision() == config::Train::BF16 && !has_bf16(device))
     user_error("train.precision: {} has no BF16, which GPUs from Ampere on have; set it to FP16", to_string(device));

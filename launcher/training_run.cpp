@@ -166,7 +166,7 @@ void TrainingRun::make_folder(const std::string& checkpoint) {
     const int host = hosts.of_rank[static_cast<size_t>(world_.rank())];
     if (!holds(mark, text, std::chrono::seconds(host == hosts.of_rank[0] ? 0 : 20)))
       user_error("{}: is not on {} what it is on {}; give an --out that all hosts share", options_.out,
-                 hosts.names[static_cast<size_t>(host)], hosts.names[static_cast<size_t>(hosts.of_rank[0])]);
+                 hosts.name_of(world_.rank()), hosts.name_of(0));
   });
   agree(world_, [&] {
     if (world_.rank() != 0) return;
@@ -281,7 +281,8 @@ void TrainingRun::save(bool at_the_end) {
 
 void TrainingRun::finish() {
   if (since_start_.steps == 0)
-    log_info("nothing to do: all {} steps are done; for more, --set train.steps=...", steps_done());
+    log_info("nothing to do: {} done already; for more, --set train.steps=...",
+             steps_done() == 1 ? "its one step is" : fmt::format("all {} steps are", steps_done()));
   if (world_.rank() == 0 && since_start_.steps > 0)
     log_info("done    {}{} in {}: {} tok/s", counted(since_start_.steps, "step"),
              skipped_ > 0 ? fmt::format(" ({} of them skipped)", skipped_) : "", time_left_text(since_start_.seconds),

@@ -85,7 +85,7 @@ class OnADevice(program.Test):
         self.assertEqual(losses("seen"), losses("of-cpu"))
         for command in (arguments, ["bench", "model", "--config", "debug"], ["eval", "--checkpoint", "seen"]):
             self.check_refusal(program.Job([], contexts=contexts(command, 4, 4)),
-                               ["rank 1 on", "sees 1 GPU, and other ranks have as many already", "train.communication=HOST_STAGED"])
+                               ["rank 1 on", "sees 1 GPU, which lower ranks have already", "train.communication=HOST_STAGED"])
 
     def test_resumed_on_the_other_side(self):
         self.train("whole", *SHORT, *CPU)
