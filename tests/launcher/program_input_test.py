@@ -295,6 +295,9 @@ class Corpus(program.Test):
         self.assert_refused(command + ["tokens", "--tokenizer", "nosuch"], "nosuch", ranks=(0,))
         self.assert_refused(command + ["tokens", "--set", "tokenizer.vocabulary=3"], "512 to", ranks=(0,))
         self.assert_refused(command + ["tokens"], "without mpirun", ranks=(2,))
+        write("blank", "\n" * 99)
+        self.assert_refused(["tokenize", "--input", "blank", "--out", "tokens"], "blank: holds no text",
+                            "--set tokenizer.kind=BYTE", ranks=(0,))
         write("many", "".join(map(chr, range(0x4E00, 0x5600))))
         self.assert_refused(["tokenize", "--input", "many", "--out", "tokens", "--set", "tokenizer.vocabulary=512"],
                             "tokenizer.vocabulary", "character_coverage", ranks=(0,))
@@ -317,7 +320,7 @@ class Corpus(program.Test):
         altered("absent", os.remove)
         altered("unnamed", lambda path: os.remove(os.path.join(os.path.dirname(path), "tokenizer.json")))
         for folder, words in [("other", "written with tokenizer"), ("truncated", "truncated"), ("header", "damaged"),
-                              ("flipped", "checksum"), ("absent", "no train tokens"), ("unnamed", "tokenizer.json"),
+                              ("flipped", "checksum"), ("absent", "no training tokens"), ("unnamed", "tokenizer.json"),
                               ("nosuch", "nosuch")]:
             self.assert_refused(self.train_on(folder), folder, words)
         self.assert_refused(self.train_on("bytes") + ["--set", "model.context=100000"], "smaller context", ranks=(0,))
@@ -338,11 +341,30 @@ class Corpus(program.Test):
         # What the tokenizer is counts, not what would have been learnt.
         self.tokenize("bytes", "BYTE")
         said = self.run_well("tokenize", "--input", "latin1", "--out", "more", "--tokenizer", "bytes").err
-        self.assertNotIn("is it text?", said)
+        self.assertRegex(said, "1 byte .*is not UTF-8 .*is it text?")
         self.assertIn("257 pieces, that of bytes", said)
         for override in ("tokenizer.kind=BPE", "tokenizer.vocabulary=600"):
             self.assert_refused(["tokenize", "--input", "text", "--out", "new", "--tokenizer", "bytes", "--set", override],
                                 override, "--tokenizer bytes", ranks=(0,))
+
+    def test_too_little_text_to_validate_on(self):
+        """What was asked for and does not come is said, when it is tokenized and when it is trained on."""
+        tokenize = ["tokenize", "--set", "tokenizer.kind=BYTE", "--input"]
+        self.assertNotIn("warning", self.run_well(*tokenize, "text", "--out", "enough", "--set",
+                                                  "data.validation_share=0.1").err)
+        self.assertNotIn("warning", self.run_well(*tokenize, "text", "--out", "no", "--set",
+                                                  "data.validation_share=0").err)
+        write("little", TEXT[:1000])
+        said = self.run_well(*tokenize, "little", "--out", "none").err
+        self.assertIn("warning: data.validation_share is 0.01, but no text is left to validate on", said)
+        write("more", TEXT[:3000])
+        said = self.run_well(*tokenize, "more", "--out", "much").err
+        self.assertRegex(said, r"warning: data.validation_share is 0.01, but 0\.\d+ of the text is for validation")
+        warning = "no validation, though train.eval_every is 10: none has no validation tokens"
+        for folder, every, warned in (("none", 10, True), ("none", 0, False), ("much", 10, False)):
+            said = self.train(f"{folder}-{every}", "data.source=FOLDER", f"data.train={folder}", "train.steps=1",
+                              f"train.eval_every={every}", "model.context=16").err
+            self.assertEqual(warning in said, warned, said)
 
     def test_evaluation_data(self):
         self.train("run", "train.steps=1")
