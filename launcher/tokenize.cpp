@@ -74,15 +74,13 @@ void warn_of_share(double asked, const TokenizeSummary& summary) {
   const double got = valid / (valid + static_cast<double>(summary.train.text.bytes));
   if (asked > 0 && got == 0)
     log_warning(
-        "data.validation_share is {:.3g}, but no text is left to validate on: it is too little to be parted; give "
-        "more, "
-        "or other text to validate on (data.valid)",
+        "data.validation_share is {:.3g}, but the text is too short to be parted, and there is none to validate on; "
+        "give more, or other text to validate on (data.valid)",
         asked);
   else if (got > 2 * asked || got < asked / 2)
     log_warning(
-        "data.validation_share is {:.3g}, but {:.2g} of the text is for validation: there is too little of it to part "
-        "it "
-        "as asked; give more, or try another data.seed",
+        "data.validation_share is {:.3g}, but {:.2g} of the text is for validation: it is too short to be parted as "
+        "asked; give more, or try another data.seed",
         asked, got);
 }
 

@@ -61,6 +61,17 @@ std::string describe_plan(const config::Config& config, const Communicator& worl
   }
 }
 
+// A run that goes on names its tokens, and they may have moved since.
+void check_folders(const config::Data& data) {
+  if (data.source() != config::Data::FOLDER) return;
+  for (const auto& [option, folder] : {std::pair("data.train", data.train()), {"data.valid", data.valid()}}) {
+    std::error_code error;
+    if (folder.empty() || std::filesystem::is_directory(folder, error)) continue;
+    user_error("{}: {}; pass the folder that `pkmesh tokenize` wrote: --set {}=FOLDER", folder,
+               error ? error.message() : "not a folder", option);
+  }
+}
+
 bool due(int64_t step, int64_t every) {
   return every > 0 && step % every == 0;
 }
@@ -98,6 +109,7 @@ int train_command(Communicator& world, const TrainArguments& options) {
     });
     return 0;
   }
+  agree(world, [&] { check_folders(config.data()); });
   if (world.size() > 1)
     world.watch(std::chrono::duration_cast<Clock::duration>(
         std::chrono::duration<double, std::ratio<60>>(config.train().hang_minutes())));

@@ -107,8 +107,9 @@ class CommandLine(program.Test):
 
     def test_nonsense_paths(self):
         for command in (["eval"], ["generate", "--prompt", "a"]):
-            self.assert_refused(command + ["--checkpoint", "nosuch"], "nosuch", "no whole checkpoint")
+            self.assert_refused(command + ["--checkpoint", "nosuch"], "nosuch: is not there")
         self.assert_refused(["inspect", "nosuch"], "nosuch")
+        self.assert_refused(["eval", "--checkpoint", "step_00000010"], "is not there", "train.keep_checkpoints", ranks=(0,))
         self.assert_refused(["inspect", "/proc"], "/proc", "no whole checkpoint")
         self.assert_refused(["config", "model.memry"], "did you mean model.memory?")
 
@@ -302,6 +303,16 @@ class Corpus(program.Test):
         self.assert_refused(["tokenize", "--input", "many", "--out", "tokens", "--set", "tokenizer.vocabulary=512"],
                             "tokenizer.vocabulary", "character_coverage", ranks=(0,))
 
+    def test_tokens_that_have_moved(self):
+        self.tokenize("tokens", "BYTE")
+        self.train("run", "data.source=FOLDER", "data.train=tokens", "train.steps=1")
+        os.rename("tokens", "moved")
+        self.assert_refused(["train", "--resume", "auto", "--out", "run"], "tokens: No such file or directory",
+                            "--set data.train=FOLDER")
+        self.run_well("train", "--resume", "auto", "--out", "run", "--set", "data.train=moved", "--set", "train.steps=2")
+        self.assert_refused(["train", "--resume", "auto", "--out", "run", "--set", "data.valid=text"],
+                            "text: not a folder", "--set data.valid=FOLDER", ranks=(0,))
+
     def train_on(self, folder):
         return DEBUG + ["--set", "data.source=FOLDER", "--set", f"data.train={folder}", "--out", "run"]
 
@@ -356,7 +367,7 @@ class Corpus(program.Test):
                                                   "data.validation_share=0").err)
         write("little", TEXT[:1000])
         said = self.run_well(*tokenize, "little", "--out", "none").err
-        self.assertIn("warning: data.validation_share is 0.01, but no text is left to validate on", said)
+        self.assertIn("warning: data.validation_share is 0.01, but the text is too short to be parted", said)
         write("more", TEXT[:3000])
         said = self.run_well(*tokenize, "more", "--out", "much").err
         self.assertRegex(said, r"warning: data.validation_share is 0.01, but 0\.\d+ of the text is for validation")
