@@ -54,7 +54,7 @@ std::string describe_plan(const config::Config& config, const Communicator& worl
   }
   try {
     if (!config.data().train().empty()) load_tokenizer(config.data().train());
-    check_fits(plan, world, choose_device(config, world));
+    check_fits(plan, world, choose_device(config, world), /*shown=*/true);
     return to_text(plan);
   } catch (const UserError& error) {
     return fmt::format("{}would not start here: {}\n", to_text(plan), error.what());
