@@ -190,7 +190,7 @@ class Commands(program.Test):
         self.assertNotIn("--dry-run", large)
         self.assertIn("\nwould not start here: train.precision", self.run_well(*plan, "train.precision=FP16").out)
         options = ["data.source=FOLDER", "--set", "data.train=nosuch"]
-        self.assertIn("\nwould not start here: nosuch/", self.run_well(*plan, *options).out)
+        self.assertIn("\nwould not start here: nosuch: No such file or directory; ", self.run_well(*plan, *options).out)
         self.assertIn("\nnosuch: is not here; planned with", self.run_well(*plan, *options, "--ranks", "2").out)
         with open("my.textproto", "w", encoding="utf-8") as file:
             file.write(self.run_well(*plan[:3], "--print-config", "--set", *options).out)
