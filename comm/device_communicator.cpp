@@ -42,7 +42,8 @@ const char* to_string(DeviceLink link) {
 DeviceLink resolve(DeviceLink link) {
   if (link == DeviceLink::kAuto) return cuda::make_nccl == nullptr ? DeviceLink::kHostStaged : DeviceLink::kNccl;
   if (link == DeviceLink::kNccl && cuda::make_nccl == nullptr)
-    user_error("communication NCCL: this program was built without it; set HOST_STAGED, or build the cuda preset");
+    user_error(
+        "train.communication=NCCL: this program was built without it; set it to HOST_STAGED, or build the cuda preset");
   return link;
 }
 

@@ -83,6 +83,9 @@ std::string find_checkpoint(const std::string& path) {
     read_manifest(path);
     return path;
   }
+  if (!fs::exists(path, error))
+    user_error("{}: is not there{}; give a step_... folder, or a run that has one", path,
+               step_of(fs::path(path).filename().string()) ? " (a run keeps its last train.keep_checkpoints)" : "");
   for (const std::string& folder : {path, path + "/checkpoints"})
     if (const auto latest = latest_checkpoint(folder)) return *latest;
   user_error("{}: no whole checkpoint there; give a step_... folder, or a run that has one", path);

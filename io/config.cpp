@@ -6,6 +6,8 @@
 #include <google/protobuf/text_format.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -26,7 +28,7 @@ constexpr std::string_view kPresetSuffix = ".textproto";
 std::string read_config_file(const std::string& path) {
   constexpr size_t kLargest = 1 << 20;
   std::ifstream file(path, std::ios::binary);
-  if (!file) config::fail(fmt::format("{}: cannot be opened; pass a file or a preset to --config", path));
+  if (!file) config::fail(fmt::format("{}: cannot be opened: {}; pass a file or a preset", path, std::strerror(errno)));
   std::string text(kLargest + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (file.bad() || (file.gcount() == 0 && !file.eof()))
@@ -132,8 +134,7 @@ void split_memories(config::Model* model) {
       one.clear_layers();
       one.add_layers(layer);
       if (one.value_width() == 0) one.set_value_width(model->width());
-      if (one.table().empty())
-        one.set_table(fmt::format("layer{}{}", layer, one.placement() == config::Memory::AFTER ? "_after" : ""));
+      one.set_table(config::table_name(memory, layer));
       memories.push_back(std::move(one));
     }
   }
@@ -165,10 +166,7 @@ config::Config parse_config(std::string_view text, const std::string& file, std:
     if (former.valid() == former.train()) parsed.config.mutable_data()->clear_valid();
   }
   config::check(parsed.config, parsed.origins);
-  config::Config resolved = resolve(std::move(parsed.config));
-  // A table that is not named has its layer's name, which another memory may have named as well.
-  config::check(resolved, {});
-  return resolved;
+  return resolve(std::move(parsed.config));
 }
 
 config::Config resolve(config::Config config) {

@@ -136,24 +136,29 @@ class Checker {
   void check_tables() const {
     std::map<std::string, int> first;
     for (int i = 0; i < config_.model().memory_size(); ++i) {
-      const Memory& memory = config_.model().memory(i);
-      if (memory.table().empty()) continue;
-      const int j = first.insert({memory.table(), i}).first->second;
-      const Memory& other = config_.model().memory(j);
-      const auto agree = [&](const char* name, const auto& mine, const auto& theirs) {
-        if (mine == theirs) return;
-        const std::string key = fmt::format("model.memory.{}.{}", i, name);
-        reject(key, "{} is {}, but model.memory.{}, which shares table \"{}\", has {}; make them equal", key, mine, j,
-               memory.table(), theirs);
-      };
-      const int width = config_.model().width();
-      agree("sub_keys", memory.sub_keys(), other.sub_keys());
-      agree("value_width", memory.value_width() == 0 ? width : memory.value_width(),
-            other.value_width() == 0 ? width : other.value_width());
-      agree("row_placement", Memory::RowPlacement_Name(memory.row_placement()),
-            Memory::RowPlacement_Name(other.row_placement()));
-      agree("row_type", NumberType_Name(memory.row_type()), NumberType_Name(other.row_type()));
+      for (const int layer : config_.model().memory(i).layers()) {
+        const std::string table = table_name(config_.model().memory(i), layer);
+        check_same_table(table, i, first.insert({table, i}).first->second);
+      }
     }
+  }
+
+  void check_same_table(const std::string& table, int i, int j) const {
+    const Memory& memory = config_.model().memory(i);
+    const Memory& other = config_.model().memory(j);
+    const auto agree = [&](const char* name, const auto& mine, const auto& theirs) {
+      if (mine == theirs) return;
+      const std::string key = fmt::format("model.memory.{}.{}", i, name);
+      reject(key, "{} is {}, but model.memory.{}, which shares table \"{}\", has {}; make them equal", key, mine, j,
+             table, theirs);
+    };
+    const int width = config_.model().width();
+    agree("sub_keys", memory.sub_keys(), other.sub_keys());
+    agree("value_width", memory.value_width() == 0 ? width : memory.value_width(),
+          other.value_width() == 0 ? width : other.value_width());
+    agree("row_placement", Memory::RowPlacement_Name(memory.row_placement()),
+          Memory::RowPlacement_Name(other.row_placement()));
+    agree("row_type", NumberType_Name(memory.row_type()), NumberType_Name(other.row_type()));
   }
 
   // T is Optimizer or Values.
@@ -179,6 +184,11 @@ class Checker {
 };
 
 }  // namespace
+
+std::string table_name(const Memory& memory, int layer) {
+  if (!memory.table().empty()) return memory.table();
+  return fmt::format("layer{}{}", layer, memory.placement() == Memory::AFTER ? "_after" : "");
+}
 
 void check(const Config& config, const Origins& origins) {
   const Checker checker(config, origins);

@@ -8,6 +8,8 @@
 
 #include <cctype>
 #include <charconv>
+#include <cstdlib>
+#include <limits>
 #include <optional>
 
 #include "io/config_schema.h"
@@ -43,6 +45,7 @@ struct Position {
   const Type* type = nullptr;    // of that message; null inside an unknown one
   const Field* field = nullptr;  // the last field named before the place, if it exists
   int previous_line = 0;         // line of the last token before the place
+  std::string word = {};         // the token at the place, a number with its sign
 };
 
 // Reads words as TextFormat does.
@@ -63,9 +66,14 @@ Position find_position(std::string_view text, int line, int column, const std::s
   std::map<std::string, int> entries;  // of repeated messages, so far
   std::string name;
   int previous_line = 0;
+  std::string word;
   while (tokenizer.Next()) {
     const pb::io::Tokenizer::Token& token = tokenizer.current();
-    if (token.line > line || (token.line == line && token.column >= column)) break;
+    if (token.line > line || (token.line == line && token.column >= column)) {
+      word = token.text;
+      if (word == "-" && tokenizer.Next()) word += tokenizer.current().text;
+      break;
+    }
     previous_line = token.line;
     const bool opens = token.text == "{" || token.text == "<";
     if (token.type == pb::io::Tokenizer::TYPE_IDENTIFIER) name = token.text;
@@ -85,12 +93,13 @@ Position find_position(std::string_view text, int line, int column, const std::s
     }
   }
   open.back().previous_line = previous_line;
+  open.back().word = word;
   return open.back();
 }
 
 std::string range(const Field& field) {
   const std::string text = limits_text(field);
-  return text.empty() ? "0 to 2^64 - 1" : text;
+  return text.empty() ? fmt::format("0 to {}", std::numeric_limits<uint64_t>::max()) : text;
 }
 
 // The part of protobuf's message that stands in its n-th pair of quotes.
@@ -109,17 +118,26 @@ std::string quoted(const std::string& message, int n) {
 // Protobuf's message in our words.
 std::string explain(const std::string& message, const Position& position) {
   const Field* field = position.field;
+  const std::string& word = position.word;
   if (message.find("has no field named") != std::string::npos && position.type != nullptr)
     return no_such_option(position.prefix, *position.type, quoted(message, 1));
+  if (message.starts_with("Expected identifier") && position.prefix.empty())
+    return fmt::format("expected the name of an option, got {}; is it a configuration?", word);
   if (field == nullptr) return position.prefix.empty() ? message : fmt::format("{}: {}", position.prefix, message);
   const std::string key = join_key(position.prefix, field->name());
   if (message.starts_with("Unknown enumeration value") && field->cpp_type() == Field::CPPTYPE_ENUM)
     return no_such_choice(key, *field, quoted(message, 0));
   if (message.find("specified multiple times") != std::string::npos) return fmt::format("{} is set twice", key);
-  if (message.starts_with("Integer out of range")) return fmt::format("{} is out of range ({})", key, range(*field));
+  const bool out_of_range = message.starts_with("Integer out of range");
+  if (out_of_range && field->cpp_type() != Field::CPPTYPE_BOOL)
+    return fmt::format("{} is out of range ({})", key, range(*field));
+  if (field->cpp_type() == Field::CPPTYPE_UINT64 && word.size() > 1 && word.starts_with('-'))
+    return fmt::format("{} is {}; it must be {}", key, word, range(*field));
   if (message.starts_with("Expected string")) return fmt::format("{} is text: put it in double quotes", key);
   const size_t got = message.find("got: ");
-  const std::string value = got != std::string::npos ? message.substr(got + 5) : quoted(message, 1);
+  const std::string value = got != std::string::npos ? message.substr(got + 5)
+                            : out_of_range           ? word
+                                                     : quoted(message, 1);
   if (field->cpp_type() == Field::CPPTYPE_ENUM && !value.empty()) return no_such_choice(key, *field, value);
   if (!is_message(*field) && !value.empty())
     return fmt::format("{} is {}; expected {}{}", key, value, field->cpp_type() == Field::CPPTYPE_BOOL ? "" : "a ",
@@ -141,22 +159,27 @@ std::string explain(const FirstError& error, std::string_view text, const std::s
   return explain(message, position);
 }
 
-// What is wrong with the first whole number of a text that begins with a zero, which text format reads in base 8; empty
-// if there is none.
-std::string find_octal(std::string_view text, const std::string& prefix, const Type* type, int* line) {
+// What is wrong with the first number of a text that would be read as another one: a whole number that begins with a
+// zero, which text format reads in base 8, or one so small that it would be 0. Empty if there is none.
+std::string find_misread_number(std::string_view text, const std::string& prefix, const Type* type, int* line) {
   pb::io::ArrayInputStream stream(text.data(), static_cast<int>(text.size()));
   FirstError ignored;
   pb::io::Tokenizer tokenizer(&stream, &ignored);
   be_like_text_format(tokenizer);
   while (tokenizer.Next()) {
     const pb::io::Tokenizer::Token& token = tokenizer.current();
-    if (token.type != pb::io::Tokenizer::TYPE_INTEGER || token.text.size() < 2 || !token.text.starts_with('0'))
-      continue;
-    if (std::isdigit(static_cast<unsigned char>(token.text[1])) == 0) continue;  // 0x40
+    const std::string& number = token.text;
+    const bool octal = token.type == pb::io::Tokenizer::TYPE_INTEGER && number.size() > 1 && number[0] == '0' &&
+                       std::isdigit(static_cast<unsigned char>(number[1])) != 0;  // not 0x40
+    const bool vanishes = token.type == pb::io::Tokenizer::TYPE_FLOAT && std::strtod(number.c_str(), nullptr) == 0 &&
+                          std::string_view(number).substr(0, number.find_first_of("eE")).find_first_of("123456789") !=
+                              std::string_view::npos;
+    if (!octal && !vanishes) continue;
     *line = 1 + token.line;
     const Position position = find_position(text, token.line, token.column, prefix, type);
     const std::string key = join_key(position.prefix, position.field != nullptr ? position.field->name() : "a number");
-    return fmt::format("{} is {}, which would be read in base 8; drop the zeros before it", key, token.text);
+    return fmt::format("{} is {}, which {}", key, number,
+                       octal ? "would be read in base 8; drop the zeros before it" : "is too small: it would be 0");
   }
   return {};
 }
@@ -202,7 +225,7 @@ class Override {
  public:
   explicit Override(const std::string& assignment) : place_("--set " + assignment) {
     const size_t equals = assignment.find('=');
-    if (equals == std::string::npos) fail(place_ + ": expected KEY=VALUE, such as train.steps=100");
+    if (equals == std::string::npos || equals == 0) fail(place_ + ": expected KEY=VALUE, such as train.steps=100");
     key_ = assignment.substr(0, equals);
     value_ = assignment.substr(equals + 1);
   }
@@ -244,8 +267,11 @@ class Override {
     int wanted = -1;
     const auto [end, error] = std::from_chars(index.data(), index.data() + index.size(), wanted);
     if (error != std::errc() || end != index.data() + index.size() || wanted < 0)
-      reject(fmt::format("{} is a list; say which entry, such as {}.0.{}", prefix, prefix, index));
-    if (wanted > size) reject(fmt::format("{} has {} entries; the next one is {}.{}", prefix, size, prefix, size));
+      reject(fmt::format("{} is a list; say which entry, such as {}", prefix,
+                         join_key(prefix + ".0", field.message_type()->FindFieldByName(index) != nullptr
+                                                     ? index
+                                                     : field.message_type()->field(0)->name())));
+    if (wanted > size) reject(fmt::format("{} has no entry {}; the next one is {}.{}", prefix, wanted, prefix, size));
     return wanted == size ? reflection.AddMessage(message, &field)
                           : reflection.MutableRepeatedMessage(message, &field, wanted);
   }
@@ -264,8 +290,9 @@ class Override {
     int line = 0;
     if (!parser.ParseFromString(text, scratch.get()))
       reject(explain(error, text, prefix, message->GetDescriptor(), &line));
-    if (const std::string octal = find_octal(text, prefix, message->GetDescriptor(), &line); !octal.empty())
-      reject(octal);
+    if (const std::string misread = find_misread_number(text, prefix, message->GetDescriptor(), &line);
+        !misread.empty())
+      reject(misread);
     std::vector<const Field*> named;
     scratch->GetReflection()->ListFields(*scratch, &named);
     if (named.size() > 1 || (named.size() == 1 && named[0] != &field))
@@ -317,8 +344,8 @@ Parsed parse(std::string_view text, const std::string& file, std::span<const std
     const std::string what = explain(error, text, "", Config::descriptor(), &line);
     fail(fmt::format("{}:{}: {}", file, line, what));
   }
-  if (const std::string octal = find_octal(text, "", Config::descriptor(), &line); !octal.empty())
-    fail(fmt::format("{}:{}: {}", file, line, octal));
+  if (const std::string misread = find_misread_number(text, "", Config::descriptor(), &line); !misread.empty())
+    fail(fmt::format("{}:{}: {}", file, line, misread));
   note_lines(parsed.config, tree, "", file, &parsed.origins);
   for (const std::string& assignment : overrides) Override(assignment).apply(&parsed.config, &parsed.origins);
   return parsed;

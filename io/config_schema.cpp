@@ -177,7 +177,8 @@ std::string limits_error(const Field& field, double value) {
   const bool rounds_onto_bound =
       (bounds.has_above() && static_cast<double>(static_cast<float>(value)) <= bounds.above()) ||
       (bounds.has_below() && static_cast<double>(static_cast<float>(value)) >= bounds.below());
-  return rounds_onto_bound ? fmt::format("must be {} when it is rounded to 32 bits", limits_text(field)) : "";
+  if (rounds_onto_bound) return fmt::format("must be {} when it is rounded to 32 bits", limits_text(field));
+  return value != 0 && static_cast<float>(value) == 0 ? "is too small: rounded to 32 bits it would be 0" : "";
 }
 
 std::string choices_text(const Field& field) {

@@ -25,8 +25,13 @@ std::string reason(int error) {
   return std::generic_category().message(error);  // as strerror, without its shared buffer
 }
 
+// How to mend what hinders reading and writing alike.
+const char* remedy(int error, const char* otherwise) {
+  return error == EMFILE || error == ENFILE ? "raise the limit (ulimit -n)" : otherwise;
+}
+
 [[noreturn]] void fail_to_read(const std::string& path, int error) {
-  user_error("{}: cannot be read: {}; check the path and its permissions", path, reason(error));
+  user_error("{}: cannot be read: {}; {}", path, reason(error), remedy(error, "check the path and its permissions"));
 }
 
 [[noreturn]] void fail_to_write(const std::string& path, int error) {
@@ -34,7 +39,7 @@ std::string reason(int error) {
   user_error("{}: cannot be written: {}; {}", path, reason(error),
              full             ? "free some space or choose another folder"
              : error == EFBIG ? "raise the limit (ulimit -f) or choose another folder"
-                              : "choose another folder or mend its permissions");
+                              : remedy(error, "choose another folder or mend its permissions"));
 }
 
 // Calls `call` until no signal interrupts it.

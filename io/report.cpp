@@ -204,17 +204,20 @@ std::string describe_groups(const CheckpointManifest& manifest) {
 }
 
 std::string describe_bytes_per_rank(const CheckpointManifest& manifest) {
-  int64_t dense = 0;
-  for (const TensorInfo& tensor : manifest.dense) dense += tensor.bytes();
+  int64_t parameters = 0;
+  int64_t moments = 0;  // of which each rank holds a part, where all share memory
+  for (const TensorInfo& tensor : manifest.dense)
+    (tensor.name.starts_with("adam.") ? moments : parameters) += tensor.bytes();
   Table table;
   table.add({"ranks", "dense", "rows", "bytes per rank"});
   for (const int64_t ranks : {1, 2, 4, 8}) {
+    const int64_t dense = parameters + (moments + ranks - 1) / ranks;
     int64_t rows = 0;
     for (const auto& stored : manifest.tables) rows += (stored.rows + ranks - 1) / ranks * stored.row_bytes();
     table.add({std::to_string(ranks), bytes_text(static_cast<double>(dense)), bytes_text(static_cast<double>(rows)),
                bytes_text(static_cast<double>(dense + rows))});
   }
-  return table.text();
+  return table.text() + "  (on the CPUs of one host; elsewhere each rank has all of the dense moments)\n";
 }
 
 CheckpointReport describe_files(const std::string& path, const CheckpointManifest& manifest) {
@@ -264,17 +267,22 @@ std::string describe_run(const std::string& path) {
   std::vector<std::string> names;
   for (const std::string& checkpoint : list_checkpoints(path + "/checkpoints"))
     names.push_back(std::filesystem::path(checkpoint).filename().string());
-  return text +
-         fmt::format("\n  checkpoints: {}\n", names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", ")));
+  text += fmt::format("\n  checkpoints: {}\n", names.empty() ? "none" : fmt::format("{}", fmt::join(names, ", ")));
+  try {
+    latest_checkpoint(path + "/checkpoints");
+  } catch (const UserError& error) {  // to go on from the run is refused for it
+    text += fmt::format("  damaged: {}\n", error.what());
+  }
+  return text;
 }
 
 CheckpointReport describe_checkpoint(const std::string& path) {
   const std::string found = find_checkpoint(path);
   const CheckpointManifest manifest = read_manifest(found);
   CheckpointReport report = describe_files(found, manifest);
-  report.text = fmt::format("checkpoint {}\n  step {}, written by {} rank(s), tokenizer {:016x}\n\n{}\n{}\n{}", found,
-                            manifest.step, manifest.ranks, manifest.tokenizer_hash, describe_groups(manifest),
-                            describe_bytes_per_rank(manifest), report.text);
+  report.text = fmt::format("checkpoint {}\n  step {}, written by {}, tokenizer {:016x}\n\n{}\n{}\n{}", found,
+                            manifest.step, counted(manifest.ranks, "rank"), manifest.tokenizer_hash,
+                            describe_groups(manifest), describe_bytes_per_rank(manifest), report.text);
   return report;
 }
 

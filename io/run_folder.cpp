@@ -97,7 +97,7 @@ void RunFolder::open(bool resume) {
   owns_contents_ = !resumed_;
   if (!resumed_) File::create(unfinished());
   File::create(mark()).append(fmt::format("{} {}\n", now_utc(), std::random_device()()));
-  for (const std::string& folder : {tensorboard(), trace(), checkpoints()}) {
+  for (const std::string& folder : {tensorboard(), checkpoints()}) {
     make_folder(folder);
     const std::string probe = folder + "/.writable";  // or the first checkpoint would be lost, and the steps before it
     File::create(probe);

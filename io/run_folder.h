@@ -41,7 +41,6 @@ class RunFolder {
   std::string log() const { return path_ + "/train.log"; }
   std::string metrics() const { return path_ + "/metrics.jsonl"; }
   std::string tensorboard() const { return path_ + "/tb"; }
-  std::string trace() const { return path_ + "/trace"; }
   std::string checkpoints() const { return path_ + "/checkpoints"; }
   bool resumed() const { return resumed_; }
 

@@ -15,7 +15,7 @@ constexpr double kGi = kMi * 1024;
 
 std::string to_string(const StepLine& line) {
   std::string text = fmt::format("step {}/{} | loss {:.4f} | gnorm {:.2f} | lr {:.2e}", line.step, line.steps,
-                                 line.loss, line.grad_norm, line.learning_rate);
+                                 unsigned_nan(line.loss), unsigned_nan(line.grad_norm), line.learning_rate);
   if (line.loss_scale) text += fmt::format(" | scale {}", *line.loss_scale);
   text += fmt::format(" | {} | {} tok/s", duration_text(line.step_ms), count_text(line.tokens_per_s));
   const bool large = line.memory_total >= kGi;

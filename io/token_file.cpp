@@ -294,9 +294,11 @@ class Tokens::Shard {
     if (header_.header_checksum != checksum_of(header_) || header_.vocabulary_size > INT32_MAX ||
         header_.width != width_of(static_cast<int64_t>(header_.vocabulary_size)))
       user_error("{}: its header is damaged; run `pkmesh tokenize` again", path_);
-    if (header_.count > size || checksum_place(header_).end != size)
-      user_error("{}: truncated: {} tokens make a file of another size than {} bytes; run `pkmesh tokenize` again",
-                 path_, header_.count, size);
+    const bool fits = header_.count <= size;  // or the size that follows from it may not be a number
+    if (!fits || checksum_place(header_).end != size)
+      user_error("{}: {}: {} tokens make a file of another size than {} bytes; run `pkmesh tokenize` again", path_,
+                 fits && checksum_place(header_).end < size ? "longer than it was written" : "truncated", header_.count,
+                 size);
   }
 
   std::string path_;
@@ -316,7 +318,9 @@ Tokens Tokens::open(const std::string& folder, const std::string& split, uint64_
     user_error("{}: {}; pass the folder that `pkmesh tokenize` wrote", folder,
                error ? error.message() : "not a folder");
   const int64_t shards = count_shards(folder, split);
-  if (shards == 0) user_error("{}: no {} tokens in it; pass the folder that `pkmesh tokenize` wrote", folder, split);
+  if (shards == 0)
+    user_error("{}: no {} tokens in it; pass the folder that `pkmesh tokenize` wrote", folder,
+               split == "valid" ? "validation" : "training");
 
   Tokens tokens;
   tokens.tokenizer_hash_ = tokenizer_hash;

@@ -177,6 +177,7 @@ int64_t size_of(const std::string& file) {
 }
 
 struct Corpus {
+  std::string name;  // in messages
   std::vector<std::string> files;
   int64_t disk_bytes = 0;
   int64_t block_bytes = 0;
@@ -185,6 +186,8 @@ struct Corpus {
 // Blocks are small enough that a share of one in a hundred is a draw, not a gamble, where the corpus allows.
 Corpus open_corpus(const TokenizeOptions& options, const std::string& folder) {
   Corpus corpus;
+  corpus.name = options.inputs.front() == "-" ? "standard input" : options.inputs.front();
+  if (options.inputs.size() > 1) corpus.name += fmt::format(" and {} more", options.inputs.size() - 1);
   for (const std::string& input : options.inputs) {
     corpus.files.push_back(input == "-" ? folder + "/stdin" : input);
     if (input == "-") keep_standard_input(corpus.files.back());
@@ -276,7 +279,7 @@ class Tokenization {
       ++blocks_;
       report("reading", reader.disk_bytes());
     }
-    if (blocks_ == 0) user_error("the corpus is empty: {}; pass --input with some text", options_.inputs.front());
+    if (blocks_ == 0) user_error("{}: the corpus is empty; pass --input with some text", corpus_.name);
     split_.complete();
     return sample.take_without(split_.chosen());
   }
@@ -285,7 +288,7 @@ class Tokenization {
     if (!options_.tokenizer_folder.empty()) return load_tokenizer(options_.tokenizer_folder);
     if (options_.kind == TokenizerKind::kByte) return make_byte_tokenizer();
     report("learning", 0);
-    auto tokenizer = train_tokenizer(sample, options_.vocabulary_size, options_.character_coverage);
+    auto tokenizer = train_tokenizer(sample, options_.vocabulary_size, options_.character_coverage, corpus_.name);
     report("learning", corpus_.disk_bytes);
     return tokenizer;
   }

@@ -279,12 +279,13 @@ std::unique_ptr<Tokenizer> make_byte_tokenizer() {
 }
 
 std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, int32_t vocabulary_size,
-                                           double character_coverage) {
+                                           double character_coverage, const std::string& corpus) {
   if (vocabulary_size < kSmallestVocabulary)
     user_error("tokenizer vocabulary of {}: at least {} are needed, or take the byte tokenizer", vocabulary_size,
                kSmallestVocabulary);
   SampleSentences sentences(sample);
-  if (sentences.empty()) user_error("the corpus holds no text to train a tokenizer on; take the byte tokenizer");
+  if (sentences.empty())
+    user_error("{}: holds no text to learn a tokenizer from; take that of bytes: --set tokenizer.kind=BYTE", corpus);
   // The names of control pieces hold U+2585, which no learnt piece does: "</s>" in a corpus is plain text.
   const std::unordered_map<std::string, std::string> options = {
       {"model_type", "bpe"},

@@ -50,10 +50,11 @@ std::unique_ptr<Tokenizer> make_byte_tokenizer();
 // Byte-pair encoding (Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016) by
 // SentencePiece with byte fallback. `sample` is text of any kind; characters beyond `character_coverage` of it get no
 // piece of their own. The vocabulary may come out smaller than asked for if the sample has too few distinct words. The
-// same sample gives the same model. UserError if the sample holds no text, or if the vocabulary is too small for the
-// characters of the sample.
+// same sample gives the same model. UserError if the sample holds no text (of `corpus`, which it names), or if the
+// vocabulary is too small for the characters of the sample.
 std::unique_ptr<Tokenizer> train_tokenizer(std::span<const std::string> sample, int32_t vocabulary_size,
-                                           double character_coverage = 0.9995);
+                                           double character_coverage = 0.9995,
+                                           const std::string& corpus = "the corpus");
 
 // How many bytes of a text are not valid UTF-8, or are control characters other than white space: what stands for no
 // character that a person reads, and gets a byte token each.

@@ -86,11 +86,10 @@ config::Config load(const Benchmark& benchmark, const BenchArguments& options) {
   return parse_config(benchmark.config, "bench " + options.name, options.source.overrides);
 }
 
-// Before minutes are spent: that the figures can be written, and no device's or pipe's name taken for theirs.
+// Before minutes are spent: that the figures can be written, and are not written over what is there.
 void check_writable(const std::string& path) {
   std::error_code error;
-  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error))
-    user_error("{}: is there and no file; choose another one for --json", path);
+  if (std::filesystem::exists(path, error)) user_error("{}: is there already; choose another file for --json", path);
   const std::string beside = path + ".tmp";
   File::create(beside);
   remove_quietly(beside);

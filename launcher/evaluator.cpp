@@ -8,6 +8,7 @@
 #include "layers/elementwise.h"
 #include "runtime/range.h"
 #include "runtime/readback.h"
+#include "runtime/text.h"
 
 namespace pkmesh {
 double Evaluation::perplexity() const {
@@ -59,7 +60,7 @@ std::optional<Evaluation> evaluate(Model& model, const Tokens& tokens, int64_t s
   world.all_reduce(std::span<double>(sums), Reduction::kSum, Purpose::kControl);
 
   Evaluation evaluation;
-  evaluation.loss = sums[0] / sums[1];
+  evaluation.loss = unsigned_nan(sums[0] / sums[1]);
   evaluation.tokens = static_cast<int64_t>(sums[1]);
   evaluation.sequences = all;
   evaluation.whole = all == windows.count();

@@ -14,6 +14,8 @@
 #include <csignal>
 #include <cstdio>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "comm/agree.h"
 #include "comm/mpi.h"
@@ -29,11 +31,13 @@ namespace pkmesh {
 namespace {
 
 // CLI11's Range takes 0100 for 64, lets nan pass, and has other words for its limits.
-CLI::Validator whole_number(int64_t min, int64_t max = std::numeric_limits<int64_t>::max()) {
-  const std::string range = max == std::numeric_limits<int64_t>::max() ? fmt::format("of at least {}", min)
-                                                                       : fmt::format("from {} to {}", min, max);
+template <class T = int64_t>
+CLI::Validator whole_number(std::type_identity_t<T> min, std::type_identity_t<T> max = std::numeric_limits<T>::max()) {
+  const std::string range = std::cmp_equal(max, std::numeric_limits<int64_t>::max())
+                                ? fmt::format("of at least {}", min)
+                                : fmt::format("from {} to {}", min, max);
   return {[=](const std::string& text) {
-            int64_t number = 0;
+            T number = 0;
             std::from_chars(text.data(), text.data() + text.size(), number);
             const bool good = std::to_string(number) == text && number >= min && number <= max;
             return good ? "" : fmt::format("{} is not a whole number {}", text, range);
@@ -134,7 +138,9 @@ void add_generate(CLI::App& app, GenerateArguments& options, Action& action) {
   command->add_option("--top-p", options.top_p, "Draw from the likeliest tokens that hold this share")
       ->check(number(1e-6, 1))
       ->capture_default_str();
-  command->add_option("--seed", options.seed, "Seed of the draws")->check(whole_number(0))->capture_default_str();
+  command->add_option("--seed", options.seed, "Seed of the draws")
+      ->check(whole_number<uint64_t>(0))
+      ->capture_default_str();
   command->callback([&] { action = [&](Communicator& world) { return generate_command(world, options); }; });
 }
 
@@ -150,7 +156,7 @@ void add_others(CLI::App& app, Options& options, Action& action) {
       ->check(CLI::IsMember(benchmark_names()));
   bench->add_option("--repeats", options.bench.repeats, "Repetitions of each measurement")
       ->check(whole_number(1, 10000));
-  bench->add_option("--json", options.bench.json, "File to which the figures are written");
+  bench->add_option("--json", options.bench.json, "New file for the figures");
   add_config_options(*bench, options.bench.source, false);
   bench->callback([&] { action = [&](Communicator& world) { return bench_command(world, options.bench); }; });
 
@@ -231,9 +237,9 @@ std::string complaint(const CLI::App& app, const std::vector<std::string>& argum
   }
   // What is required and missing may have been misspelt.
   const bool missing = error.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError) && !chosen.empty();
-  for (const std::string& argument : arguments) {
+  for (const std::string& argument : left_over) {
     const std::string name = argument.substr(0, argument.find('='));
-    if (!missing || !name.starts_with("--") || chosen[0]->get_option_no_throw(name) != nullptr) continue;
+    if (!missing || !name.starts_with('-') || name == "-" || name == "--") continue;
     const std::string near = nearest_option(*chosen[0], name);
     return fmt::format("{}: no such option{}; {}", name, near.empty() ? "" : fmt::format(" (did you mean {}?)", near),
                        help);
@@ -254,6 +260,7 @@ int run(Communicator& world, int argc, char** argv, const std::string& threads) 
   // Options decide which collectives follow, so they must be the same before the first is acted on.
   agree_on(world, "command line", fmt::format("{}", fmt::join(arguments, "\n")));
   // What is replicated is computed on every rank, and must be the same bits on all.
+  agree(world, check_threads);
   agree(world, [] { cpu_level(); });
   agree_on(world, "PKMESH_CPU", to_string(cpu_level()));
   Options options;

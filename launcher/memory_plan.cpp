@@ -27,6 +27,7 @@ constexpr int64_t kFloat = 4;
 // The most that a plan says. No machine has it, and sums over the ranks of a host stay within 64 bits. What grows with
 // the batch is computed in doubles, for options may ask for more than 64 bits count.
 constexpr int64_t kMost = int64_t{1} << 50;
+constexpr const char* kOverTheMost = "over 1 PiB";
 
 int64_t capped(double count) {
   return count < static_cast<double>(kMost) ? static_cast<int64_t>(count) : kMost;
@@ -34,15 +35,17 @@ int64_t capped(double count) {
 
 // The plan's columns: finer than count_text() and bytes_text(), for its lines are added up.
 std::string planned_count(int64_t count) {
-  if (count >= 10'000'000'000) return fmt::format("{:.1f} G", static_cast<double>(count) / 1e9);
-  if (count >= 10'000'000) return fmt::format("{:.1f} M", static_cast<double>(count) / 1e6);
-  if (count >= 10'000) return fmt::format("{:.1f} k", static_cast<double>(count) / 1e3);
+  if (count >= 10'000'000'000'000) return fmt::format("{:.1f}T", static_cast<double>(count) / 1e12);
+  if (count >= 10'000'000'000) return fmt::format("{:.1f}G", static_cast<double>(count) / 1e9);
+  if (count >= 10'000'000) return fmt::format("{:.1f}M", static_cast<double>(count) / 1e6);
+  if (count >= 10'000) return fmt::format("{:.1f}k", static_cast<double>(count) / 1e3);
   return std::to_string(count);
 }
 
 std::string planned_bytes(int64_t bytes) {
-  if (bytes >= kMost) return "over 1 PiB";
+  if (bytes >= kMost) return kOverTheMost;
   const double mib = static_cast<double>(bytes) / (1 << 20);
+  if (mib >= 1 << 20) return fmt::format("{:.2f} TiB", mib / (1 << 20));
   return mib >= 1024 ? fmt::format("{:.2f} GiB", mib / 1024) : fmt::format("{:.1f} MiB", mib);
 }
 
@@ -320,17 +323,19 @@ MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const 
   return plan;
 }
 
-void check_fits(const MemoryPlan& plan, const Communicator& world, Device device, const GpuSeat& seat) {
+void check_fits(const MemoryPlan& plan, const Communicator& world, Device device, const GpuSeat& seat, bool shown) {
   const auto& of_rank = world.hosts().of_rank;
   const int host = of_rank[static_cast<size_t>(world.rank())];
   const std::string& name = world.hosts().name_of(world.rank());
   const int64_t ranks = std::ranges::count(of_rank, host);
   const auto check = [&](int64_t need, int64_t total, const std::string& where, const char* remedy) {
     if (total <= 0 || need <= total) return;
-    const std::string text = fmt::format("{} on {}, which has {} for it", bytes_text(static_cast<double>(need)), where,
+    const std::string text = fmt::format("{} on {}, which has {} for it",
+                                         need < kMost ? bytes_text(static_cast<double>(need)) : kOverTheMost, where,
                                          bytes_text(static_cast<double>(total)));
     if (!plan.trains) user_error("this checkpoint needs {}; start it on more {}", text, remedy);
-    user_error("this run needs {}: see pkmesh train --dry-run; use more {} or a smaller model", text, remedy);
+    user_error("this run needs {}{}; use more {} or a smaller model", text, shown ? "" : ": see pkmesh train --dry-run",
+               remedy);
   };
   // OpenBLAS maps so much for each thread that multiplies and, where it gets none, asks again for ever.
   constexpr int64_t kBlasBytes = int64_t{128} << 20;

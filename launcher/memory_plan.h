@@ -47,7 +47,8 @@ std::string to_text(const MemoryPlan& plan);
 // UserError if the memory that this job may have of this rank's host, or of its device, is less than what the ranks
 // that share it plan to hold, or the address space left to this rank less than its own part. Such a run would else be
 // ended by the system's killer of processes, long after its first pages were written; on a GPU by an allocation that
-// fails on one rank.
-void check_fits(const MemoryPlan& plan, const Communicator& world, Device device, const GpuSeat& seat = {});
+// fails on one rank. `shown`: whoever reads the error has the plan before him.
+void check_fits(const MemoryPlan& plan, const Communicator& world, Device device, const GpuSeat& seat = {},
+                bool shown = false);
 
 }  // namespace pkmesh

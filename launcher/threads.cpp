@@ -11,6 +11,7 @@
 #include <fstream>
 #include <string_view>
 
+#include "runtime/check.h"
 #include "runtime/text.h"
 
 namespace pkmesh {
@@ -79,12 +80,15 @@ bool leads_its_core(int cpu) {
   return !(file >> first) || first == cpu;
 }
 
+const char* asked_threads() {
+  const char* const asked = std::getenv("OMP_NUM_THREADS");
+  return asked == nullptr || *asked == '\0' ? nullptr : asked;
+}
+
 Cores look_around() {
   Cores cores;
   cores.bound = affinity();
-  const char* asked = std::getenv("OMP_NUM_THREADS");
-  if (asked != nullptr) cores.threads = openmp_threads(asked);
-  cores.misled = asked != nullptr && !cores.threads;
+  if (const char* const asked = asked_threads()) cores.threads = openmp_threads(asked);
   cores.waits = std::getenv("OMP_WAIT_POLICY") != nullptr;
   // Open MPI binds each rank to one core unless told otherwise, and tells its ranks what it was told.
   const auto told = [](const char* name) { return std::getenv(name) != nullptr; };
@@ -138,6 +142,12 @@ std::optional<int> openmp_threads(std::string_view list) {
   return first > 0 ? std::optional(first) : std::nullopt;
 }
 
+void check_threads() {
+  const char* const asked = asked_threads();
+  if (asked != nullptr && !openmp_threads(asked))
+    user_error("OMP_NUM_THREADS={}: is no number of threads; set it to 1 or more, or a list of such (4,2)", asked);
+}
+
 ThreadPlan plan_threads(const Cores& cores) {
   ThreadPlan plan;
   const auto available = static_cast<int>(cores.available.size());
@@ -163,8 +173,9 @@ std::string settle_threads(char** argv) {
     if (const std::string mine = settled_text(""); settled.starts_with(mine)) return settled.substr(mine.size());
   }
   const Cores cores = look_around();
+  if (asked_threads() != nullptr && !cores.threads) return {};  // check_threads() refuses it, on all ranks together
   const ThreadPlan plan = plan_threads(cores);
-  const bool as_is = plan.cores.empty() && !plan.passive && !cores.misled &&
+  const bool as_is = plan.cores.empty() && !plan.passive &&
                      (cores.threads.has_value() || plan.threads == static_cast<int>(cores.bound.size()));
   if (as_is) return plan.text;
   if (!plan.cores.empty()) bind(plan.cores);

@@ -19,7 +19,6 @@ struct Cores {
   int ranks = 1;
   bool may_bind = false;            // it is bound by a launcher's default, or not at all under one; nobody chose that
   std::optional<int> threads = {};  // OMP_NUM_THREADS
-  bool misled = false;              // it is set, but is no list of counts; OpenMP might read a number from it
   bool waits = false;               // OMP_WAIT_POLICY is set
 };
 
@@ -37,6 +36,9 @@ std::optional<int> tasks_of_node(std::string_view list, int node);
 
 // Of OMP_NUM_THREADS, a list with one count per level of nesting, the first; nothing if it is none.
 std::optional<int> openmp_threads(std::string_view list);
+
+// UserError if OMP_NUM_THREADS is none, of which OpenMP would make what it can.
+void check_threads();
 
 // Starts the program anew, with the same arguments, as the plan says, if that is not how it runs already: OpenMP and
 // BLAS read the environment once, before main(). Call it first. Returns the plan's text.

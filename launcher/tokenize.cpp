@@ -42,8 +42,8 @@ class ProgressBar {
 };
 
 std::string describe(const SplitSummary& split) {
-  return fmt::format("{} tokens in {}, from {} of text, {} words", split.tokens, counted(split.shards, "file"),
-                     bytes_text(static_cast<double>(split.text.bytes)), split.text.words);
+  return fmt::format("{} in {}, from {} of text, {}", counted(split.tokens, "token"), counted(split.shards, "file"),
+                     bytes_text(static_cast<double>(split.text.bytes)), counted(split.text.words, "word"));
 }
 
 void describe_tokenizer(const TokenizeOptions& options, const TokenizeSummary& summary) {
@@ -58,14 +58,30 @@ void describe_tokenizer(const TokenizeOptions& options, const TokenizeSummary& s
              fewer ? fmt::format("; the text has no more for the {} asked for", options.vocabulary_size) : "");
   }
   const auto text = static_cast<double>(summary.train.text.bytes + summary.valid.text.bytes);
-  if (summary.raw_bytes > 0 && summary.tokenizer_kind != TokenizerKind::kByte) {
+  if (summary.raw_bytes > 0) {
     const double percent = 100 * static_cast<double>(summary.raw_bytes) / text;
     if (summary.raw_bytes == 1)
       log_warning("1 byte ({:.2g}% of the text) is not UTF-8 or is a control character: is it text?", percent);
     else
-      log_warning("{} bytes ({:.2g}% of the text) are not UTF-8 or are control characters, a token each: is it text?",
-                  summary.raw_bytes, percent);
+      log_warning("{} bytes ({:.2g}% of the text) are not UTF-8 or are control characters{}: is it text?",
+                  summary.raw_bytes, percent, summary.tokenizer_kind == TokenizerKind::kByte ? "" : ", a token each");
   }
+}
+
+// Whole blocks are drawn, so of a small corpus the share may be far from what was asked for.
+void warn_of_share(double asked, const TokenizeSummary& summary) {
+  const auto valid = static_cast<double>(summary.valid.text.bytes);
+  const double got = valid / (valid + static_cast<double>(summary.train.text.bytes));
+  if (asked > 0 && got == 0)
+    log_warning(
+        "data.validation_share is {:.3g}, but the text is too short to be parted, and there is none to validate on; "
+        "give more, or other text to validate on (data.valid)",
+        asked);
+  else if (got > 2 * asked || got < asked / 2)
+    log_warning(
+        "data.validation_share is {:.3g}, but {:.2g} of the text is for validation: it is too short to be parted as "
+        "asked; give more, or try another data.seed",
+        asked, got);
 }
 
 }  // namespace
@@ -102,6 +118,7 @@ int tokenize_command(Communicator& world, const TokenizeArguments& arguments) {
   describe_tokenizer(options, summary);
   log_info("train      {}", describe(summary.train));
   log_info("valid      {}", describe(summary.valid));
+  warn_of_share(options.validation_share, summary);
   log_info("speed      {}/s", bytes_text(static_cast<double>(summary.train.text.bytes + summary.valid.text.bytes) /
                                          summary.encoding_seconds));
   const bool plain = arguments.out.find_first_of(" \t\"'$&;()<>|*?`\\") == std::string::npos;  // for a shell

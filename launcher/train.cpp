@@ -39,6 +39,17 @@ std::string config_name(const TrainArguments& options) {
   return (options.resume == "auto" ? options.out : find_checkpoint(options.resume)) + "/config.textproto";
 }
 
+// A run that goes on names its tokens, and they may have moved since.
+void check_folders(const config::Data& data) {
+  if (data.source() != config::Data::FOLDER) return;
+  for (const auto& [option, folder] : {std::pair("data.train", data.train()), {"data.valid", data.valid()}}) {
+    std::error_code error;
+    if (folder.empty() || std::filesystem::is_directory(folder, error)) continue;
+    user_error("{}: {}; pass the folder that `pkmesh tokenize` wrote: --set {}=FOLDER", folder,
+               error ? error.message() : "not a folder", option);
+  }
+}
+
 // For this job, and whether this host has the device and the memory for it; or of ranks that are elsewhere.
 std::string describe_plan(const config::Config& config, const Communicator& world, const GpuSeat& seat,
                           const TrainArguments& options) {
@@ -54,8 +65,9 @@ std::string describe_plan(const config::Config& config, const Communicator& worl
     return fmt::format("{}{}: is not here; planned with tokenizer.vocabulary\n", to_text(plan), tokens);
   }
   try {
+    check_folders(config.data());
     if (!config.data().train().empty()) load_tokenizer(config.data().train());
-    check_fits(plan, world, choose_device(config, world, seat), seat);
+    check_fits(plan, world, choose_device(config, world, seat), seat, /*shown=*/true);
     return to_text(plan);
   } catch (const UserError& error) {
     return fmt::format("{}would not start here: {}\n", to_text(plan), error.what());
@@ -100,6 +112,7 @@ int train_command(Communicator& world, const TrainArguments& options) {
     });
     return 0;
   }
+  agree(world, [&] { check_folders(config.data()); });
   if (world.size() > 1)
     world.watch(std::chrono::duration_cast<Clock::duration>(
         std::chrono::duration<double, std::ratio<60>>(config.train().hang_minutes())));

@@ -78,6 +78,11 @@ void TrainingRun::describe() {
              world_.hosts().count() > 1 ? ", exchanges " + to_text(site.shape.exchange, world_.hosts()) : "");
   log_info("data    {}: {} tokens to train on, {} to validate on", tokens_folder_, count_text(train_tokens_->count()),
            count_text(valid_tokens_ ? valid_tokens_->count() : 0));
+  if (!valid_tokens_ && plan.eval_every() > 0)
+    log_warning(
+        "no validation, though train.eval_every is {}: {} has no validation tokens; tokenize with a "
+        "data.validation_share, name other tokens (data.valid), or set train.eval_every to 0",
+        plan.eval_every(), config_.data().valid().empty() ? tokens_folder_ : config_.data().valid());
   log_info("plan    {} of {} of {} tokens; {} done", counted(plan.steps(), "step"), counted(plan.batch(), "sequence"),
            shape.context, steps_done());
   log_info("{}", to_text(plan_memory(config_, shape.vocabulary, world_.hosts(), planned_device(config_))));

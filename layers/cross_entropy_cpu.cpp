@@ -15,7 +15,8 @@ constexpr int64_t kBlock = 2048;  // words of the vocabulary whose logits are on
 
 void check_targets(Vector<const int32_t> targets, int64_t vocabulary) {
   for (int64_t t = 0; t < targets.count(); ++t)
-    PKM_CHECK(targets[t] >= 0 && targets[t] < vocabulary, "cross_entropy: target {} of token {} is outside the vocabulary of {}", targets[t], t, vocabulary);
+    PKM_CHECK(targets[t] >= 0 && targets[t] < vocabulary,
+              "cross_entropy: target {} of token {} is outside the vocabulary of {}", targets[t], t, vocabulary);
 }
 
 float maximum(const float* x, int64_t count) {

@@ -46,10 +46,15 @@ std::string bytes_text(double bytes) {
 std::string time_left_text(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0 || seconds > 1e9) return "?";
   const auto s = static_cast<int64_t>(std::llround(seconds));
+  if (s == 0 && seconds > 0) return "<1s";
   if (s < 60) return fmt::format("{}s", s);
   if (s < 3600) return fmt::format("{}m{:02}s", s / 60, s % 60);
   if (s < 86400) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
   return fmt::format("{}d{:02}h", s / 86400, s / 3600 % 24);
+}
+
+double unsigned_nan(double value) {
+  return std::isnan(value) ? std::abs(value) : value;
 }
 
 std::string_view take_line(std::string_view& text) {

@@ -20,4 +20,7 @@ std::string count_text(double count);
 std::string bytes_text(double bytes);
 std::string time_left_text(double seconds);
 
+// The value but for a nan's sign, which says nothing and would be printed: "-nan".
+double unsigned_nan(double value);
+
 }  // namespace pkmesh

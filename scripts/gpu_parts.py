@@ -117,6 +117,7 @@ class Check:
 
     def bench(self, name, *words):
         path = self.folder / "bench.json"
+        path.unlink(missing_ok=True)
         self.pkmesh("bench", name, *words, "--json", path)
         return json.loads(path.read_text())
 

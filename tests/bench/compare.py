@@ -135,6 +135,7 @@ class Torch:
 def run_pkmesh(program, case, steps, folder):
     ranks = case.get("ranks", 1)
     config, figures = Path(folder, "model.textproto"), Path(folder, "figures.json")
+    figures.unlink(missing_ok=True)
     config.write_text(MODEL_CONFIG)
     words = [config if word == "MODEL" else word for word in case["pkmesh"]]
     threads = max(1, os.cpu_count() // ranks)

@@ -12,6 +12,7 @@
 
 #include "comm/self.h"
 #include "comm/thread.h"
+#include "io/checkpoint_manifest.h"
 #include "io/file.h"
 #include "runtime/buffer.h"
 #include "tests/io/temporary_folder.h"
@@ -249,6 +250,12 @@ TEST(Checkpoint, RefusesWhatIsDamaged) {
       {[&] { fs::resize_file(copy + "/manifest.textproto", 150); }, "manifest was altered"},
       {[&] { fs::resize_file(copy + "/manifest.textproto", 0); }, "manifest was altered"},
       {[&] { fs::remove_all(copy); }, "not a whole checkpoint"},
+      {[&] {
+         CheckpointManifest forged = read_manifest(copy);
+         forged.step = -3;
+         replace_text(copy + "/manifest.textproto", manifest_text(forged));
+       },
+       "contradicts itself"},
   };
   for (const auto& [damage, says] : cases) {
     remove_quietly(copy);

@@ -146,6 +146,16 @@ TEST(Config, MistakesInText) {
       {"model { embedding_norm: maybe }", {}, in + "1: model.embedding_norm is maybe; expected true or false"},
       {"data { train: tokens }", {}, in + "1: data.train is text: put it in double quotes"},
       {"train { steps: 5\n steps: 6\n }", {}, in + "2: train.steps is set twice"},
+      {"model { embedding_norm: 2 }", {}, in + "1: model.embedding_norm is 2; expected true or false"},
+      {"data {\n seed: -1 }", {}, in + "2: data.seed is -1; it must be 0 to 18446744073709551615"},
+      {"train {\n seed: 18446744073709551616 }", {}, in + "2: train.seed is out of range (0 to 18446744073709551615)"},
+      {"{\"step\": 1}", {}, in + "1: expected the name of an option, got {; is it a configuration?"},
+      {"values {\n learning_rate: 1e-400 }",
+       {},
+       in + "2: values.learning_rate is 1e-400, which is too small: it would be 0"},
+      {"values {\n learning_rate: 1e-50 }",
+       {},
+       in + "2: values.learning_rate is 1e-50; it is too small: rounded to 32 bits it would be 0"},
       {"# a\ntrain {\n  steps: 0\n}", {}, in + "3: train.steps is 0; it must be 1 to 1000000000"},
       {"model {\n dropout: 1 }", {}, in + "2: model.dropout is 1; it must be at least 0, less than 1"},
       {"model {\n dropout: nan }", {}, in + "2: model.dropout is nan; it must be at least 0, less than 1"},
@@ -200,7 +210,15 @@ TEST(Config, MistakesInOverrides) {
        "--set model.memory.heads=3: model.memory is a list; say which entry, such as model.memory.0.heads"},
       {memory,
        {"model.memory.3.heads=3"},
-       "--set model.memory.3.heads=3: model.memory has 1 entries; the next one is model.memory.1"},
+       "--set model.memory.3.heads=3: model.memory has no entry 3; the next one is model.memory.1"},
+      {memory,
+       {"model.memory.-1.heads=3"},
+       "--set model.memory.-1.heads=3: model.memory is a list; say which entry, such as model.memory.0.layers"},
+      {"", {"=5"}, "--set =5: expected KEY=VALUE, such as train.steps=100"},
+      {"", {"data.seed=-1"}, "--set data.seed=-1: data.seed is -1; it must be 0 to 18446744073709551615"},
+      {"",
+       {"values.learning_rate=0.1e-400"},
+       "--set values.learning_rate=0.1e-400: values.learning_rate is 0.1e-400, which is too small: it would be 0"},
       {memory,
        {"model.memory.0.heds=3"},
        "--set model.memory.0.heds=3: model.memory.0.heds: no such option; did you mean model.memory.0.heads?"},
@@ -247,7 +265,14 @@ TEST(Config, OptionsThatDisagree) {
        "run.textproto:4: model.memory.1.row_type is BF16, but model.memory.0"},
       {small + "memory { layers: 1 table: \"layer2\" }\n memory { layers: 2 sub_keys: 64 } }",
        {},
-       "model.memory.1.sub_keys is 64, but model.memory.0, which shares table \"layer2\", has 512"},
+       "run.textproto:4: model.memory.1.sub_keys is 64, but model.memory.0, which shares table \"layer2\", has 512"},
+      {small + "memory { layers: 1 }\n memory { layers: 0\n table: \"layer1\" sub_keys: 64 } }",
+       {},
+       "run.textproto:5: model.memory.1.sub_keys is 64, but model.memory.0, which shares table \"layer1\", has 512"},
+      {small + "memory { layers: [1, 2] }\n memory { layers: 0 table: \"layer2\" } }",
+       {"model.memory.1.row_type=BF16"},
+       "--set model.memory.1.row_type=BF16: model.memory.1.row_type is BF16, but model.memory.0, which shares table "
+       "\"layer2\", has FP32"},
       {"train { batch: 10\n accumulate: 3 }", {}, "run.textproto:1: train.batch is 10, not a multiple of"},
       {"data { source: BUILT_IN }", {}, "run.textproto:1: data.source BUILT_IN is read byte by byte"},
       {"tokenizer { kind: BYTE }\n data { source: BUILT_IN\n train: \"tokens\" }",
@@ -294,7 +319,8 @@ TEST(Config, Files) {
   EXPECT_TRUE(error(path).starts_with(path + ":1: model.layers is -3"));
   std::ofstream(path) << std::string((1 << 20) + 1, '#');
   EXPECT_NE(error(path).find("larger than 1 MiB"), std::string::npos);
-  EXPECT_NE(error(folder + "/absent.textproto").find("cannot be opened"), std::string::npos);
+  EXPECT_NE(error(folder + "/absent.textproto").find("cannot be opened: No such file"), std::string::npos);
+  EXPECT_NE(error(path + "/x").find("cannot be opened: Not a directory"), std::string::npos);
   EXPECT_NE(error(folder).find("is it a folder?"), std::string::npos);
   EXPECT_NE(error("quikstart").find("did you mean quickstart?"), std::string::npos);
   std::filesystem::remove_all(folder);

@@ -70,6 +70,10 @@ TEST(Report, DescribesARun) {
                "  L6      63.2%  0.91     -   1.0%          1.18x\n"
                "  (at step 2)\n");
   expect_holds(text, "checkpoints: step_00000040\n");
+  EXPECT_EQ(text.find("damaged"), std::string::npos);
+  make_folder(run.checkpoints() + "/step_00000050");
+  expect_holds(describe_run(run.path()), "checkpoints: step_00000040\n  damaged: " + run.checkpoints() +
+                                             "/step_00000050: not a whole checkpoint");
 }
 
 TEST(Report, DescribesACheckpoint) {
@@ -77,7 +81,7 @@ TEST(Report, DescribesACheckpoint) {
   const std::string path = save_one(folder.path());
   const std::string text = describe_checkpoint(folder.path()).text;
   EXPECT_EQ(describe_checkpoint(path).damaged_files, 0);
-  expect_holds(text, "checkpoint " + path + "\n  step 40, written by 1 rank(s), tokenizer 00000000000000ff");
+  expect_holds(text, "checkpoint " + path + "\n  step 40, written by 1 rank, tokenizer 00000000000000ff");
   expect_holds(text,
                "  adam.m                                1     2.05k  8.00 KiB\n"
                "  parameters                            1     2.05k  8.00 KiB\n"
@@ -86,7 +90,7 @@ TEST(Report, DescribesACheckpoint) {
   expect_holds(text,
                "  ranks     dense      rows  bytes per rank\n"
                "  1      16.0 KiB   129 KiB         145 KiB\n"
-               "  2      16.0 KiB  64.5 KiB        80.5 KiB\n");
+               "  2      12.0 KiB  64.5 KiB        76.5 KiB\n");
   expect_holds(text, "dense.safetensors");
   EXPECT_EQ(text.find("altered"), std::string::npos);
   File::open_existing(path + "/dense.safetensors").truncate(70);

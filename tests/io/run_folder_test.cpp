@@ -32,8 +32,7 @@ TEST(RunFolder, DescribesTheRun) {
   run.begin("model {}\n", kDescription);
   EXPECT_FALSE(run.resumed());
   EXPECT_EQ(read_text(run.config()), "model {}\n");
-  for (const std::string& made : {run.tensorboard(), run.trace(), run.checkpoints()})
-    EXPECT_TRUE(fs::is_directory(made));
+  for (const std::string& made : {run.tensorboard(), run.checkpoints()}) EXPECT_TRUE(fs::is_directory(made));
   const auto json = nlohmann::json::parse(read_text(run.description()));
   EXPECT_EQ(json["version"], program_version());
   EXPECT_EQ(json["command"][1], "train");
@@ -124,7 +123,7 @@ TEST(RunFolder, OneThatEndedBeforeItBeganIsBegunAnew) {
   EXPECT_FALSE(fs::exists(folder / "built_in/tokens"));
 
   replace_text(folder / "killed/more", "x");
-  const std::vector<std::string> left = {"checkpoints", "config.textproto", "more", "run.json", "tb", "trace"};
+  const std::vector<std::string> left = {"checkpoints", "config.textproto", "more", "run.json", "tb"};
   EXPECT_EQ(list_folder(folder / "killed"), left);
   EXPECT_EQ(refusal(folder / "killed", true), "accepted");
   EXPECT_TRUE(fs::exists(folder / "killed/more"));

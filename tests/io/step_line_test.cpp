@@ -28,7 +28,7 @@ TEST(StepLine, SaysEverythingOnce) {
   line.memory_used = 100 * 1024 * 1024;
   line.memory_total = 512 * 1024 * 1024;
   line.seconds_left = 0;
-  line.loss = std::numeric_limits<double>::quiet_NaN();
+  line.loss = -std::numeric_limits<double>::quiet_NaN();
   EXPECT_EQ(
       to_string(line),
       "step 120/20000 | loss nan | gnorm 0.82 | lr 5.98e-04 | 412 ms | 254k tok/s | mem 100.0/512.0 MiB | eta 0s");

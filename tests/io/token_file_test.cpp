@@ -151,7 +151,8 @@ TEST(TokenFile, DamageIsNamed) {
   for (const int64_t size : {327, 326, 129, 128})
     expect(damaged([&](auto& folder) { std::filesystem::resize_file(folder / "train-00001.tok", size_t(size)); }),
            "truncated");
-  expect(damaged([](auto& folder) { std::filesystem::resize_file(folder / "train-00001.tok", 400); }), "truncated");
+  expect(damaged([](auto& folder) { std::filesystem::resize_file(folder / "train-00001.tok", 400); }),
+         "longer than it was written");
   for (const int64_t size : {127, 1, 0})
     expect(damaged([&](auto& folder) { std::filesystem::resize_file(folder / "train-00001.tok", size_t(size)); }),
            "no token file");
@@ -166,7 +167,7 @@ TEST(TokenFile, DamageIsNamed) {
          }),
          "written as shard 0");
   const TemporaryFolder folder;
-  expect(error_of(folder.path()), "no train tokens");
+  expect(error_of(folder.path()), "no training tokens");
   expect(error_of(folder / "absent"), "No such file");
   EXPECT_FALSE(Tokens::exist(folder.path(), "train"));
 }

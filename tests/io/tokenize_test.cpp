@@ -243,7 +243,7 @@ TEST(Tokenize, MistakesLeaveNothingBehind) {
   expect(error_of(options_for(folder, "folder", "out")), "irectory");
   expect(error_of(options_for(folder, "empty", "out")), "empty");
   expect(error_of(options_for(folder, "empty.gz", "out")), "empty");
-  expect(error_of(options_for(folder, "newlines", "out")), "no text");
+  expect(error_of(options_for(folder, "newlines", "out")), "newlines: holds no text");
   expect(error_of(options_for(folder, "cut.gz", "out")), "truncated");
   auto options = options_for(folder, "text", "out");
   options.vocabulary_size = 10;

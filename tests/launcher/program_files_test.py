@@ -53,6 +53,8 @@ class Checkpoints(program.Test):
 
     def test_a_missing_manifest(self):
         os.remove(f"{self.newest}/manifest.textproto")
+        said = self.run_well("inspect", "run").out
+        self.assertIn(f"checkpoints: step_00000002\n  damaged: {self.newest}: not a whole checkpoint", said)
         self.assert_damage_is_seen("not a whole checkpoint", "manifest.textproto")
 
     def test_another_tokenizer(self):
@@ -78,7 +80,7 @@ class Checkpoints(program.Test):
         self.assert_refused(DEBUG + ["--resume", "auto", "--out", "on-tokens"], "on-tokens/tokens", "other data")
 
     def test_resume_from_nothing(self):
-        self.assert_refused(DEBUG + ["--resume", "nosuch", "--out", "new"], "nosuch", "no whole checkpoint")
+        self.assert_refused(DEBUG + ["--resume", "nosuch", "--out", "new"], "nosuch: is not there")
 
 
 class Folders(program.Test):

@@ -41,7 +41,8 @@ class CommandLine(program.Test):
         for arguments, words in ((["generate", "--propmt", "x"], "--propmt: no such option (did you mean --prompt?)"),
                                  (["eval", "--chekpoint=x"], "--chekpoint: no such option (did you mean --checkpoint?)"),
                                  (["eval", "--checkpoint", "x", "--sequence", "3"], "(did you mean --sequences?)"),
-                                 (["inspect", "--foo"], "--foo: no such option; ")):
+                                 (["inspect", "--foo"], "--foo: no such option; "),
+                                 (["inspect", "-foo"], "-foo: no such option; ")):
             self.assert_refused(arguments, words, ranks=(0,))
 
     def test_address_space_that_is_too_small(self):
@@ -62,10 +63,11 @@ class CommandLine(program.Test):
         generate = ["generate", "--checkpoint", "run", "--prompt", "a"]
         for option, value in [("--tokens", "ten"), ("--tokens", "0"), ("--tokens", "0100"), ("--tokens", "0x10"),
                               ("--temperature", "-1"), ("--temperature", "nan"), ("--temperature", "1x"),
-                              ("--top-p", "2"), ("--top-p", "nan"), ("--seed", "-3"), ("--seed", str(2**63))]:
+                              ("--top-p", "2"), ("--top-p", "nan"), ("--seed", "-3"), ("--seed", str(2**64))]:
             self.assert_refused(generate + [option, value], option, f"{value} is not a", "see pkmesh generate --help",
                                 ranks=(0,))
         self.assert_refused(generate + ["--tokens", "1e3"], "not a whole number from 1 to 1000000", ranks=(0,))
+        self.assert_refused(generate + ["--seed", str(2**64)], "from 0 to 18446744073709551615", ranks=(0,))
         self.assert_refused(["eval", "--checkpoint", "run", "--sequences", "-1"], "--sequences",
                             "-1 is not a whole number of at least 0;", ranks=(0,))
 
@@ -107,8 +109,9 @@ class CommandLine(program.Test):
 
     def test_nonsense_paths(self):
         for command in (["eval"], ["generate", "--prompt", "a"]):
-            self.assert_refused(command + ["--checkpoint", "nosuch"], "nosuch", "no whole checkpoint")
+            self.assert_refused(command + ["--checkpoint", "nosuch"], "nosuch: is not there")
         self.assert_refused(["inspect", "nosuch"], "nosuch")
+        self.assert_refused(["eval", "--checkpoint", "step_00000010"], "is not there", "train.keep_checkpoints", ranks=(0,))
         self.assert_refused(["inspect", "/proc"], "/proc", "no whole checkpoint")
         self.assert_refused(["config", "model.memry"], "did you mean model.memory?")
 
@@ -151,9 +154,9 @@ class CommandLine(program.Test):
         nowhere = ["env", f"TMPDIR={self.folder}/nosuch", program.PROGRAM]  # of a rank: mpirun would make it
         self.check_refusal(Job([], contexts=[nowhere + step] * 2), ["temporary files", "TMPDIR"])
         os.mkdir("folder")
-        for path in ("folder", "/dev/null", "nosuch/figures.json", "/proc/figures.json"):
+        write("figures.json", "mine")
+        for path in ("folder", "/dev/null", "nosuch/figures.json", "/proc/figures.json", "figures.json"):
             self.assert_refused(step + ["--json", path], path, ranks=(0,))
-
 
     def test_threads_that_nobody_starts(self):
         bench = ["bench", "layer", "--config", "debug", "--repeats", "1"]
@@ -161,8 +164,14 @@ class CommandLine(program.Test):
         self.assertIn("\n1 thread per rank (OMP_NUM_THREADS)", self.run_well(*bench, env=known).out)
         said = self.run_well(*bench, env=dict(known, PKMESH_THREADS="7")).out
         self.assertIn("\n1 thread per rank (OMP_NUM_THREADS)", said)
-        said = self.run_well(*bench, env={"OMP_NUM_THREADS": "0"}).out
+        self.assertIn("\n1 thread per rank (OMP_NUM_THREADS)", self.run_well(*bench, env={"OMP_NUM_THREADS": "1,2"}).out)
+        said = self.run_well(*bench, env={"OMP_NUM_THREADS": ""}).out
         self.assertRegex(said, r"\n[1-9]\d* threads? per rank \(chosen\)")
+        for threads in ("0", "-1", "abc", "2,"):
+            for ranks in (0, 2):
+                job = Job(["config"], ranks, env={"OMP_NUM_THREADS": threads})
+                self.check_refusal(job, [f"OMP_NUM_THREADS={threads}: is no number of threads"])
+                self.assertEqual(job.out, "")
 
 
 class Configuration(program.Test):
@@ -216,7 +225,7 @@ class Configuration(program.Test):
                          "model.layers=1024"):
             huge += ["--set", override]
         self.assertRegex(self.run_well(*huge, "--dry-run").out, "activations +over 1 PiB(.*\n)+ +total +over 1 PiB")
-        self.assert_refused(huge + ["--out", "run"], "this run needs", "TiB", "--dry-run")
+        self.assert_refused(huge + ["--out", "run"], "this run needs over 1 PiB", "--dry-run")
 
     def test_ranks_that_disagree(self):
         before = program.snapshot(self.folder)
@@ -295,6 +304,9 @@ class Corpus(program.Test):
         self.assert_refused(command + ["tokens", "--tokenizer", "nosuch"], "nosuch", ranks=(0,))
         self.assert_refused(command + ["tokens", "--set", "tokenizer.vocabulary=3"], "512 to", ranks=(0,))
         self.assert_refused(command + ["tokens"], "without mpirun", ranks=(2,))
+        write("blank", "\n" * 99)
+        self.assert_refused(["tokenize", "--input", "blank", "--out", "tokens"], "blank: holds no text",
+                            "--set tokenizer.kind=BYTE", ranks=(0,))
         write("many", "".join(map(chr, range(0x4E00, 0x5600))))
         self.assert_refused(["tokenize", "--input", "many", "--out", "tokens", "--set", "tokenizer.vocabulary=512"],
                             "tokenizer.vocabulary", "character_coverage", ranks=(0,))
@@ -317,7 +329,7 @@ class Corpus(program.Test):
         altered("absent", os.remove)
         altered("unnamed", lambda path: os.remove(os.path.join(os.path.dirname(path), "tokenizer.json")))
         for folder, words in [("other", "written with tokenizer"), ("truncated", "truncated"), ("header", "damaged"),
-                              ("flipped", "checksum"), ("absent", "no train tokens"), ("unnamed", "tokenizer.json"),
+                              ("flipped", "checksum"), ("absent", "no training tokens"), ("unnamed", "tokenizer.json"),
                               ("nosuch", "nosuch")]:
             self.assert_refused(self.train_on(folder), folder, words)
         self.assert_refused(self.train_on("bytes") + ["--set", "model.context=100000"], "smaller context", ranks=(0,))
@@ -338,11 +350,29 @@ class Corpus(program.Test):
         # What the tokenizer is counts, not what would have been learnt.
         self.tokenize("bytes", "BYTE")
         said = self.run_well("tokenize", "--input", "latin1", "--out", "more", "--tokenizer", "bytes").err
-        self.assertNotIn("is it text?", said)
+        self.assertRegex(said, "1 byte .*is not UTF-8 .*is it text?")
         self.assertIn("257 pieces, that of bytes", said)
         for override in ("tokenizer.kind=BPE", "tokenizer.vocabulary=600"):
             self.assert_refused(["tokenize", "--input", "text", "--out", "new", "--tokenizer", "bytes", "--set", override],
                                 override, "--tokenizer bytes", ranks=(0,))
+
+    def test_too_little_text_to_validate_on(self):
+        """What was asked for and does not come is said, when it is tokenized and when it is trained on."""
+        tokenize = ["tokenize", "--set", "tokenizer.kind=BYTE", "--input"]
+        for share in ("0.1", "0"):
+            said = self.run_well(*tokenize, "text", "--out", share, "--set", f"data.validation_share={share}").err
+            self.assertNotIn("warning", said)
+        write("little", TEXT[:1000])
+        said = self.run_well(*tokenize, "little", "--out", "none").err
+        self.assertIn("warning: data.validation_share is 0.01, but the text is too short to be parted", said)
+        write("more", TEXT[:3000])
+        said = self.run_well(*tokenize, "more", "--out", "much").err
+        self.assertRegex(said, r"warning: data.validation_share is 0.01, but 0\.\d+ of the text is for validation")
+        warning = "no validation, though train.eval_every is 10: none has no validation tokens"
+        for folder, every, warned in (("none", 10, True), ("none", 0, False), ("much", 10, False)):
+            said = self.train(f"{folder}-{every}", "data.source=FOLDER", f"data.train={folder}", "train.steps=1",
+                              f"train.eval_every={every}", "model.context=16").err
+            self.assertEqual(warning in said, warned, said)
 
     def test_evaluation_data(self):
         self.train("run", "train.steps=1")

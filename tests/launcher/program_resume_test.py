@@ -216,6 +216,18 @@ class Resumed(program.Test):
             self.assertEqual(len(re.findall(r"changed corpus: \d+ training tokens .* -> \d+ training tokens", job.err)),
                              steps == 4)
 
+    def test_with_tokens_that_have_moved(self):
+        program.write("text", program.TEXT)
+        self.run_well("tokenize", "--input", "text", "--out", "tokens", "--set", "tokenizer.kind=BYTE")
+        self.train("run", "data.source=FOLDER", "data.train=tokens", "train.steps=1")
+        os.rename("tokens", "moved")
+        self.assert_refused(["train", "--resume", "auto", "--out", "run"], "tokens: No such file or directory",
+                            "--set data.train=FOLDER")
+        self.run_well("train", "--resume", "auto", "--out", "run", "--set", "data.train=moved",
+                      "--set", "train.steps=2")
+        self.assert_refused(["train", "--resume", "auto", "--out", "run", "--set", "data.valid=text"],
+                            "text: not a folder", "--set data.valid=FOLDER", ranks=(0,))
+
     def test_from_a_checkpoint_with_its_configuration(self):
         self.train("run", "train.steps=4", "train.seed=7")
         self.run_well("train", "--resume", "run", "--set", "train.steps=6", "--out", "new", ranks=2)

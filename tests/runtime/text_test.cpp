@@ -29,6 +29,8 @@ TEST(Text, UnitsSuitTheSize) {
   EXPECT_EQ(bytes_text(1536), "1.50 KiB");
   EXPECT_EQ(bytes_text(5.5 * kGi), "5.50 GiB");
   EXPECT_EQ(bytes_text(5000 * kGi), "4.88 TiB");
+  EXPECT_EQ(time_left_text(0), "0s");
+  EXPECT_EQ(time_left_text(0.3), "<1s");
   EXPECT_EQ(time_left_text(59.4), "59s");
   EXPECT_EQ(time_left_text(59.6), "1m00s");
   EXPECT_EQ(time_left_text(725), "12m05s");
