@@ -196,7 +196,7 @@ class Configuration(program.Test):
         self.assert_refused(setting("model.memory.0.value_width=32"), "value_width is 32", "model.width (64)")
 
     def test_a_communicator_that_was_not_compiled_in(self):
-        self.assert_refused(setting("train.communication=NCCL"), "communication NCCL", "built without it", "HOST_STAGED")
+        self.assert_refused(setting("train.communication=NCCL"), "train.communication=NCCL", "built without it", "HOST_STAGED")
         self.assert_refused(setting("train.communication=GLOO"), "train.communication", "AUTO, NCCL, HOST_STAGED",
                             ranks=(0,))
 
