@@ -118,10 +118,10 @@ AdamOptions dense_options(const config::Config& config) {
 RowAdamOptions row_options(const config::Config& config) {
   const config::Values& values = config.values();
   RowAdamOptions options;
-  options.update = values.algorithm() == config::Values::DENSE_ADAM ? RowAdamOptions::Update::kAll
-                                                                    : RowAdamOptions::Update::kTouched;
+  options.update = values.algorithm() == config::Values::DENSE_ADAM ? RowAdamOptions::Update::kDense
+                                                                    : RowAdamOptions::Update::kSparse;
   options.correction = values.bias_correction() == config::Values::ROW_COUNTER
-                           ? RowAdamOptions::Correction::kOwnSteps
+                           ? RowAdamOptions::Correction::kRowCounter
                            : RowAdamOptions::Correction::kGlobalStep;
   options.second_moment = values.second_moment() == config::Values::ROW_WISE ? RowAdamOptions::SecondMoment::kRowWise
                                                                              : RowAdamOptions::SecondMoment::kFull;

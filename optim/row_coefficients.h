@@ -23,7 +23,7 @@ PKM_HOST_DEVICE inline RowCoefficients row_coefficients(const RowUpdate& update,
   const auto& options = update.options;
   const double root2 = std::sqrt(1.0 - std::pow(options.beta2, static_cast<double>(t)));
   const double correction1 = 1.0 - std::pow(options.beta1, static_cast<double>(t));
-  const bool after = options.update == RowAdamOptions::Update::kAll;
+  const bool after = options.update == RowAdamOptions::Update::kDense;
   return {.one_minus_beta1 = static_cast<float>(1.0 - options.beta1),
           .beta2 = static_cast<float>(options.beta2),
           .one_minus_beta2 = static_cast<float>(1.0 - options.beta2),

@@ -48,7 +48,7 @@ void update_rows(Stream& stream, const RowUpdate& update, const TableRows& value
   check_rows("update_rows: first moments", state.first, rows, width);
   check_rows("update_rows: second moments", state.second, rows, row_wise ? 1 : width);
   PKM_CHECK(!row_wise || !in_bf16(state.second), "a row-wise second moment is fp32");
-  if (update.options.correction == Correction::kOwnSteps)
+  if (update.options.correction == Correction::kRowCounter)
     check_shape("update_rows: steps", state.steps, {{"rows", rows}});
   if (gradients.rows.empty()) return;
   PKM_CHECK(gradients.d_output.size(1) == width, "output gradients of width {} for rows of width {}",
@@ -78,10 +78,9 @@ RowOptimizer::RowOptimizer(Device device, std::string table, const Placement& pl
       seed_(seed),
       first_(moments(device, rows_ * width, options.bf16_moments)) {
   const bool row_wise = options.second_moment == SecondMoment::kRowWise;
-  const bool own_steps = options.correction == Correction::kOwnSteps;
-  if (own_steps && options.update == Update::kAll)
-    user_error("{}: rows that all move every step have no step count of their own; use the global step's correction",
-               table_);
+  const bool own_steps = options.correction == Correction::kRowCounter;
+  PKM_CHECK(!own_steps || options.update != Update::kDense, "{}: rows that all move have no step counts of their own",
+            table_);
   second_ = moments(device, row_wise ? rows_ : rows_ * width, options.bf16_moments && !row_wise);
   if (own_steps) steps_ = Buffer<uint32_t>(device, rows_);
 }
@@ -131,7 +130,7 @@ RowGradients RowOptimizer::all_rows(Stream& stream, const RowGradients& gradient
 void RowOptimizer::step(Stream& stream, const TableRows& values, const RowGradients& gradients, double scale, double lr,
                         int64_t step, Vector<float> dweights) {
   check_rows("row optimizer: values", values, rows_, width_);
-  const RowGradients listed = options_.update == Update::kAll ? all_rows(stream, gradients) : gradients;
+  const RowGradients listed = options_.update == Update::kDense ? all_rows(stream, gradients) : gradients;
   const RowUpdate update = {.options = options_,
                             .scale = static_cast<float>(scale),
                             .lr = lr,
@@ -150,14 +149,14 @@ std::vector<StateTensor> RowOptimizer::state() const {
   };
   const RowState state = views();
   std::vector<StateTensor> result = {tensor("m", state.first), tensor("v", state.second)};
-  if (options_.correction == Correction::kOwnSteps) result.push_back({"steps", state.steps.reshape(rows_, 1)});
+  if (options_.correction == Correction::kRowCounter) result.push_back({"steps", state.steps.reshape(rows_, 1)});
   return result;
 }
 
 int64_t RowOptimizer::bytes_per_row(const RowAdamOptions& options, int64_t width) {
   const int64_t moments = width * static_cast<int64_t>(options.bf16_moments ? sizeof(bf16) : sizeof(float));
   const bool row_wise = options.second_moment == SecondMoment::kRowWise;
-  const bool own_steps = options.correction == Correction::kOwnSteps;
+  const bool own_steps = options.correction == Correction::kRowCounter;
   return moments + (row_wise ? static_cast<int64_t>(sizeof(float)) : moments) +
          (own_steps ? static_cast<int64_t>(sizeof(uint32_t)) : 0);
 }

@@ -27,25 +27,25 @@ constexpr int64_t kMostGpuRowWidth = 12000;  // a row's gradient in the 48 KiB t
 
 struct RowAdamOptions {
   enum class Update {
-    kTouched,  // lazy: rows without a contribution keep value and moments (torch.optim.SparseAdam)
-    kAll,      // rows without a contribution move by their momentum (torch.optim.Adam); walks the whole shard
+    kSparse,  // lazy: rows without a contribution keep value and moments (torch.optim.SparseAdam)
+    kDense,   // rows without a contribution move by their momentum (torch.optim.Adam); walks the whole shard
   };
   enum class Correction {
     kGlobalStep,  // the bias correction of a row is that of the run's updates
-    kOwnSteps,    // ... of the number of updates that the row has had; kTouched only
+    kRowCounter,  // ... of the number of updates that the row has had; kSparse only
   };
   enum class SecondMoment {
     kFull,     // one per element
     kRowWise,  // one fp32 per row: of the mean of g^2 over the row
   };
 
-  Update update = Update::kTouched;
+  Update update = Update::kSparse;
   Correction correction = Correction::kGlobalStep;
   SecondMoment second_moment = SecondMoment::kFull;
   bool bf16_moments = false;  // a row-wise second moment stays fp32
   double beta1 = 0.9;
   double beta2 = 0.999;
-  double eps = 1e-8;  // added to the root of the second moment before (kTouched) or after (kAll) its bias correction
+  double eps = 1e-8;  // added to the root of the second moment before (kSparse) or after (kDense) its bias correction
 };
 
 // Moments, (rows, width). fp16 does not reach down to squares of gradients.
@@ -54,7 +54,7 @@ using RowMatrix = std::variant<Matrix<float>, Matrix<bf16>>;
 struct RowState {
   RowMatrix first;         // (rows, width)
   RowMatrix second;        // (rows, width); kRowWise: fp32 (rows, 1)
-  Vector<uint32_t> steps;  // (rows) updates so far; empty unless kOwnSteps
+  Vector<uint32_t> steps;  // (rows) updates so far; empty unless kRowCounter
 };
 
 // What one update needs.
@@ -118,7 +118,7 @@ class RowOptimizer {
   void step(Stream& stream, const TableRows& values, const RowGradients& gradients, double scale, double lr,
             int64_t step, Vector<float> dweights = {});
 
-  // "m" and "v", the first and second moments, and with kOwnSteps "steps".
+  // "m" and "v", the first and second moments, and with kRowCounter "steps".
   std::vector<StateTensor> state() const;
 
   // Bytes of state (values not included).

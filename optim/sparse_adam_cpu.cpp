@@ -241,7 +241,7 @@ void update_all(const RowUpdate& update, Matrix<Value> values, Matrix<First> fir
                 Vector<uint32_t> steps, const RowGradients& gradients, Vector<float> dweights) {
   const int64_t width = values.size(1);
   const int64_t last = gradients.rows.count() - 1;
-  const bool own_steps = update.options.correction == RowAdamOptions::Correction::kOwnSteps;
+  const bool own_steps = update.options.correction == RowAdamOptions::Correction::kRowCounter;
   const RowCoefficients global = row_coefficients(update, update.step);
   const auto row_at = [&](int64_t u) -> Row<Value, First, Second> {
     const int64_t row = gradients.rows[u];

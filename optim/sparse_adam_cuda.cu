@@ -260,7 +260,7 @@ void update_rows(Stream& stream, const RowUpdate& update, const TableRows& value
   PKM_CHECK(width <= kMostGpuRowWidth, "rows of width {}: the CUDA kernel holds {} in shared memory", width,
             kMostGpuRowWidth);
   if (width == 0) return;
-  const bool own_steps = options.correction == RowAdamOptions::Correction::kOwnSteps;
+  const bool own_steps = options.correction == RowAdamOptions::Correction::kRowCounter;
   const Update arguments = {.run = update,
                             .global = row_coefficients(update, update.step),
                             .touched = gradients.touched.data(),

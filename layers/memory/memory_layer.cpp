@@ -16,21 +16,17 @@ Init uniform_for(int64_t inputs) {
   return Init::uniform(1.0F / std::sqrt(static_cast<float>(inputs)));
 }
 
-// The shape, if it and the table fit.
+// The shape, if it and the table fit: what a configuration may ask for, io/config_check has seen to.
 const MemoryShape& checked(const std::string& name, const MemoryShape& shape, const TableShape& table) {
-  if (shape.sub_keys < 1 || shape.sub_keys > kMaxSubKeys)
-    user_error("{}: {} sub-keys; sub_keys must be from 1 to {}", name, shape.sub_keys, kMaxSubKeys);
-  if (shape.neighbours < 1 || shape.neighbours > shape.sub_keys)
-    user_error("{}: {} neighbours of {} sub-keys; neighbours must be from 1 to sub_keys", name, shape.neighbours,
-               shape.sub_keys);
-  if (shape.key_width < 2 || shape.key_width % 2 != 0)
-    user_error("{}: key_width {} has no two halves; make it even", name, shape.key_width);
-  if (shape.sub_keys * shape.sub_keys != table.slots)
-    user_error("{}: {} sub-keys address {} rows, but table {} has {}; layers that share a table need equal sub_keys",
-               name, shape.sub_keys, shape.sub_keys * shape.sub_keys, table.name, table.slots);
-  if (shape.output == MemoryOutput::kPlain && table.width != shape.width)
-    user_error("{}: rows of width {} in a model of width {}; set value_width: 0, or output: SWILU", name, table.width,
-               shape.width);
+  PKM_CHECK(1 <= shape.sub_keys && shape.sub_keys <= kMaxSubKeys, "{}: {} sub-keys", name, shape.sub_keys);
+  PKM_CHECK(1 <= shape.neighbours && shape.neighbours <= shape.sub_keys, "{}: {} neighbours of {} sub-keys", name,
+            shape.neighbours, shape.sub_keys);
+  PKM_CHECK(shape.key_width >= 2 && shape.key_width % 2 == 0, "{}: keys of {} have no two halves", name,
+            shape.key_width);
+  PKM_CHECK(shape.sub_keys * shape.sub_keys == table.slots, "{}: {} sub-keys, but table {} has {} rows", name,
+            shape.sub_keys, table.name, table.slots);
+  PKM_CHECK(shape.output != MemoryOutput::kPlain || table.width == shape.width, "{}: rows of width {}, outputs of {}",
+            name, table.width, shape.width);
   return shape;
 }
 

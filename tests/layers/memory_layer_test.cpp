@@ -232,7 +232,7 @@ TEST(MemoryLayer, SaysWhatDoesNotFit) {
   ValueTable table({"table", 49, 6}, world, {}, 1);
   const MemoryShape good{.width = 6, .heads = 2, .neighbours = 3, .sub_keys = 7, .key_width = 8};
   const auto expect_error = [&](const MemoryShape& shape) {
-    EXPECT_THROW(MemoryLayer(parameters, "memory", shape, table), UserError);
+    EXPECT_THROW(MemoryLayer(parameters, "memory", shape, table), InternalError);
   };
   auto bad = good;
   bad.neighbours = 8;

@@ -81,7 +81,7 @@ std::vector<float> widened(const std::vector<T>& values) {
 
 template <class Value, class Moment>
 Result update(Stream& stream, const Options& options, int64_t width, int64_t lead, int64_t row_count = kRows) {
-  const Contributions list(options.update == Options::Update::kAll, row_count);
+  const Contributions list(options.update == Options::Update::kDense, row_count);
   const Placed<int32_t> rows(stream, list.rows);
   const Placed<int64_t> touched(stream, {std::ssize(list.rows)});
   const Placed<int32_t> sources(stream, list.sources);
@@ -96,7 +96,7 @@ Result update(Stream& stream, const Options& options, int64_t width, int64_t lea
                                   .d_output = outputs.view(kSources, width),
                                   .touched = touched.view()};
   const bool row_wise = options.second_moment == Options::SecondMoment::kRowWise;
-  const bool own_steps = options.correction == Options::Correction::kOwnSteps;
+  const bool own_steps = options.correction == Options::Correction::kRowCounter;
   const Placed<Value> values(stream, normals<Value>("values", row_count * width, false), lead);
   const Placed<Moment> first(stream, normals<Moment>("first", row_count * width, false), lead);
   const Placed<Moment> second(stream, normals<Moment>("second", row_wise ? 0 : row_count * width, true), lead);
@@ -150,14 +150,14 @@ void expect_same(const char* what, const std::vector<float>& actual, const std::
 using SparseAdamCuda = GpuTest;
 
 TEST_F(SparseAdamCuda, RowUpdatesEqualTheCpus) {
-  for (const auto kind : {Options::Update::kTouched, Options::Update::kAll})
-    for (const auto correction : {Options::Correction::kGlobalStep, Options::Correction::kOwnSteps})
+  for (const auto kind : {Options::Update::kSparse, Options::Update::kDense})
+    for (const auto correction : {Options::Correction::kGlobalStep, Options::Correction::kRowCounter})
       for (const auto moment : {Options::SecondMoment::kFull, Options::SecondMoment::kRowWise})
         for (const bool bf16_moments : {false, true})
           for (const RowType type : {RowType::kFloat, RowType::kBf16, RowType::kFp16})
             for (const int64_t width : {1, 4, 7, 12, 33, 256, 1100})
               for (const int64_t lead : {Placed<float>::kAligned, Placed<float>::kOdd}) {
-                if (kind == Options::Update::kAll && correction == Options::Correction::kOwnSteps) continue;
+                if (kind == Options::Update::kDense && correction == Options::Correction::kRowCounter) continue;
                 if (reference::quick() && (width == 12 || width > 33)) continue;
                 if (lead == Placed<float>::kOdd && width % 4 != 0) continue;  // not aligned in any case
                 SCOPED_TRACE(fmt::format("update {} correction {} moment {} bf16 {} values {} width {} lead {}",

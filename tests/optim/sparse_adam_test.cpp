@@ -133,10 +133,10 @@ void equals_torch(const std::string& name, Options::Update update) {
 }
 
 TEST(RowAdam, TouchedRowsEqualTorchSparseAdam) {
-  equals_torch("sparse_adam", Options::Update::kTouched);
+  equals_torch("sparse_adam", Options::Update::kSparse);
 }
 TEST(RowAdam, AllRowsEqualTorchAdam) {
-  equals_torch("dense_adam", Options::Update::kAll);
+  equals_torch("dense_adam", Options::Update::kDense);
 }
 
 // Every combination of options in fp32, over odd sizes, against the formulas in double.
@@ -147,7 +147,7 @@ void agrees_with_reference(const Options& options, int64_t rows, int64_t width) 
   std::vector<int64_t> updates(static_cast<size_t>(rows));
   auto optimizer = whole_table(rows, width, options);
   Stream stream;
-  const bool lazy = options.update == Options::Update::kTouched;
+  const bool lazy = options.update == Options::Update::kSparse;
   const reference::AdamSettings settings = {
       .beta1 = options.beta1, .beta2 = options.beta2, .eps = options.eps, .eps_before_correction = lazy};
   for (int64_t step = 1; step <= 4; ++step) {
@@ -161,7 +161,7 @@ void agrees_with_reference(const Options& options, int64_t rows, int64_t width) 
       for (size_t i = 0; i < static_cast<size_t>(width); ++i) mean += 0.25 * dense[at + i] * dense[at + i];
       mean /= static_cast<double>(width);
       const int64_t own = ++updates[static_cast<size_t>(row)];
-      const int64_t t = options.correction == Options::Correction::kOwnSteps ? own : step;
+      const int64_t t = options.correction == Options::Correction::kRowCounter ? own : step;
       for (size_t i = at; i < at + static_cast<size_t>(width); ++i) {
         const double g = 0.5 * dense[i];
         reference::adam(states[i], settings, 0.03, t, g,
@@ -175,9 +175,9 @@ void agrees_with_reference(const Options& options, int64_t rows, int64_t width) 
 }
 
 TEST(RowAdam, AgreesWithTheReferenceForEveryOptionOverOddSizes) {
-  for (const auto update : {Options::Update::kTouched, Options::Update::kAll}) {
-    for (const auto correction : {Options::Correction::kGlobalStep, Options::Correction::kOwnSteps}) {
-      if (update == Options::Update::kAll && correction == Options::Correction::kOwnSteps) continue;
+  for (const auto update : {Options::Update::kSparse, Options::Update::kDense}) {
+    for (const auto correction : {Options::Correction::kGlobalStep, Options::Correction::kRowCounter}) {
+      if (update == Options::Update::kDense && correction == Options::Correction::kRowCounter) continue;
       for (const auto second : {Options::SecondMoment::kFull, Options::SecondMoment::kRowWise}) {
         for (const auto& [rows, width] : {std::pair{1, 1}, {2, 3}, {13, 8}, {200, 33}}) {
           SCOPED_TRACE(fmt::format("{} {} {} {}x{}", static_cast<int>(update), static_cast<int>(correction),
@@ -195,7 +195,7 @@ TEST(RowAdam, UntouchedRowsKeepEveryBitAndNothingTouchedIsNoChangeAtAll) {
   const int64_t width = 7;
   auto values = random_floats("values", rows * width, 1.0F);
   const auto before = values;
-  auto optimizer = whole_table(rows, width, {.correction = Options::Correction::kOwnSteps});
+  auto optimizer = whole_table(rows, width, {.correction = Options::Correction::kRowCounter});
   Stream stream;
   optimizer.step(stream, Matrix<float>(values.data(), rows, width), Gradients({}, {}, width).view(), 1, 0.1, 1);
   EXPECT_EQ(values, before);
@@ -265,10 +265,10 @@ std::map<int32_t, std::string> bits_after(PlacementKind kind, int ranks, const O
 
 std::vector<Options> storages() {
   return {{},
-          {.correction = Options::Correction::kOwnSteps, .second_moment = Options::SecondMoment::kRowWise},
+          {.correction = Options::Correction::kRowCounter, .second_moment = Options::SecondMoment::kRowWise},
           {.bf16_moments = true},
           {.second_moment = Options::SecondMoment::kRowWise, .bf16_moments = true},
-          {.update = Options::Update::kAll, .bf16_moments = true}};
+          {.update = Options::Update::kDense, .bf16_moments = true}};
 }
 
 TEST(RowAdam, DependsNeitherOnRanksNorOnPlacementNorOnThreads) {
@@ -432,7 +432,7 @@ TEST(RowAdam, TheBoundOfSquaresIsFiniteIfAndOnlyIfTheGradientsAre) {
 }
 
 TEST(RowAdam, NamesAndSizesItsState) {
-  const Options options = {.correction = Options::Correction::kOwnSteps,
+  const Options options = {.correction = Options::Correction::kRowCounter,
                            .second_moment = Options::SecondMoment::kRowWise,
                            .bf16_moments = true};
   const auto state = whole_table(5, 8, options).state();
@@ -455,8 +455,8 @@ TEST(RowAdam, RefusesWhatDoesNotFit) {
   const Gradients gradients({{1, 0, 1.0F}}, {1.0F, 1.0F}, 2);
   EXPECT_THROW(optimizer.step(stream, Matrix<float>(values.data(), 4, 3), gradients.view(), 1, 0.1, 1), InternalError);
   EXPECT_THROW(optimizer.step(stream, Matrix<float>(values.data(), 3, 4), gradients.view(), 1, 0.1, 1), InternalError);
-  EXPECT_THROW(whole_table(4, 3, {.update = Options::Update::kAll, .correction = Options::Correction::kOwnSteps}),
-               UserError);
+  EXPECT_THROW(whole_table(4, 3, {.update = Options::Update::kDense, .correction = Options::Correction::kRowCounter}),
+               InternalError);
 }
 
 }  // namespace
