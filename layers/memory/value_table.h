@@ -78,8 +78,8 @@ class ValueTable {
   // --- usage ---
   static constexpr int64_t kUsageBytes = sizeof(uint32_t) + sizeof(float);  // per row
   void count_usage(Stream& stream, Vector<const Selection> selections);
-  // Since the last reset_usage(), per local row: how often it was selected, and the sum of its softmax weights. On the
-  // table's device.
+  // Since the last reset_usage(), per local row: how often it was selected, modulo 2^32, and the sum of its softmax
+  // weights, in fp32: near 2^24 selections of one row it stops growing. On the table's device.
   std::span<const uint32_t> usage_counts() const { return usage_counts_.span(); }
   std::span<const float> usage_weights() const { return usage_weights_.span(); }
   // Marks the slots that were the best of a head: the first of every `neighbours` in slots (T, H*k).
