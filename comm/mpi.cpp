@@ -194,7 +194,9 @@ class MpiCommunicator final : public Communicator {
     for (size_t i = 0; i < expected.size(); ++i) {
       MPI_Status received;
       const int status = MPI_Wait(&requests[i], &received);
-      PKM_CHECK(status != MPI_ERR_TRUNCATE, "rank {} expects {} bytes from rank {}, which sent more", rank(),
+      int kind = MPI_SUCCESS;
+      MPI_Error_class(status, &kind);
+      PKM_CHECK(kind != MPI_ERR_TRUNCATE, "rank {} expects {} bytes from rank {}, which sent more", rank(),
                 expected[i].bytes, expected[i].rank);
       PKM_MPI(status);
       int bytes = 0;

@@ -107,8 +107,8 @@ int64_t EvaluationWindows::length(int64_t window) const {
 
 void EvaluationWindows::fill(SequenceRange range, Matrix<int32_t> inputs, Matrix<int32_t> targets) const {
   if (range.count() == 0) return;
-  PKM_CHECK(range.end <= count() && length(range.begin) == length(range.end - 1), "windows [{}, {}) of {}", range.begin,
-            range.end, count());
+  PKM_CHECK(range.end <= count() && length(range.begin) == length(range.end - 1),
+            "windows [{}, {}) of {}, or not as long", range.begin, range.end, count());
   check_batch(range, length(range.begin), inputs, targets);
   for (int64_t i = 0; i < range.count(); ++i) {
     const int64_t start = (range.begin + i) * context_;

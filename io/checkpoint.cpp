@@ -76,14 +76,16 @@ std::optional<std::string> latest_checkpoint(const std::string& folder) {
   return newest;
 }
 
-std::string find_checkpoint(const std::string& path) {
+std::string find_checkpoint(const std::string& given) {
+  const std::string path =
+      given.size() > 1 && given.ends_with('/') ? given.substr(0, given.find_last_not_of('/') + 1) : given;
   std::error_code error;
   const bool named = step_of(fs::path(path).filename().string()).has_value() && fs::is_directory(path, error);
   if (named || fs::exists(path + "/" + kManifestFile, error)) {
     read_manifest(path);
     return path;
   }
-  if (!fs::exists(path, error))
+  if (!fs::exists(path, error) && !error)
     user_error("{}: is not there{}; give a step_... folder, or a run that has one", path,
                step_of(fs::path(path).filename().string()) ? " (a run keeps its last train.keep_checkpoints)" : "");
   for (const std::string& folder : {path, path + "/checkpoints"})

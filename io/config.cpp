@@ -7,10 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <system_error>
 
 #include "io/config_check.h"
 #include "io/config_parse.h"
@@ -28,7 +28,9 @@ constexpr std::string_view kPresetSuffix = ".textproto";
 std::string read_config_file(const std::string& path) {
   constexpr size_t kLargest = 1 << 20;
   std::ifstream file(path, std::ios::binary);
-  if (!file) config::fail(fmt::format("{}: cannot be opened: {}; pass a file or a preset", path, std::strerror(errno)));
+  if (!file)
+    config::fail(
+        fmt::format("{}: cannot be opened: {}; pass a file or a preset", path, std::generic_category().message(errno)));
   std::string text(kLargest + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (file.bad() || (file.gcount() == 0 && !file.eof()))

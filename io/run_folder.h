@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The folder of a run: config.textproto, run.json (who, what, where, when), train.log, metrics.jsonl, tb/, trace/,
-// checkpoints/. One run, one folder: another run's files are never written over. For rank 0, under agree().
+// The folder of a run: config.textproto, run.json (who, what, where, when), train.log, metrics.jsonl, tb/,
+// checkpoints/, and trace/ of one with --profile. One run, one folder: another run's files are never written over. For
+// rank 0, under agree().
 #pragma once
 
 #include <optional>

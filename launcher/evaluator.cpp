@@ -28,8 +28,10 @@ std::optional<Evaluation> evaluate(Model& model, const Tokens& tokens, int64_t s
   Range range("evaluate");
   const EvaluationWindows windows(tokens, model.transformer().shape().context);
   const int64_t all = sequences > 0 ? std::min(sequences, windows.count()) : windows.count();
+  const int64_t whole = windows.targets() / windows.context();
   model.reset_usage();
   Communicator& world = model.world();
+  at_once = std::min(at_once, (all + world.size() - 1) / world.size());
 
   // Every rank makes the same passes, for each pass holds collectives; a share may be empty. Windows of one pass are as
   // long: a shorter last one has a pass of its own.
@@ -41,17 +43,15 @@ std::optional<Evaluation> evaluate(Model& model, const Tokens& tokens, int64_t s
   const Buffer<double> loss(device, 1);
   for (int64_t begin = 0, end = 0; begin < all; begin = end) {
     if (stop && stop()) return std::nullopt;
-    const int64_t length = windows.length(begin);
-    const int64_t as_long = length == windows.context() ? windows.targets() / length : windows.count();
-    end = std::min({all, as_long, begin + at_once * world.size()});
+    end = std::min({all, begin < whole ? whole : all, begin + at_once * world.size()});
     const int64_t mine = std::min(end, begin + at_once * world.rank());
     const SequenceRange share = {mine, std::min(end, mine + at_once)};
     StepContext context = model.begin(/*training=*/false);
-    const auto ids = context.arena.take<int32_t>(2, share.count(), length);
+    const auto ids = context.arena.take<int32_t>(2, share.count(), windows.length(begin));
     const View<int32_t, 3> host(staged.data(), ids.shape());
     sent.synchronize();
     windows.fill(share, host[0], host[1]);
-    sums[1] += static_cast<double>(share.count() * length);
+    sums[1] += static_cast<double>(ids.size(1) * ids.size(2));
     copy(stream, host.flat(), ids.flat());
     sent.record(stream);
     add_sum(stream, model.transformer().losses(context, ids[0], ids[1]), loss.view());

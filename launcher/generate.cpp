@@ -24,12 +24,14 @@ std::string continue_prompt(Communicator& world, const LoadedModel& loaded, Gene
   for (const int32_t id : loaded.tokenizer->encode(prompt)) logits = generator.feed(id);
   std::vector<int32_t> ids;
   while (static_cast<int64_t>(ids.size()) < options.tokens) {
-    if (!std::ranges::all_of(logits, [](float logit) { return std::isfinite(logit); }))
-      throw AgreedError(
-          fmt::format("{}: its outputs are not finite: the run had diverged; take an older checkpoint", loaded.path));
-    int32_t id = draw_token(logits, options.temperature, options.top_p, random.uniform(ids.size()));
+    constexpr int32_t kNone = -1;
+    const bool finite = std::ranges::all_of(logits, [](float logit) { return std::isfinite(logit); });
+    int32_t id = finite ? draw_token(logits, options.temperature, options.top_p, random.uniform(ids.size())) : kNone;
     // All ranks follow rank 0, should their processors round differently.
     world.broadcast(std::span<int32_t>(&id, 1), 0, Purpose::kControl);
+    if (id == kNone)
+      throw AgreedError(
+          fmt::format("{}: its outputs are not finite: the run had diverged; take an older checkpoint", loaded.path));
     if (id == loaded.tokenizer->separator()) break;
     ids.push_back(id);
     logits = generator.feed(id);

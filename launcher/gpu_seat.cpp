@@ -39,7 +39,10 @@ GpuSeat find_gpu_seat(const config::Config& config, Communicator& world) {
   std::vector<GpuIdentity> all(ranks * most);
   world.all_gather<GpuIdentity>(mine, std::span(all), Purpose::kControl);
   std::vector<std::vector<GpuIdentity>> seen(ranks);
-  for (size_t rank = 0; rank < ranks; ++rank) seen[rank].assign(&all[rank * most], &all[rank * most] + counts[rank]);
+  for (size_t rank = 0; rank < ranks; ++rank) {
+    const GpuIdentity* const first = all.data() + rank * most;
+    seen[rank].assign(first, first + counts[rank]);
+  }
   return seat_of(world.rank(), world.hosts(), seen);
 }
 

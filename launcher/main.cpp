@@ -260,7 +260,6 @@ int run(Communicator& world, int argc, char** argv, const std::string& threads) 
   // Options decide which collectives follow, so they must be the same before the first is acted on.
   agree_on(world, "command line", fmt::format("{}", fmt::join(arguments, "\n")));
   // What is replicated is computed on every rank, and must be the same bits on all.
-  agree(world, check_threads);
   agree(world, [] { cpu_level(); });
   agree_on(world, "PKMESH_CPU", to_string(cpu_level()));
   Options options;
@@ -275,6 +274,7 @@ int run(Communicator& world, int argc, char** argv, const std::string& threads) 
   refuse_absent_values(app);
   try {
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+    agree(world, check_threads);
   } catch (const CLI::ParseError& error) {  // every rank reads the same line: rank 0 speaks for all
     if (world.rank() == 0) app.exit(error);
     if (error.get_exit_code() != 0) return 2;

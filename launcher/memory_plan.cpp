@@ -186,6 +186,12 @@ double scratch_bytes(const TransformerShape& shape, double tokens, int64_t passe
   return most;
 }
 
+MemoryPlan::Line scratch_line(const TransformerShape& shape, int64_t tokens, int64_t passes, Math math) {
+  return {"scratch of kernels", "what the greatest op needs, and cuBLAS's workspace",
+          capped(scratch_bytes(shape, static_cast<double>(tokens), passes, math) +
+                 static_cast<double>(kBlasWorkspaceBytes))};
+}
+
 // Of each slot of the whole table every rank has a bit, whether it was the best of a head.
 int64_t table_bytes(int64_t rows, int64_t row_bytes, const TableShape& table) {
   return std::min(rows * row_bytes + (table.slots + 7) / 8, kMost);
@@ -254,17 +260,12 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
 
   const BatchShape batch = {config.train().batch(), config.train().accumulate(), 0, ranks};
   const int64_t tokens = batch.largest_share() * shape.context;
+  const auto all_tokens = static_cast<double>(batch.sequences / batch.accumulate * shape.context);
   std::map<std::string, TableShape> tables;
   double pending = 0;
   for (const MemorySite& site : shape.memories) {
     tables.emplace(site.table.name, site.table);
-    // Micro-steps may differ by a sequence, and whether rows are read often is asked in each.
-    const auto pending_of = [&](int64_t sequences) {
-      return pending_bytes(site, static_cast<double>(tokens), static_cast<double>(sequences * shape.context),
-                           batch.accumulate, ranks, device);
-    };
-    const int64_t fewest = batch.sequences / batch.accumulate;
-    pending += std::max(pending_of(fewest), pending_of(fewest + (batch.sequences % batch.accumulate > 0 ? 1 : 0)));
+    pending += pending_bytes(site, static_cast<double>(tokens), all_tokens, batch.accumulate, ranks, device);
   }
   for (const auto& [name, table] : tables) {
     plan.value_parameters += table.slots * table.width;
@@ -278,11 +279,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   }
   plan.lines.push_back({"activations", fmt::format("{} tokens at a time", tokens),
                         capped(activation_bytes(shape, static_cast<double>(tokens), hosts, device))});
-  if (device != DeviceKind::kCpu)
-    plan.lines.push_back(
-        {"scratch of kernels", "what the greatest op needs, and cuBLAS's workspace",
-         capped(scratch_bytes(shape, static_cast<double>(tokens), config.train().accumulate(), math_of(config)) +
-                static_cast<double>(kBlasWorkspaceBytes))});
+  if (device != DeviceKind::kCpu) plan.lines.push_back(scratch_line(shape, tokens, batch.accumulate, math_of(config)));
   if (pending > 0)
     plan.lines.push_back({"row gradients", "what backward passes leave until the update", capped(pending)});
   place_on(device, plan);
@@ -315,6 +312,7 @@ MemoryPlan plan_reading(const config::Config& config, int64_t vocabulary, const 
   const int64_t tokens = generates ? 1 : windows_at_once(shape.context) * shape.context;
   plan.lines.push_back({"activations", fmt::format("{} at a time", counted(tokens, "token")),
                         capped(reading_bytes(shape, static_cast<double>(tokens), hosts, device))});
+  if (device != DeviceKind::kCpu) plan.lines.push_back(scratch_line(shape, tokens, 1, math_of(config)));
   if (generates)
     plan.lines.push_back({"context", "keys and values of its tokens, in each block",
                           capped(2.0 * static_cast<double>(shape.layers * shape.context) *

@@ -105,7 +105,8 @@ int train_command(Communicator& world, const TrainArguments& options) {
   agree(world, [&] { config = load_config(config_name(options), options.source.overrides); });
   agree_on(world, "configuration", to_text(config));
   if (options.print_config || options.dry_run) {
-    const GpuSeat seat = find_gpu_seat(config, world);
+    const bool here = options.dry_run && options.ranks == 0;
+    const GpuSeat seat = here ? find_gpu_seat(config, world) : GpuSeat{};
     agree(world, [&] {
       if (world.rank() != 0) return;
       print_out(options.print_config ? to_text(config) : describe_plan(config, world, seat, options));

@@ -47,6 +47,10 @@ std::string describe_split(const char* what, const std::optional<Tokens>& tokens
                 : fmt::format("no {}", what);
 }
 
+std::string nothing_to_do(int64_t done, int64_t wanted) {
+  return fmt::format("nothing to do: step {} is done, and train.steps is {}; set more", done, wanted);
+}
+
 // "" for none. A run that has none of its own yet may have begun with another's.
 std::string checkpoint_to_resume(const TrainArguments& options) {
   if (options.resume.empty()) return "";
@@ -55,7 +59,7 @@ std::string checkpoint_to_resume(const TrainArguments& options) {
   const std::string origin = run_origin(options.out);
   std::error_code error;
   if (!origin.empty() && !std::filesystem::exists(origin, error))
-    user_error("{}: has no checkpoint yet, and {}, which it began from, is not there; give --resume CHECKPOINT",
+    user_error("{}: has no checkpoint, and {}, which it began from, is not there; give --resume CHECKPOINT",
                options.out, origin);
   return origin.empty() ? "" : find_checkpoint(origin);
 }
@@ -92,8 +96,7 @@ TrainingRun::TrainingRun(Communicator& world, const config::Config& config, cons
     if (options_.out.empty()) user_error("train needs a run folder: --out FOLDER");
     checkpoint = checkpoint_to_resume(options_);
     if (!checkpoint.empty() && options_.resume != "auto" && read_manifest(checkpoint).step >= config_.train().steps())
-      user_error("{}: all its {} are done already; for more, --set train.steps=...", checkpoint,
-                 counted(config_.train().steps(), "step"));
+      user_error("{}: {}", checkpoint, nothing_to_do(read_manifest(checkpoint).step, config_.train().steps()));
     device = choose_device(config_, world_, seat);
     if (config_.data().source() == config::Data::FOLDER) open_tokens(config_.data().train());
   });
@@ -217,7 +220,6 @@ void TrainingRun::step() {
         "learning rate, in another --out",
         skipped_in_turn_));
   const StepFigures figures = trainer_->step();
-  valid_ = true;
   for (Window* window : {&since_line_, &since_memory_, &since_start_}) {
     ++window->steps;
     window->seconds += figures.seconds;
@@ -253,7 +255,7 @@ void TrainingRun::end_step() {
 void TrainingRun::save(bool at_the_end) {
   if (!valid_) {
     const std::string text =
-        fmt::format("no checkpoint after step {}: its validation loss is not finite", steps_done());
+        fmt::format("no checkpoint after step {}: the last validation loss was not finite", steps_done());
     if (at_the_end) throw AgreedError(text + "; go on from an older one with a lower learning rate, in another --out");
     return log_warning("{}, and older ones may be better", text);
   }
@@ -280,9 +282,7 @@ void TrainingRun::save(bool at_the_end) {
 }
 
 void TrainingRun::finish() {
-  if (since_start_.steps == 0)
-    log_info("nothing to do: {} done already; for more, --set train.steps=...",
-             steps_done() == 1 ? "its one step is" : fmt::format("all {} steps are", steps_done()));
+  if (since_start_.steps == 0) log_info("{}", nothing_to_do(steps_done(), config_.train().steps()));
   if (world_.rank() == 0 && since_start_.steps > 0)
     log_info("done    {}{} in {}: {} tok/s", counted(since_start_.steps, "step"),
              skipped_ > 0 ? fmt::format(" ({} of them skipped)", skipped_) : "", time_left_text(since_start_.seconds),

@@ -65,7 +65,7 @@ class TrainingRun {
 
   int64_t skipped_ = 0;          // steps, because something was not finite
   int64_t skipped_in_turn_ = 0;  // of them, the last ones
-  bool valid_ = true;            // of this state: its validation loss was finite, or not looked at
+  bool valid_ = true;            // the last validation loss was finite, or there was none
 
   struct Window {  // of steps: since the last step line, the last memory line, the start
     int64_t steps = 0;

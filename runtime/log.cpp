@@ -68,7 +68,7 @@ void log_warning(std::string_view line) {
   spdlog::warn("warning: {}", line);
 }
 void log_error(std::string_view line) {
-  fmt::print(stderr, "{}\n", line);
+  std::fputs(fmt::format("{}\n", line).c_str(), stderr);  // nobody may be there to read it
   if (g_errors.empty()) return;
   std::ofstream(g_errors, std::ios::app) << fmt::format("{:%Y-%m-%d %H:%M:%S} {}\n", fmt::localtime(std::time(nullptr)),
                                                         line);

@@ -4,6 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include "comm/thread.h"
+#include "tests/launcher/tiny_run.h"
+
 namespace pkmesh {
 namespace {
 
@@ -42,6 +45,11 @@ TEST(GpuSeat, RanksThatSeeOthersTakeTheirFirst) {
   EXPECT_EQ(seats(Hosts::one(2), {{0, 1}, {1, 0}}), "0:0/1 1:0/1 ");
   EXPECT_EQ(seats(Hosts::one(4), {{0, 1}, {0, 1}, {2, 3}, {2, 3}}), "0:0/1 1:0/1 2:0/1 3:0/1 ");
   EXPECT_EQ(seats(Hosts::one(2), {{0, 1}, {0}}), "0:0/2 0:1/2 ");
+}
+
+TEST(GpuSeat, OnCpusThereIsNone) {
+  for (const int ranks : {1, 2})
+    run_ranks(ranks, [](Communicator& world) { EXPECT_EQ(find_gpu_seat(tiny::config(), world).gpus, 0); });
 }
 
 TEST(GpuSeat, RanksWithoutAGpuAreInNobodysWay) {

@@ -85,7 +85,7 @@ class Interrupted(program.Test):
         self.train("whole", "train.steps=20")
         self.assertEqual(losses("run"), losses("whole"))
         job = self.run_well("train", "--out", "run", "--resume", "auto")
-        self.assertIn("nothing to do: all 20 steps are done", job.err)
+        self.assertIn("nothing to do: step 20 is done, and train.steps is 20", job.err)
         self.assertEqual(losses("run"), losses("whole"))
 
 
@@ -113,15 +113,15 @@ class Diverged(program.Test):
 
 
     def test_a_state_that_no_validation_can_use_is_not_saved(self):
-        """Each step's own loss was finite: the validation after step 9 is not, and step 6's checkpoint stays."""
+        """Each step's own loss was finite, the validation after the last is not: the checkpoint before it stays."""
         arguments = ["train", "--config", "debug", "--out", "run"]
         for override in ("optimizer.learning_rate=10", "optimizer.weight_decay=10", "optimizer.schedule=CONSTANT",
-                         "optimizer.warmup_steps=0", "train.steps=60", "train.checkpoint_every=3",
-                         "train.eval_every=3", "train.keep_checkpoints=1"):
+                         "optimizer.warmup_steps=0", "train.steps=60", "train.checkpoint_every=1",
+                         "train.eval_every=1", "train.keep_checkpoints=1"):
             arguments += ["--set", override]
         job = Job(arguments).finish()
         self.assertEqual(job.code, 2, job.err)
-        bad = re.search(r"no checkpoint after step (\d+): its validation loss is not finite", job.err)
+        bad = re.search(r"no checkpoint after step (\d+): the last validation loss was not finite", job.err)
         self.assertIsNotNone(bad, job.err)
         self.assertNotIn("skipped", next(line for line in metrics("run") if line["step"] == int(bad[1])))
         (kept,) = os.listdir("run/checkpoints")
@@ -133,7 +133,8 @@ class Resumed(program.Test):
     def test_a_run_that_began_with_anothers_checkpoint_goes_on_from_it(self):
         """Killed before it has one of its own, it does not begin from the beginning."""
         self.train("first", "train.steps=3")
-        job = Job(["train", "--out", "run", "--resume", "first", "--set", "train.steps=100000"])
+        job = Job(["train", "--out", "run", "--resume", "first", "--set", "train.steps=100000",
+                   "--set", "train.checkpoint_every=0"])
         while not os.path.exists("run/metrics.jsonl") or not metrics("run"):
             self.assertIsNone(job.process.poll())
             time.sleep(0.01)
@@ -151,12 +152,12 @@ class Resumed(program.Test):
         shutil.rmtree("run/checkpoints")
         os.rename("first", "elsewhere")
         self.assert_refused(["train", "--out", "run", "--resume", "auto", "--set", "train.steps=6"],
-                            "run: has no checkpoint yet, and /", "give --resume CHECKPOINT")
+                            "run: has no checkpoint, and /", "give --resume CHECKPOINT")
 
     def test_nothing_is_left_to_do(self):
         self.train("first", "train.steps=3")
         self.assert_refused(["train", "--out", "run", "--resume", "first"],
-                            "first/checkpoints/step_00000003: all its 3 steps are done already")
+                            "first/checkpoints/step_00000003: nothing to do: step 3 is done, and train.steps is 3")
         self.assertFalse(os.path.exists("run"))
 
     def test_a_folder_with_the_name_of_another_step(self):
@@ -168,14 +169,17 @@ class Resumed(program.Test):
             self.assert_refused(arguments, "step_00000099: is of step 3 by its manifest")
 
     def test_who_reads_the_lines_may_go(self):
-        with subprocess.Popen(["head", "-n", "1"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
-            job = Job(["train", "--config", "debug", "--out", "run", "--set", "train.log_every=1"], shell="exec 2>&1",
-                      stdout=reader.stdin)
-            reader.stdin.close()
-            job.finish()
-        self.assertEqual(job.code, 0)
-        with open("run/train.log", encoding="utf-8") as file:
-            self.assertIn("done    20 steps", file.read())
+        for overrides, code, last in (([], 0, "done    20 steps"), (Diverged.OVERRIDES + ("train.steps=200",), 2, "error: 20 steps")):
+            with self.subTest(last), subprocess.Popen(["head", "-n", "1"], stdin=subprocess.PIPE,
+                                                      stdout=subprocess.DEVNULL) as reader:
+                settings = [word for override in overrides for word in ("--set", override)]
+                job = Job(["train", "--config", "debug", "--out", f"run{code}", "--set", "train.log_every=1"] + settings,
+                          shell="exec 2>&1", stdout=reader.stdin)
+                reader.stdin.close()
+                job.finish()
+                self.assertEqual(job.code, code)
+                with open(f"run{code}/train.log", encoding="utf-8") as file:
+                    self.assertIn(last, file.read())
 
     def test_what_a_run_has_saved_is_not_overtaken(self):
         self.train("run", "train.steps=4", "train.checkpoint_every=2")
