@@ -136,7 +136,8 @@ CheckpointManifest read_manifest(const std::string& folder) {
   if (message.format_version() != kFormatVersion)
     user_error("{}: format version {} is not read by this program, which reads {}; use a matching pkmesh", path,
                message.format_version(), kFormatVersion);
-  if (message.step() < 0 || message.ranks() < 1) damaged(path, "the manifest counts below zero");
+  if (message.step() < 0 || message.ranks() < 1)
+    damaged(path, fmt::format("the manifest says step {}, by {} ranks", message.step(), message.ranks()));
   CheckpointManifest manifest;
   manifest.step = message.step();
   const auto named = step_of(std::filesystem::path(folder).filename().string());

@@ -255,7 +255,7 @@ TEST(Checkpoint, RefusesWhatIsDamaged) {
          forged.step = -3;
          replace_text(copy + "/manifest.textproto", manifest_text(forged));
        },
-       "contradicts itself"},
+       "says step -3"},
   };
   for (const auto& [damage, says] : cases) {
     remove_quietly(copy);
