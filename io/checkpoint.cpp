@@ -77,8 +77,8 @@ std::optional<std::string> latest_checkpoint(const std::string& folder) {
 }
 
 std::string find_checkpoint(const std::string& given) {
-  const std::string path =
-      given.size() > 1 && given.ends_with('/') ? given.substr(0, given.find_last_not_of('/') + 1) : given;
+  std::string path = given;
+  while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   std::error_code error;
   const bool named = step_of(fs::path(path).filename().string()).has_value() && fs::is_directory(path, error);
   if (named || fs::exists(path + "/" + kManifestFile, error)) {

@@ -260,12 +260,13 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
 
   const BatchShape batch = {config.train().batch(), config.train().accumulate(), 0, ranks};
   const int64_t tokens = batch.largest_share() * shape.context;
-  const auto all_tokens = static_cast<double>(batch.sequences / batch.accumulate * shape.context);
+  const int64_t all_tokens = batch.sequences / batch.accumulate * shape.context;
   std::map<std::string, TableShape> tables;
   double pending = 0;
   for (const MemorySite& site : shape.memories) {
     tables.emplace(site.table.name, site.table);
-    pending += pending_bytes(site, static_cast<double>(tokens), all_tokens, batch.accumulate, ranks, device);
+    pending += pending_bytes(site, static_cast<double>(tokens), static_cast<double>(all_tokens), batch.accumulate,
+                             ranks, device);
   }
   for (const auto& [name, table] : tables) {
     plan.value_parameters += table.slots * table.width;
