@@ -162,7 +162,7 @@ TEST(HostStaged, AFaultOfTheDeviceIsNamed) {
 // The watchdog's thread asks NCCL how it is while the rank's own thread is in NCCL nearly all the time. The tests' NCCL
 // takes one thread at a time.
 TEST(Nccl, TheWatchdogLooksBetweenCalls) {
-  if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "NOT TESTED: built without nccl.h, which the tests' NCCL needs";
+  if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "NOT TESTED: built without nccl.h";
   run_ranks(2, [](Communicator& host) {
     const auto world = make_device_communicator(host, kDevice, DeviceLink::kNccl);
     Stream stream(kDevice);
@@ -181,7 +181,7 @@ TEST(Nccl, TheWatchdogLooksBetweenCalls) {
 
 // A kernel's fault shows in whatever is called next, on any thread: here the watchdog's.
 TEST(Nccl, AFaultOfTheDeviceIsNamedAndEndsTheJob) {
-  if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "NOT TESTED: built without nccl.h, which the tests' NCCL needs";
+  if (resolve(DeviceLink::kAuto) != DeviceLink::kNccl) GTEST_SKIP() << "NOT TESTED: built without nccl.h";
   std::atomic<bool> ended{false};
   std::string error;
   const std::array data = {Buffer<float>(kDevice, 16), Buffer<float>(kDevice, 16)};  // outlives what is under way
