@@ -118,10 +118,13 @@ Communicator::Communicator(int rank, int size, Hosts hosts)
 }
 
 Communicator::Call Communicator::describe(Collective collective, Purpose purpose, int64_t bytes) {
+  return {++calls_, collective, purpose, bytes, crossed_in_ring(collective, bytes)};
+}
+
+double Communicator::crossed_in_ring(Collective collective, int64_t bytes) const {
   const int next = (rank_ + 1) % size_;
   const bool crosses = hosts_.of_rank[static_cast<size_t>(rank_)] != hosts_.of_rank[static_cast<size_t>(next)];
-  const double moved = static_cast<double>(bytes) * bus_factor(collective, size_);
-  return {++calls_, collective, purpose, bytes, crosses ? moved : 0};
+  return crosses ? static_cast<double>(bytes) * bus_factor(collective, size_) : 0;
 }
 
 const Ledger& Communicator::ledger() {
@@ -168,9 +171,9 @@ void Communicator::all_reduce_bytes(std::span<std::byte> data, ElementType type,
 Pending Communicator::all_reduce_bytes_async(std::span<std::byte> data, ElementType type, Reduction reduction,
                                              Purpose purpose) {
   check_reachable(data.data());
-  return start(describe(Collective::kAllReduce, purpose, bytes_in(data)), [&] {
-    return start_all_reduce({data, type, reduction});
-  });
+  Call call = describe(Collective::kAllReduce, purpose, bytes_in(data));
+  call.crossed = crossed_by_started(call.bytes);
+  return start(call, [&] { return start_all_reduce({data, type, reduction}); });
 }
 
 void Communicator::all_gather_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose) {

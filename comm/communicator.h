@@ -103,8 +103,13 @@ class Communicator {
 
   // Device spans are read after all work queued on `stream` before the call; what is queued on it after the call, or
   // after wait() where something is pending, finds the results. Host memory has them when the call, or wait(), returns,
-  // as ever. All spans of one call lie on one side. The stream must outlive the last collective.
+  // as ever. All spans of one call lie on one side. On the CPU what was only started goes on between the stream's ops.
+  // The stream must outlive the last collective.
   void use(Stream& stream) { stream_ = &stream; }
+  // Before a stream goes: from now on it is not in use.
+  void leave(const Stream& stream) {
+    if (stream_ == &stream) stream_ = nullptr;
+  }
 
   // data[i] becomes the reduction of all ranks' data[i]: the same bits on every rank, and the same again in every run
   // with these ranks and counts.
@@ -197,6 +202,9 @@ class Communicator {
   virtual Pending start_all_to_all_v(const Blocks& blocks) = 0;
   virtual void run_broadcast(std::span<std::byte> data, int root) = 0;
   virtual void run_barrier() = 0;
+  // Bytes that leave this host for an all-reduce that was started, if the kind knows better than a ring.
+  virtual double crossed_by_started(int64_t bytes) const { return crossed_in_ring(Collective::kAllReduce, bytes); }
+  double crossed_in_ring(Collective collective, int64_t bytes) const;
   // Those of a kind that has no better way.
   virtual void run_sum_shares(std::span<float> data);
   virtual void run_gather_shares(std::span<float> data);

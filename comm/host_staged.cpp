@@ -69,6 +69,8 @@ class HostStagedCommunicator final : public DeviceCommunicator {
   }
 
  protected:
+  double crossed_by_started(int64_t bytes) const override { return crossed_by_started_of(*ranks_, bytes); }
+
   Pending device_all_reduce(const Reduce& reduce) override {
     if (size() == 1) return {};
     const auto operation = begin();

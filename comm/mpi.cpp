@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // How each collective is made of MPI's: int counts force pieces. An all-to-all is one send and one receive per peer,
 // always, so that its cost does not depend on which algorithm a library prefers for uneven counts, and two of them may
-// be under way: messages between two ranks keep their order, and all ranks call in one order. Shares of large sums pass
-// between the ranks of one host without MPI.
+// be under way: messages between two ranks keep their order, and all ranks call in one order. All-reduces that were only
+// started go on between the ops of the stream in use (comm/mpi_sums.h). Shares of large sums pass between the ranks of
+// one host without MPI.
 #include "comm/mpi.h"
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <thread>
 
 #include "comm/mpi_group.h"
+#include "comm/mpi_sums.h"
 #include "comm/self.h"
 #include "runtime/check.h"
 #include "runtime/log.h"
@@ -20,7 +22,7 @@
 namespace pkmesh {
 namespace {
 
-constexpr int kTag = 1;  // MpiGroup has another
+constexpr int kTag = 1;  // MpiGroup and MpiSums have others
 
 MPI_Datatype mpi_type(ElementType type) {
   switch (type) {
@@ -50,17 +52,20 @@ void in_pieces(int64_t count, int64_t largest, bool always, const Body& body) {
     body(begin, static_cast<int>(std::min(largest, count - begin)));
 }
 
-class MpiCommunicator final : public Communicator {
+class MpiCommunicator final : public Communicator, private BetweenOps {
  public:
   MpiCommunicator(std::unique_ptr<MpiGroup> group, const MpiOptions& options)
-      : Communicator(group->rank, group->size, group->find_hosts()), group_(std::move(group)), options_(options) {}
+      : Communicator(group->rank, group->size, hosts_of(*group, options)),
+        group_(std::move(group)),
+        options_(options),
+        started_(group_->world, rank(), hosts(), {options.bytes_at_once, options.largest_count}) {}
   ~MpiCommunicator() override { stop_watching(); }
 
   // Lets the watchdogs of a host see its ranks, and shares pass through memory, if the ranks have any in common.
   // Collective. Not for twins: their waits are those of the communicator that uses them.
   void share_memory() {
     show_on(group_->make_board());
-    sums_ = group_->make_sums();
+    if (options_.ranks_each == 0) sums_ = group_->make_sums();
   }
   bool shares_memory() const override { return sums_ != nullptr; }
 
@@ -78,15 +83,17 @@ class MpiCommunicator final : public Communicator {
   }
 
   Pending start_all_reduce(const Reduce& reduce) override {
-    std::vector<MPI_Request> requests;
-    reduce_in_pieces(reduce, [&](void* data, int count) {
-      PKM_MPI(MPI_Iallreduce(MPI_IN_PLACE, data, count, mpi_type(reduce.type), mpi_op(reduce.reduction), group_->world,
-                             &requests.emplace_back()));
-    });
-    return Pending([requests = std::move(requests)]() mutable {
-      PKM_MPI(MPI_Waitall(static_cast<int>(requests.size()), requests.data(), MPI_STATUSES_IGNORE));
+    if (size() == 1) return {};
+    const int64_t number =
+        started_.start(reduce.data, size_of(reduce.type), mpi_type(reduce.type), mpi_op(reduce.reduction));
+    started_for_ = call().purpose;
+    if (stream() != nullptr) stream()->set_between_ops(this);
+    return Pending([this, number] {
+      while (!started_.done(number)) started_.progress();
     });
   }
+
+  double crossed_by_started(int64_t bytes) const override { return started_.crossing(bytes); }
 
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override {
     const auto block = static_cast<int64_t>(in.size());
@@ -146,6 +153,19 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
+  static Hosts hosts_of(const MpiGroup& group, const MpiOptions& options) {
+    if (options.ranks_each == 0) return group.find_hosts();
+    return Hosts::even(group.size, (group.size + options.ranks_each - 1) / options.ranks_each);
+  }
+
+  // Between two ops of the stream.
+  void turn() override {
+    const auto begin = Clock::now();
+    started_.progress();
+    if (started_.idle()) stream()->set_between_ops(nullptr);
+    add_wait(started_for_, std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+
   template <class Body>
   void reduce_in_pieces(const Reduce& reduce, const Body& body) const {
     const int64_t unit = size_of(reduce.type);
@@ -211,6 +231,8 @@ class MpiCommunicator final : public Communicator {
   const std::unique_ptr<MpiGroup> group_;
   const MpiOptions options_;
   std::unique_ptr<SharedSums> sums_;  // null: the ranks share no memory
+  MpiSums started_;                   // all-reduces
+  Purpose started_for_ = Purpose::kControl;
 };
 
 // srun without --mpi=... starts tasks that know nothing of each other: each would be a world of one.
@@ -221,6 +243,10 @@ void refuse_loose_tasks() {
 }
 
 }  // namespace
+
+int64_t MpiOptions::memory(int64_t ranks) const {
+  return MpiSums::memory(ranks, bytes_at_once);
+}
 
 bool MpiSession::launched() {
   const auto has = [](const char* name) { return std::getenv(name) != nullptr; };

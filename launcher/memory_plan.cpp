@@ -8,6 +8,7 @@
 #include <map>
 
 #include "comm/host_staged.h"
+#include "comm/mpi.h"
 #include "comm/shared_sums.h"
 #include "io/batches.h"
 #include "io/tokenizer.h"
@@ -286,7 +287,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   place_on(device, plan);
   if (ranks > 1 && device == DeviceKind::kCpu && !shares)
     plan.lines.push_back(
-        {"reductions", "MPI's copies of the dense gradients on their way", plan.dense_parameters * kFloat});
+        {"reductions", "parts of the dense gradients on their way", MpiOptions{}.memory(ranks)});
   if (ranks > 1 && device != DeviceKind::kCpu && stages(config))
     plan.lines.push_back({"staging", "pinned host memory for what travels", HostStagedOptions{}.bytes()});
   return plan;

@@ -218,6 +218,13 @@ Device choose_device(const config::Config& config, const Communicator& world, co
   return device;
 }
 
+int64_t bucket_bytes(const config::Config& config) {
+  double mib = config.train().bucket_mib();
+  // On CPUs the sums of a bucket begin and end in pieces anyway: the sooner it leaves, the more hides.
+  if (mib == 0) mib = planned_device(config) == DeviceKind::kCpu ? 2 : 16;
+  return std::max<int64_t>(static_cast<int64_t>(mib * (1 << 20)), sizeof(float));
+}
+
 std::string device_choice(const config::Config& config, Device device) {
   if (device.kind == DeviceKind::kCpu) return "the CPU";
   return fmt::format("GPUs over {}", to_string(resolve(device_link(config))));

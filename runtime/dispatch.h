@@ -47,8 +47,10 @@ void dispatch(const char* name, void (*on_cpu)(Stream&, Parameters...), void (*o
   switch (stream.device().kind) {
     case DeviceKind::kCpu:
       if (on_avx512 != nullptr && cpu_level() != CpuLevel::kAvx2)
-        return on_avx512(stream, std::forward<Arguments>(arguments)...);
-      return on_cpu(stream, std::forward<Arguments>(arguments)...);
+        on_avx512(stream, std::forward<Arguments>(arguments)...);
+      else
+        on_cpu(stream, std::forward<Arguments>(arguments)...);
+      return stream.end_op();
     case DeviceKind::kCuda:
       if (on_cuda == nullptr)
         user_error("{} has no CUDA kernel in this program; set train.device: CPU, or build the cuda preset", name);

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// All-reduces over MPI that go on while their rank computes. MPI moves nothing but inside its calls, so whoever started
+// one calls progress() now and then: that does what can be done at once, and waits for nothing.
+//
+// An operation is cut into pieces, of which a few are under way at a time: enough to keep a network busy until the next
+// call, and few enough for what the rank waits for meanwhile, which queues up behind them. A piece goes through four
+// stages, with one message to and from each of a stage's peers. With h hosts of l ranks each, B bytes:
+//
+//   sum within hosts      every rank gets its share of the piece from all ranks of its host, and adds up   B (l-1)/l
+//   sum across hosts      the ranks that have one share, one on each host, cut it again, and add up        B (h-1)/h / l
+//   gather across hosts   what was cut for the second time comes together                                  B (h-1)/h / l
+//   gather within hosts   and what was cut for the first time                                              B (l-1)/l
+//
+// So a host sends 2 B (h-1)/h, less than which no all-reduce does, and every element is summed by one rank, in one order:
+// all ranks get the same bits, and the same again in the next run. Where hosts have not as many ranks each, or not one
+// after the other, every rank counts as a host.
+#pragma once
+
+#include <mpi.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <span>
+#include <vector>
+
+#include "comm/communicator.h"
+
+namespace pkmesh {
+
+class MpiSums {
+ public:
+  struct Options {
+    int64_t bytes_at_once;  // of the pieces under way
+    int64_t largest_count;  // of the elements of a message
+  };
+  // All ranks of `world` make one, with the same options.
+  MpiSums(MPI_Comm world, int rank, const Hosts& hosts, const Options& options);
+
+  // The elements of data, each of `unit` bytes, become the reduction over ranks once done(number returned). Until then
+  // data is not to be touched. All ranks start the same operations in the same order.
+  int64_t start(std::span<std::byte> data, int64_t unit, MPI_Datatype type, MPI_Op reduction);
+  void progress();
+  bool done(int64_t operation) const;
+  bool idle() const { return operations_.empty(); }
+
+  // What this rank sends to other hosts for an operation of so many bytes.
+  double crossing(int64_t bytes) const;
+  // Most memory that pieces of messages take, with so many ranks.
+  static int64_t memory(int64_t ranks, int64_t bytes_at_once);
+
+ private:
+  struct Operation {
+    std::span<std::byte> data;
+    int64_t unit;
+    MPI_Datatype type;
+    MPI_Op reduction;
+    int64_t taken;  // elements that are in pieces by now
+    int64_t pieces_left;
+    int64_t count() const { return std::ssize(data) / unit; }
+  };
+  // Ranks that share a piece, this one among them.
+  struct Team {
+    std::vector<int> ranks;
+    int place = 0;  // of this rank
+    int size() const { return static_cast<int>(ranks.size()); }
+    Share share(Share whole, int peer) const;
+  };
+  enum class Stage { kSumWithin, kSumAcross, kGatherAcross, kGatherWithin, kOver };
+  struct Piece {
+    int64_t number = 0;  // of all pieces: makes the messages' tags
+    int64_t operation = 0;
+    Share elements;  // of the operation's
+    Stage stage = Stage::kOver;
+    std::vector<MPI_Request> requests;  // of this stage
+    std::vector<std::byte> received;    // peers' parts of a sum
+  };
+  static int64_t piece_bytes(int64_t ranks, int64_t bytes_at_once);
+  static int64_t pieces_at_once(int64_t ranks, int64_t bytes_at_once);
+  int64_t piece_count(int64_t unit) const;
+  Operation& operation(int64_t number) { return operations_[static_cast<size_t>(number - first_)]; }
+
+  bool take(Piece& piece);     // the next of the first operation that has one; false: none has
+  bool advance(Piece& piece);  // by the stages that are over; false: none is
+  void post(Piece& piece);
+  void add_parts(Piece& piece);
+  static bool sums(Stage stage) { return stage == Stage::kSumWithin || stage == Stage::kSumAcross; }
+  const Team& team(Stage stage) const;
+  Share stage_elements(const Piece& piece) const;  // that its team shares
+  int tag(const Piece& piece) const;
+
+  const MPI_Comm world_;
+  const int64_t piece_bytes_;
+  const int64_t largest_count_;
+  Team within_, across_;
+  std::deque<Operation> operations_;  // under way: from number first_ on
+  int64_t first_ = 0;
+  int64_t pieces_ = 0;  // taken so far
+  std::vector<Piece> under_way_;
+};
+
+}  // namespace pkmesh
