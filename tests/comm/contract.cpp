@@ -76,9 +76,14 @@ template <class T>
 void check_reductions(Communicator& world) {
   for (const int64_t count : kCounts)
     for (const Reduction reduction : {Reduction::kSum, Reduction::kMax, Reduction::kMin}) {
+      const auto expected = expected_reduction<T>(world.size(), count, reduction);
       auto data = numbers<T>(world.rank(), count);
+      auto started = data;
+      auto pending = world.all_reduce_async(std::span(started), reduction, kPurpose);
       world.all_reduce(std::span(data), reduction, kPurpose);
-      EXPECT_EQ(data, expected_reduction<T>(world.size(), count, reduction)) << "all_reduce of " << count;
+      EXPECT_EQ(data, expected) << "all_reduce of " << count;
+      pending.wait();
+      EXPECT_EQ(started, expected) << "all_reduce_async of " << count;
     }
 }
 
@@ -97,15 +102,21 @@ TEST_P(ContractTest, InexactSumsHaveTheSameBitsOnEveryRankAndAgain) {
       std::vector<float> mine(static_cast<size_t>(count));
       const Random random(17, "inexact", world.rank());
       for (size_t i = 0; i < mine.size(); ++i) mine[i] = random.uniform(i) - 0.5F;
-      auto first = mine;
-      auto second = mine;
-      world.all_reduce(std::span(first), Reduction::kSum, kPurpose);
-      world.all_reduce(std::span(second), Reduction::kSum, kPurpose);
-      EXPECT_EQ(std::memcmp(first.data(), second.data(), first.size() * sizeof(float)), 0) << "again";
-      std::vector<float> all(first.size() * static_cast<size_t>(world.size()));
-      world.all_gather(first, std::span(all), kPurpose);
-      for (int r = 0; r < world.size(); ++r)
-        EXPECT_EQ(std::memcmp(all.data() + r * count, first.data(), first.size() * sizeof(float)), 0) << "rank " << r;
+      const auto check = [&](const char* what, const auto& reduce) {
+        auto first = mine;
+        auto second = mine;
+        reduce(std::span(first));
+        reduce(std::span(second));
+        EXPECT_EQ(std::memcmp(first.data(), second.data(), first.size() * sizeof(float)), 0) << what << ", again";
+        std::vector<float> all(first.size() * static_cast<size_t>(world.size()));
+        world.all_gather(first, std::span(all), kPurpose);
+        for (int r = 0; r < world.size(); ++r)
+          EXPECT_EQ(std::memcmp(all.data() + r * count, first.data(), first.size() * sizeof(float)), 0)
+              << what << ", rank " << r;
+      };
+      check("all_reduce", [&](std::span<float> data) { world.all_reduce(data, Reduction::kSum, kPurpose); });
+      check("all_reduce_async",
+            [&](std::span<float> data) { world.all_reduce_async(data, Reduction::kSum, kPurpose).wait(); });
     }
   });
 }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The contract over MPI: with the limits of a real run, with limits so low that everything goes in pieces, and as if the
 // ranks were on several hosts (two ranks on each, where they come out even; one).
+#include <algorithm>
+#include <array>
+
+#include "comm/route.h"
 #include "contract.h"
 #include "mpi_main.h"
 
@@ -20,4 +24,43 @@ std::vector<ContractWorld> contract_worlds() {
           {"MpiHostsOfOne", over_mpi({.bytes_at_once = 640, .ranks_each = 1, .watch = minute})}};
 }
 
+namespace {
+
+// Nothing but ops between the start and the end: who started sums need not wait for them to go on.
+TEST(Mpi, StartedSumsGoOnBetweenOps) {
+  const auto world = test_session().world({.ranks_each = 1, .watch = std::chrono::minutes(1)});
+  Stream stream;
+  Arena arena(Device{});
+  world->use(stream);
+  constexpr size_t kFloats = 3'000'000;  // of several pieces, more than are under way at once
+  std::vector<float> sums(kFloats, static_cast<float>(world->rank() + 1));
+  const auto expected = static_cast<float>(world->size() * (world->size() + 1) / 2);
+  auto pending = world->all_reduce_async(std::span(sums), Reduction::kSum, Purpose::kDense);
+  std::array<int32_t, 2> rows = {3, 4};
+  std::array<float, 2> weights = {0.5F, 0.5F};
+  const auto patience = Clock::now() + std::chrono::seconds(50);
+  const auto over = [&] { return std::ranges::all_of(sums, [&](float sum) { return sum == expected; }); };
+  while (!over() && Clock::now() < patience) {
+    arena.reset();
+    ask(stream, arena, Matrix<const int32_t>(rows.data(), 1, 2), Matrix<const float>(weights.data(), 1, 2));
+  }
+  EXPECT_TRUE(over());
+  pending.wait();
+  EXPECT_GT(world->ledger()[Purpose::kDense].seconds, 0);
+  world->leave(stream);
+  world->barrier();
+}
+
+// A host sends what an all-reduce must: 2 (h-1)/h of the bytes, each of its ranks an equal part.
+TEST(Mpi, StartedSumsCrossOncePerHost) {
+  const int each = test_session().world()->size() == 4 ? 2 : 1;
+  const auto world = test_session().world({.ranks_each = each, .watch = std::chrono::minutes(1)});
+  std::vector<float> sums(1000);
+  world->all_reduce_async(std::span(sums), Reduction::kSum, Purpose::kDense).wait();
+  const double hosts = world->size() / each;
+  EXPECT_DOUBLE_EQ(world->ledger()[Purpose::kDense].crossed, 2 * 4000.0 / each * (hosts - 1) / hosts);
+  world->barrier();
+}
+
+}  // namespace
 }  // namespace pkmesh
