@@ -18,6 +18,7 @@
 #include "comm/self.h"
 #include "runtime/check.h"
 #include "runtime/log.h"
+#include "runtime/range.h"
 
 namespace pkmesh {
 namespace {
@@ -160,6 +161,7 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
 
   // Between two ops of the stream.
   void turn() override {
+    const Range range("all_reduce: between ops");
     const auto begin = Clock::now();
     started_.progress();
     if (started_.idle()) stream()->set_between_ops(nullptr);
