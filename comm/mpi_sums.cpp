@@ -114,7 +114,7 @@ Share MpiSums::stage_elements(const Piece& piece) const {
 }
 
 int MpiSums::tag(const Piece& piece) const {
-  constexpr int64_t kFirst = 16;   // others' are below
+  constexpr int64_t kFirst = 16;    // others' are below
   constexpr int64_t kRound = 4096;  // pieces until tags come again; 32767 is the largest that MPI promises
   return static_cast<int>(kFirst + piece.number % kRound * 4 + static_cast<int64_t>(piece.stage));
 }
@@ -125,35 +125,41 @@ void MpiSums::post(Piece& piece) {
   const Team& peers = team(piece.stage);
   const Share shared = stage_elements(piece);
   const Share mine = peers.share(shared, peers.place);
-  const auto bytes = [&](int64_t elements) { return elements * whole.unit; };
+  const bool adds = sums(piece.stage);
+  const auto at = [&](const Share& share) { return whole.data.data() + share.begin * whole.unit; };
   piece.requests.clear();
-  if (sums(piece.stage)) piece.received.resize(static_cast<size_t>(bytes(mine.count()) * (peers.size() - 1)));
-  std::byte* parts = piece.received.data();
+  if (adds) piece.parts.resize(static_cast<size_t>(mine.count() * whole.unit * peers.size()));
   for (int step = 1; step < peers.size(); ++step) {
     const int peer = (peers.place - step + peers.size()) % peers.size();
-    const Share comes = sums(piece.stage) ? mine : peers.share(shared, peer);
-    std::byte* const to = sums(piece.stage) ? parts : whole.data.data() + bytes(comes.begin);
-    parts += sums(piece.stage) ? bytes(comes.count()) : 0;
-    PKM_MPI(MPI_Irecv(to, static_cast<int>(comes.count()), whole.type, peers.ranks[static_cast<size_t>(peer)],
-                      tag(piece), world_, &piece.requests.emplace_back()));
+    const Share comes = adds ? mine : peers.share(shared, peer);
+    PKM_MPI(MPI_Irecv(adds ? part(piece, peer) : at(comes), static_cast<int>(comes.count()), whole.type,
+                      peers.ranks[static_cast<size_t>(peer)], tag(piece), world_, &piece.requests.emplace_back()));
   }
   for (int step = 1; step < peers.size(); ++step) {
     const int peer = (peers.place + step) % peers.size();
-    const Share goes = sums(piece.stage) ? peers.share(shared, peer) : mine;
-    PKM_MPI(MPI_Isend(whole.data.data() + bytes(goes.begin), static_cast<int>(goes.count()), whole.type,
-                      peers.ranks[static_cast<size_t>(peer)], tag(piece), world_, &piece.requests.emplace_back()));
+    const Share goes = adds ? peers.share(shared, peer) : mine;
+    PKM_MPI(MPI_Isend(at(goes), static_cast<int>(goes.count()), whole.type, peers.ranks[static_cast<size_t>(peer)],
+                      tag(piece), world_, &piece.requests.emplace_back()));
   }
 }
 
-// To this rank's share, in the order of the receives.
+std::byte* MpiSums::part(Piece& piece, int peer) {
+  return piece.parts.data() + std::ssize(piece.parts) / team(piece.stage).size() * peer;
+}
+
+// In the order of the team, as ranks that share memory do (comm/shared_sums.h): the same bits.
 void MpiSums::add_parts(Piece& piece) {
   const Operation& whole = operation(piece.operation);
   const Team& peers = team(piece.stage);
   const Share mine = peers.share(stage_elements(piece), peers.place);
-  for (int64_t part = 0; part + 1 < peers.size(); ++part)
-    PKM_MPI(MPI_Reduce_local(piece.received.data() + part * mine.count() * whole.unit,
-                             whole.data.data() + mine.begin * whole.unit, static_cast<int>(mine.count()), whole.type,
-                             whole.reduction));
+  std::byte* const own = whole.data.data() + mine.begin * whole.unit;
+  const auto add = [&](const std::byte* to_add, std::byte* sum) {
+    PKM_MPI(MPI_Reduce_local(to_add, sum, static_cast<int>(mine.count()), whole.type, whole.reduction));
+  };
+  // Up to this rank's own part, which then is the sum so far: to add is to swap.
+  for (int peer = 1; peer < peers.place; ++peer) add(part(piece, peer), part(piece, 0));
+  if (peers.place > 0) add(part(piece, 0), own);
+  for (int peer = peers.place + 1; peer < peers.size(); ++peer) add(part(piece, peer), own);
 }
 
 }  // namespace pkmesh

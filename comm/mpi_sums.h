@@ -7,13 +7,14 @@
 // stages, with one message to and from each of a stage's peers. With h hosts of l ranks each, B bytes:
 //
 //   sum within hosts      every rank gets its share of the piece from all ranks of its host, and adds up   B (l-1)/l
-//   sum across hosts      the ranks that have one share, one on each host, cut it again, and add up        B (h-1)/h / l
-//   gather across hosts   what was cut for the second time comes together                                  B (h-1)/h / l
-//   gather within hosts   and what was cut for the first time                                              B (l-1)/l
+//   sum across hosts      the ranks that have one share, one on each host, cut it again, and add up        B (h-1)/h /
+//   l gather across hosts   what was cut for the second time comes together                                  B (h-1)/h
+//   / l gather within hosts   and what was cut for the first time                                              B
+//   (l-1)/l
 //
-// So a host sends 2 B (h-1)/h, less than which no all-reduce does, and every element is summed by one rank, in one order:
-// all ranks get the same bits, and the same again in the next run. Where hosts have not as many ranks each, or not one
-// after the other, every rank counts as a host.
+// So a host sends 2 B (h-1)/h, less than which no all-reduce does, and every element is summed by one rank, in the
+// order of the ranks of a host, then of the hosts: all ranks get the same bits, and the same again in the next run.
+// Where hosts have not as many ranks each, or not one after the other, every rank counts as a host.
 #pragma once
 
 #include <mpi.h>
@@ -73,7 +74,7 @@ class MpiSums {
     Share elements;  // of the operation's
     Stage stage = Stage::kOver;
     std::vector<MPI_Request> requests;  // of this stage
-    std::vector<std::byte> received;    // peers' parts of a sum
+    std::vector<std::byte> parts;       // of a sum, one for each place in the team; this rank's own stays where it is
   };
   static int64_t piece_bytes(int64_t ranks, int64_t bytes_at_once);
   static int64_t pieces_at_once(int64_t ranks, int64_t bytes_at_once);
@@ -83,6 +84,7 @@ class MpiSums {
   bool take(Piece& piece);     // the next of the first operation that has one; false: none has
   bool advance(Piece& piece);  // by the stages that are over; false: none is
   void post(Piece& piece);
+  std::byte* part(Piece& piece, int peer);
   void add_parts(Piece& piece);
   static bool sums(Stage stage) { return stage == Stage::kSumWithin || stage == Stage::kSumAcross; }
   const Team& team(Stage stage) const;

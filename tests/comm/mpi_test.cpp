@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The contract over MPI: with the limits of a real run, with limits so low that everything goes in pieces, and as if the
-// ranks were on several hosts (two ranks on each, where they come out even; one).
+// The contract over MPI: with the limits of a real run, with limits so low that everything goes in pieces, and as if
+// the ranks were on several hosts (two ranks on each, where they come out even; one).
 #include <algorithm>
 #include <array>
 
