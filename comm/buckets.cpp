@@ -7,10 +7,12 @@
 
 namespace pkmesh {
 
-GradientBuckets::GradientBuckets(Communicator& communicator, std::span<float> gradients, int64_t bucket_bytes)
+GradientBuckets::GradientBuckets(Communicator& communicator, std::span<float> gradients, int64_t bucket_bytes,
+                                 Wire wire)
     : communicator_(communicator),
       gradients_(gradients),
       bucket_size_(bucket_bytes / static_cast<int64_t>(sizeof(float))),
+      wire_(wire),
       shares_(communicator.size() > 1 && communicator.shares_memory()),
       mine_{0, std::ssize(gradients)} {
   PKM_CHECK(bucket_size_ >= 1, "a bucket of {} bytes holds no gradient", bucket_bytes);
@@ -31,7 +33,7 @@ void GradientBuckets::ready_down_to(int64_t offset) {
     const int64_t begin = begin_of(issued());
     const int64_t end = size - issued() * bucket_size_;
     const auto bucket = gradients_.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
-    pending_.push_back(communicator_.all_reduce_async(bucket, Reduction::kSum, Purpose::kDense));
+    pending_.push_back(communicator_.sum_async(bucket, wire_, Purpose::kDense));
   }
 }
 

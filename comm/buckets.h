@@ -22,7 +22,9 @@ namespace pkmesh {
 class GradientBuckets {
  public:
   // `gradients` (P) must live as long as this object. bucket_bytes >= 4. In a world of one nothing travels.
-  GradientBuckets(Communicator& communicator, std::span<float> gradients, int64_t bucket_bytes);
+  // How buckets cross hosts is `wire`'s business.
+  GradientBuckets(Communicator& communicator, std::span<float> gradients, int64_t bucket_bytes,
+                  Wire wire = Wire::kExact);
 
   // Gradients at `offset` (0..P) and after are final; all ranks call this alike. Never takes anything back: a call
   // with a higher offset than before is nothing.
@@ -45,6 +47,7 @@ class GradientBuckets {
   Communicator& communicator_;
   std::span<float> gradients_;
   int64_t bucket_size_;  // elements
+  Wire wire_;
   bool shares_;
   Share mine_;
   int64_t buckets_;

@@ -168,12 +168,11 @@ void Communicator::all_reduce_bytes(std::span<std::byte> data, ElementType type,
   run(describe(Collective::kAllReduce, purpose, bytes_in(data)), [&] { run_all_reduce({data, type, reduction}); });
 }
 
-Pending Communicator::all_reduce_bytes_async(std::span<std::byte> data, ElementType type, Reduction reduction,
-                                             Purpose purpose) {
-  check_reachable(data.data());
-  Call call = describe(Collective::kAllReduce, purpose, bytes_in(data));
-  call.crossed = crossed_by_started(call.bytes);
-  return start(call, [&] { return start_all_reduce({data, type, reduction}); });
+Pending Communicator::all_reduce_bytes_async(const Reduce& reduce, Purpose purpose) {
+  check_reachable(reduce.data.data());
+  Call call = describe(Collective::kAllReduce, purpose, bytes_in(reduce.data));
+  call.crossed = crossed_by_started(reduce);
+  return start(call, [&] { return start_all_reduce(reduce); });
 }
 
 void Communicator::all_gather_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose) {

@@ -46,6 +46,11 @@ constexpr ElementType element_type() {
 template <class T>
 concept Reducible = (element_type<T>() != ElementType::kByte);
 int64_t size_of(ElementType type);  // bytes
+// How what crosses hosts travels.
+enum class Wire {
+  kExact,
+  kBf16,  // rounded to nearest, where the kind can (Mpi, HostStaged) and there are several hosts; else exactly
+};
 
 // Which machine each rank is on. Ranks of one host share memory; between hosts, bytes cross the network.
 struct Hosts {
@@ -119,7 +124,11 @@ class Communicator {
   }
   template <Reducible T>
   [[nodiscard]] Pending all_reduce_async(std::span<T> data, Reduction reduction, Purpose purpose) {
-    return all_reduce_bytes_async(std::as_writable_bytes(data), element_type<T>(), reduction, purpose);
+    return all_reduce_bytes_async({std::as_writable_bytes(data), element_type<T>(), reduction}, purpose);
+  }
+  // The same for sums, in which each host's part, and the whole, may be rounded. All ranks have the same bits.
+  [[nodiscard]] Pending sum_async(std::span<float> data, Wire wire, Purpose purpose) {
+    return all_reduce_bytes_async({std::as_writable_bytes(data), ElementType::kFloat, Reduction::kSum, wire}, purpose);
   }
   // out (size * n) = every rank's in (n), in rank order.
   template <class T>
@@ -187,6 +196,7 @@ class Communicator {
     std::span<std::byte> data;
     ElementType type;
     Reduction reduction;
+    Wire wire = Wire::kExact;
     int64_t count() const { return static_cast<int64_t>(data.size()) / size_of(type); }
   };
   struct Blocks {
@@ -202,8 +212,10 @@ class Communicator {
   virtual Pending start_all_to_all_v(const Blocks& blocks) = 0;
   virtual void run_broadcast(std::span<std::byte> data, int root) = 0;
   virtual void run_barrier() = 0;
-  // Bytes that leave this host for an all-reduce that was started, if the kind knows better than a ring.
-  virtual double crossed_by_started(int64_t bytes) const { return crossed_in_ring(Collective::kAllReduce, bytes); }
+  // Bytes that leave this host for an all-reduce that is started, if the kind knows better than a ring.
+  virtual double crossed_by_started(const Reduce& reduce) const {
+    return crossed_in_ring(Collective::kAllReduce, std::ssize(reduce.data));
+  }
   double crossed_in_ring(Collective collective, int64_t bytes) const;
   // Those of a kind that has no better way.
   virtual void run_sum_shares(std::span<float> data);
@@ -243,7 +255,7 @@ class Communicator {
   friend class DeviceCommunicator;  // stands on another communicator's core
 
   void all_reduce_bytes(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose);
-  Pending all_reduce_bytes_async(std::span<std::byte> data, ElementType type, Reduction reduction, Purpose purpose);
+  Pending all_reduce_bytes_async(const Reduce& reduce, Purpose purpose);
   void all_gather_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose);
   void all_to_all_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose);
   Pending all_to_all_v_bytes_async(const Blocks& blocks, Purpose purpose);

@@ -47,8 +47,8 @@ class DeviceCommunicator : public Communicator {
   static Pending start_all_reduce_of(Communicator& ranks, const Reduce& reduce) {
     return ranks.start_all_reduce(reduce);
   }
-  static double crossed_by_started_of(const Communicator& ranks, int64_t bytes) {
-    return ranks.crossed_by_started(bytes);
+  static double crossed_by_started_of(const Communicator& ranks, const Reduce& reduce) {
+    return ranks.crossed_by_started(reduce);
   }
   static void run_all_gather_of(Communicator& ranks, std::span<const std::byte> in, std::span<std::byte> out) {
     ranks.run_all_gather(in, out);

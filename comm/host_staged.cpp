@@ -69,7 +69,7 @@ class HostStagedCommunicator final : public DeviceCommunicator {
   }
 
  protected:
-  double crossed_by_started(int64_t bytes) const override { return crossed_by_started_of(*ranks_, bytes); }
+  double crossed_by_started(const Reduce& reduce) const override { return crossed_by_started_of(*ranks_, reduce); }
 
   Pending device_all_reduce(const Reduce& reduce) override {
     if (size() == 1) return {};
@@ -80,7 +80,7 @@ class HostStagedCommunicator final : public DeviceCommunicator {
       chunk.in = chunk.out = {{reduce.data.data() + first * unit, 0, count * unit}};
       chunk.in_place = true;
       chunk.travel = [this, reduce, bytes = count * unit](const Slot& slot) {
-        return start_all_reduce_of(*ranks_, {front(slot.in, bytes), reduce.type, reduce.reduction});
+        return start_all_reduce_of(*ranks_, {front(slot.in, bytes), reduce.type, reduce.reduction, reduce.wire});
       };
       add(std::move(chunk));
     });

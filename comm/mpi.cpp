@@ -86,7 +86,7 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
   Pending start_all_reduce(const Reduce& reduce) override {
     if (size() == 1) return {};
     const int64_t number =
-        started_.start(reduce.data, size_of(reduce.type), mpi_type(reduce.type), mpi_op(reduce.reduction));
+        started_.start(reduce.data, size_of(reduce.type), mpi_type(reduce.type), mpi_op(reduce.reduction), reduce.wire);
     started_for_ = call().purpose;
     if (stream() != nullptr) stream()->set_between_ops(this);
     return Pending([this, number] {
@@ -94,7 +94,9 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
     });
   }
 
-  double crossed_by_started(int64_t bytes) const override { return started_.crossing(bytes); }
+  double crossed_by_started(const Reduce& reduce) const override {
+    return started_.crossing(std::ssize(reduce.data), reduce.wire);
+  }
 
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override {
     const auto block = static_cast<int64_t>(in.size());

@@ -13,6 +13,14 @@ namespace {
 constexpr int64_t kPieces = 8;     // at once, of a small world
 constexpr int64_t kMessages = 64;  // of a host's share, that bytes_at_once make at least: none is very small
 
+void narrow(std::span<const float> from, bf16* to) {
+  for (size_t i = 0; i < from.size(); ++i) to[i] = bf16(from[i]);
+}
+
+void widen(const bf16* from, std::span<float> to) {
+  for (size_t i = 0; i < to.size(); ++i) to[i] = static_cast<float>(from[i]);
+}
+
 }  // namespace
 
 // In a large world pieces grow, so that messages do not shrink, and fewer are under way.
@@ -41,17 +49,17 @@ MpiSums::MpiSums(MPI_Comm world, int rank, const Hosts& hosts, const Options& op
   across_.place = rank / each;
 }
 
-double MpiSums::crossing(int64_t bytes) const {
+double MpiSums::crossing(int64_t bytes, Wire wire) const {
   const auto hosts = static_cast<double>(across_.size());
-  return 2 * static_cast<double>(bytes) / within_.size() * (hosts - 1) / hosts;
+  return (wire == Wire::kBf16 ? 1 : 2) * static_cast<double>(bytes) / within_.size() * (hosts - 1) / hosts;
 }
 
 int64_t MpiSums::piece_count(int64_t unit) const {
   return std::clamp<int64_t>(piece_bytes_ / unit, 1, largest_count_);
 }
 
-int64_t MpiSums::start(std::span<std::byte> data, int64_t unit, MPI_Datatype type, MPI_Op reduction) {
-  Operation started{data, unit, type, reduction, 0, 0};
+int64_t MpiSums::start(std::span<std::byte> data, int64_t unit, MPI_Datatype type, MPI_Op reduction, Wire wire) {
+  Operation started{data, unit, type, reduction, wire, 0, 0};
   started.pieces_left = (started.count() + piece_count(unit) - 1) / piece_count(unit);
   operations_.push_back(started);
   const int64_t number = first_ + std::ssize(operations_) - 1;
@@ -91,7 +99,7 @@ bool MpiSums::advance(Piece& piece) {
     PKM_MPI(MPI_Testall(static_cast<int>(piece.requests.size()), piece.requests.data(), &over, MPI_STATUSES_IGNORE));
     if (over == 0) break;
     moved = true;
-    if (sums(piece.stage)) add_parts(piece);
+    finish(piece);
     piece.stage = static_cast<Stage>(static_cast<int>(piece.stage) + 1);
     if (piece.stage == Stage::kOver)
       --operation(piece.operation).pieces_left;
@@ -119,6 +127,15 @@ int MpiSums::tag(const Piece& piece) const {
   return static_cast<int>(kFirst + piece.number % kRound * 4 + static_cast<int64_t>(piece.stage));
 }
 
+bool MpiSums::rounds(const Piece& piece) {
+  return operation(piece.operation).wire == Wire::kBf16 && &team(piece.stage) == &across_ && across_.size() > 1;
+}
+
+std::span<float> MpiSums::floats(const Piece& piece, Share share) {
+  const Operation& whole = operation(piece.operation);
+  return {reinterpret_cast<float*>(whole.data.data()) + share.begin, static_cast<size_t>(share.count())};
+}
+
 // Receives first; sends begin at the next place, so that not all begin with the first one.
 void MpiSums::post(Piece& piece) {
   const Operation& whole = operation(piece.operation);
@@ -126,21 +143,37 @@ void MpiSums::post(Piece& piece) {
   const Share shared = stage_elements(piece);
   const Share mine = peers.share(shared, peers.place);
   const bool adds = sums(piece.stage);
-  const auto at = [&](const Share& share) { return whole.data.data() + share.begin * whole.unit; };
+  const int64_t unit = rounds(piece) ? sizeof(bf16) : whole.unit;
+  const MPI_Datatype type = rounds(piece) ? MPI_UINT16_T : whole.type;
+  if (rounds(piece)) {
+    piece.rounded.resize(static_cast<size_t>(shared.count()));
+    const Share leaves = adds ? shared : mine;
+    narrow(floats(piece, leaves), piece.rounded.data() + (leaves.begin - shared.begin));
+  }
+  const auto at = [&](const Share& share) {
+    return rounds(piece) ? reinterpret_cast<std::byte*>(piece.rounded.data() + (share.begin - shared.begin))
+                         : whole.data.data() + share.begin * unit;
+  };
   piece.requests.clear();
-  if (adds) piece.parts.resize(static_cast<size_t>(mine.count() * whole.unit * peers.size()));
+  if (adds) piece.parts.resize(static_cast<size_t>(mine.count() * unit * peers.size()));
   for (int step = 1; step < peers.size(); ++step) {
     const int peer = (peers.place - step + peers.size()) % peers.size();
     const Share comes = adds ? mine : peers.share(shared, peer);
-    PKM_MPI(MPI_Irecv(adds ? part(piece, peer) : at(comes), static_cast<int>(comes.count()), whole.type,
+    PKM_MPI(MPI_Irecv(adds ? part(piece, peer) : at(comes), static_cast<int>(comes.count()), type,
                       peers.ranks[static_cast<size_t>(peer)], tag(piece), world_, &piece.requests.emplace_back()));
   }
   for (int step = 1; step < peers.size(); ++step) {
     const int peer = (peers.place + step) % peers.size();
     const Share goes = adds ? peers.share(shared, peer) : mine;
-    PKM_MPI(MPI_Isend(at(goes), static_cast<int>(goes.count()), whole.type, peers.ranks[static_cast<size_t>(peer)],
+    PKM_MPI(MPI_Isend(at(goes), static_cast<int>(goes.count()), type, peers.ranks[static_cast<size_t>(peer)],
                       tag(piece), world_, &piece.requests.emplace_back()));
   }
+}
+
+// What arrived in a stage takes its place.
+void MpiSums::finish(Piece& piece) {
+  if (sums(piece.stage)) return rounds(piece) ? add_rounded_parts(piece) : add_parts(piece);
+  if (rounds(piece)) widen(piece.rounded.data(), floats(piece, stage_elements(piece)));  // this rank's own as well
 }
 
 std::byte* MpiSums::part(Piece& piece, int peer) {
@@ -160,6 +193,19 @@ void MpiSums::add_parts(Piece& piece) {
   for (int peer = 1; peer < peers.place; ++peer) add(part(piece, peer), part(piece, 0));
   if (peers.place > 0) add(part(piece, 0), own);
   for (int peer = peers.place + 1; peer < peers.size(); ++peer) add(part(piece, peer), own);
+}
+
+// The same, of parts in bf16 but for this rank's own.
+void MpiSums::add_rounded_parts(Piece& piece) {
+  const Team& peers = team(piece.stage);
+  const std::span<float> own = floats(piece, peers.share(stage_elements(piece), peers.place));
+  std::vector<float>& sums = piece.sums;
+  sums.assign(own.size(), 0.0F);
+  for (int peer = 0; peer < peers.size(); ++peer) {
+    const auto* rounded = reinterpret_cast<const bf16*>(part(piece, peer));
+    for (size_t i = 0; i < own.size(); ++i) sums[i] += peer == peers.place ? own[i] : static_cast<float>(rounded[i]);
+  }
+  std::ranges::copy(sums, own.begin());
 }
 
 }  // namespace pkmesh

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "runtime/bf16.h"
 
 namespace pkmesh {
 
@@ -40,13 +41,13 @@ class MpiSums {
 
   // The elements of data, each of `unit` bytes, become the reduction over ranks once done(number returned). Until then
   // data is not to be touched. All ranks start the same operations in the same order.
-  int64_t start(std::span<std::byte> data, int64_t unit, MPI_Datatype type, MPI_Op reduction);
+  int64_t start(std::span<std::byte> data, int64_t unit, MPI_Datatype type, MPI_Op reduction, Wire wire);
   void progress();
   bool done(int64_t operation) const;
   bool idle() const { return operations_.empty(); }
 
   // What this rank sends to other hosts for an operation of so many bytes.
-  double crossing(int64_t bytes) const;
+  double crossing(int64_t bytes, Wire wire) const;
   // Most memory that pieces of messages take, with so many ranks.
   static int64_t memory(int64_t ranks, int64_t bytes_at_once);
 
@@ -56,6 +57,7 @@ class MpiSums {
     int64_t unit;
     MPI_Datatype type;
     MPI_Op reduction;
+    Wire wire;
     int64_t taken;  // elements that are in pieces by now
     int64_t pieces_left;
     int64_t count() const { return std::ssize(data) / unit; }
@@ -75,6 +77,8 @@ class MpiSums {
     Stage stage = Stage::kOver;
     std::vector<MPI_Request> requests;  // of this stage
     std::vector<std::byte> parts;       // of a sum, one for each place in the team; this rank's own stays where it is
+    std::vector<bf16> rounded;          // the stage's elements, where they cross in bf16
+    std::vector<float> sums;            // of rounded parts
   };
   static int64_t piece_bytes(int64_t ranks, int64_t bytes_at_once);
   static int64_t pieces_at_once(int64_t ranks, int64_t bytes_at_once);
@@ -85,7 +89,11 @@ class MpiSums {
   bool advance(Piece& piece);  // by the stages that are over; false: none is
   void post(Piece& piece);
   std::byte* part(Piece& piece, int peer);
+  void finish(Piece& piece);
   void add_parts(Piece& piece);
+  void add_rounded_parts(Piece& piece);
+  bool rounds(const Piece& piece);  // whether its stage's messages are in bf16
+  std::span<float> floats(const Piece& piece, Share share);
   static bool sums(Stage stage) { return stage == Stage::kSumWithin || stage == Stage::kSumAcross; }
   const Team& team(Stage stage) const;
   Share stage_elements(const Piece& piece) const;  // that its team shares

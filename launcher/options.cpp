@@ -202,6 +202,11 @@ Device choose_device(const config::Config& config, const Communicator& world, co
     user_error("train.device: this program was built without CUDA; set it to CPU, or build the cuda preset");
   if (seat.gpus == 0) user_error("train.device: this machine has no CUDA devices; set it to CPU or AUTO");
   check_gpu_limits(config);
+  if (trains && world.hosts().count() > 1 && gradient_wire(config) == Wire::kBf16 &&
+      resolve(device_link(config)) == DeviceLink::kNccl)
+    user_error(
+        "train.exchange_type: NCCL sums dense gradients in FP32; set it to that, or train.communication to "
+        "HOST_STAGED");
   // NCCL refuses two ranks on one GPU, unless NCCL_HOSTID makes it take them for ranks of two hosts.
   const bool may_share = resolve(device_link(config)) == DeviceLink::kHostStaged
                              ? config.train().communication() == config::HOST_STAGED
@@ -223,6 +228,10 @@ int64_t bucket_bytes(const config::Config& config) {
   // On CPUs the sums of a bucket begin and end in pieces anyway: the sooner it leaves, the more hides.
   if (mib == 0) mib = planned_device(config) == DeviceKind::kCpu ? 2 : 16;
   return std::max<int64_t>(static_cast<int64_t>(mib * (1 << 20)), sizeof(float));
+}
+
+Wire gradient_wire(const config::Config& config) {
+  return config.train().exchange_type() == config::Memory::BF16 ? Wire::kBf16 : Wire::kExact;
 }
 
 std::string device_choice(const config::Config& config, Device device) {

@@ -31,6 +31,8 @@ DeviceLink device_link(const config::Config& config);
 // What of the choice must be the same on all ranks, for they do together what follows from it.
 std::string device_choice(const config::Config& config, Device device);
 Math math_of(const config::Config& config);
-int64_t bucket_bytes(const config::Config& config);  // of dense gradients, on planned_device()
+// Of dense gradients: on planned_device(), and across hosts.
+int64_t bucket_bytes(const config::Config& config);
+Wire gradient_wire(const config::Config& config);
 
 }  // namespace pkmesh

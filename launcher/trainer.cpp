@@ -47,7 +47,7 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
       model_(config, world, device, vocabulary),
       world_(model_.world()),
       batches_(std::move(batches)),
-      buckets_(world_, model_.parameters().gradients(), bucket_bytes(config)),
+      buckets_(world_, model_.parameters().gradients(), bucket_bytes(config), gradient_wire(config)),
       adam_(device, buckets_.mine().count(), dense_options(config),
             decaying_ranges(model_.parameters(), buckets_.mine())),
       staged_(device, 2 * config.train().accumulate() * batch().largest_share() * batches_.context(),
