@@ -108,13 +108,8 @@ class Communicator {
 
   // Device spans are read after all work queued on `stream` before the call; what is queued on it after the call, or
   // after wait() where something is pending, finds the results. Host memory has them when the call, or wait(), returns,
-  // as ever. All spans of one call lie on one side. On the CPU what was only started goes on between the stream's ops.
-  // The stream must outlive the last collective.
+  // as ever. All spans of one call lie on one side. The stream must outlive the last collective.
   void use(Stream& stream) { stream_ = &stream; }
-  // Before a stream goes: from now on it is not in use.
-  void leave(const Stream& stream) {
-    if (stream_ == &stream) stream_ = nullptr;
-  }
 
   // data[i] becomes the reduction of all ranks' data[i]: the same bits on every rank, and the same again in every run
   // with these ranks and counts.

@@ -44,6 +44,7 @@ class DeviceCommunicator : public Communicator {
 
   // The core of a communicator that a kind stands on.
   static std::unique_ptr<Communicator> twin_of(Communicator& ranks) { return ranks.twin(); }
+  static void run_all_reduce_of(Communicator& ranks, const Reduce& reduce) { ranks.run_all_reduce(reduce); }
   static Pending start_all_reduce_of(Communicator& ranks, const Reduce& reduce) {
     return ranks.start_all_reduce(reduce);
   }

@@ -201,8 +201,7 @@ class HostStagedCommunicator final : public DeviceCommunicator {
       for (size_t peer = 0; peer < counts.size(); ++peer)
         if (static_cast<int>(peer) != rank()) largest = std::max(largest, counts[peer] * blocks.element_bytes);
     int64_t chunks = (largest + share - 1) / share;
-    start_all_reduce_of(host_, {std::as_writable_bytes(std::span(&chunks, 1)), ElementType::kInt64, Reduction::kMax})
-        .wait();
+    run_all_reduce_of(host_, {std::as_writable_bytes(std::span(&chunks, 1)), ElementType::kInt64, Reduction::kMax});
     return chunks;
   }
 

@@ -18,7 +18,6 @@
 #include "comm/self.h"
 #include "runtime/check.h"
 #include "runtime/log.h"
-#include "runtime/range.h"
 
 namespace pkmesh {
 namespace {
@@ -53,13 +52,14 @@ void in_pieces(int64_t count, int64_t largest, bool always, const Body& body) {
     body(begin, static_cast<int>(std::min(largest, count - begin)));
 }
 
-class MpiCommunicator final : public Communicator, private BetweenOps {
+class MpiCommunicator final : public Communicator {
  public:
   MpiCommunicator(std::unique_ptr<MpiGroup> group, const MpiOptions& options)
       : Communicator(group->rank, group->size, hosts_of(*group, options)),
         group_(std::move(group)),
         options_(options),
-        started_(group_->world, rank(), hosts(), {options.bytes_at_once, options.largest_count}) {}
+        started_(group_->world, rank(), hosts(), {options.bytes_at_once, options.largest_count},
+                 [this](double seconds) { add_wait(started_for_, seconds); }) {}
   ~MpiCommunicator() override { stop_watching(); }
 
   // Lets the watchdogs of a host see its ranks, and shares pass through memory, if the ranks have any in common.
@@ -79,7 +79,10 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
  protected:
   void run_all_reduce(const Reduce& reduce) override {
     reduce_in_pieces(reduce, [&](void* data, int count) {
-      PKM_MPI(MPI_Allreduce(MPI_IN_PLACE, data, count, mpi_type(reduce.type), mpi_op(reduce.reduction), group_->world));
+      complete([&](MPI_Request* request) {
+        return MPI_Iallreduce(MPI_IN_PLACE, data, count, mpi_type(reduce.type), mpi_op(reduce.reduction), group_->world,
+                              request);
+      });
     });
   }
 
@@ -88,10 +91,7 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
     const int64_t number =
         started_.start(reduce.data, size_of(reduce.type), mpi_type(reduce.type), mpi_op(reduce.reduction), reduce.wire);
     started_for_ = call().purpose;
-    if (stream() != nullptr) stream()->set_between_ops(this);
-    return Pending([this, number] {
-      while (!started_.done(number)) started_.progress();
-    });
+    return Pending([this, number] { started_.wait(number); });
   }
 
   double crossed_by_started(const Reduce& reduce) const override {
@@ -101,8 +101,10 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override {
     const auto block = static_cast<int64_t>(in.size());
     if (static_cast<int64_t>(out.size()) <= options_.largest_count) {
-      PKM_MPI(MPI_Allgather(in.data(), static_cast<int>(block), MPI_BYTE, out.data(), static_cast<int>(block), MPI_BYTE,
-                            group_->world));
+      complete([&](MPI_Request* request) {
+        return MPI_Iallgather(in.data(), static_cast<int>(block), MPI_BYTE, out.data(), static_cast<int>(block),
+                              MPI_BYTE, group_->world, request);
+      });
       return;
     }
     exchange([&](int) { return in; },
@@ -129,11 +131,15 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
 
   void run_broadcast(std::span<std::byte> data, int root) override {
     in_pieces(static_cast<int64_t>(data.size()), options_.largest_count, false, [&](int64_t begin, int count) {
-      PKM_MPI(MPI_Bcast(data.data() + begin, count, MPI_BYTE, root, group_->world));
+      complete([&](MPI_Request* request) {
+        return MPI_Ibcast(data.data() + begin, count, MPI_BYTE, root, group_->world, request);
+      });
     });
   }
 
-  void run_barrier() override { PKM_MPI(MPI_Barrier(group_->world)); }
+  void run_barrier() override {
+    complete([&](MPI_Request* request) { return MPI_Ibarrier(group_->world, request); });
+  }
 
   void run_sum_shares(std::span<float> data) override {
     if (sums_ == nullptr) return Communicator::run_sum_shares(data);
@@ -161,13 +167,13 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
     return Hosts::even(group.size, (group.size + options.ranks_each - 1) / options.ranks_each);
   }
 
-  // Between two ops of the stream.
-  void turn() override {
-    const Range range("all_reduce: between ops");
-    const auto begin = Clock::now();
-    started_.progress();
-    if (started_.idle()) stream()->set_between_ops(nullptr);
-    add_wait(started_for_, std::chrono::duration<double>(Clock::now() - begin).count());
+  // A blocking call, in which sums that were started go on: always so, for MPI may add up in another order than in its
+  // own blocking one.
+  template <class Start>
+  static void complete(const Start& start) {
+    MPI_Request request = MPI_REQUEST_NULL;
+    PKM_MPI(start(&request));
+    PKM_MPI(wait_for(request));
   }
 
   template <class Body>
@@ -217,7 +223,7 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
   void finish_exchange(std::vector<MPI_Request>& requests, const std::vector<Expected>& expected) const {
     for (size_t i = 0; i < expected.size(); ++i) {
       MPI_Status received;
-      const int status = MPI_Wait(&requests[i], &received);
+      const int status = wait_for(requests[i], &received);
       int kind = MPI_SUCCESS;
       MPI_Error_class(status, &kind);
       PKM_CHECK(kind != MPI_ERR_TRUNCATE, "rank {} expects {} bytes from rank {}, which sent more", rank(),
@@ -228,15 +234,14 @@ class MpiCommunicator final : public Communicator, private BetweenOps {
       PKM_CHECK(bytes == expected[i].bytes, "rank {} expects {} bytes from rank {}, which sent {}", rank(),
                 expected[i].bytes, expected[i].rank, bytes);
     }
-    const auto sends = std::span(requests).subspan(expected.size());
-    PKM_MPI(MPI_Waitall(static_cast<int>(sends.size()), sends.data(), MPI_STATUSES_IGNORE));
+    for (MPI_Request& sent : std::span(requests).subspan(expected.size())) PKM_MPI(wait_for(sent));
   }
 
   const std::unique_ptr<MpiGroup> group_;
   const MpiOptions options_;
-  std::unique_ptr<SharedSums> sums_;  // null: the ranks share no memory
-  MpiSums started_;                   // all-reduces
-  Purpose started_for_ = Purpose::kControl;
+  std::unique_ptr<SharedSums> sums_;         // null: the ranks share no memory
+  MpiSums started_;                          // all-reduces
+  Purpose started_for_ = Purpose::kControl;  // the last of them, for what goes on between ops
 };
 
 // srun without --mpi=... starts tasks that know nothing of each other: each would be a world of one.

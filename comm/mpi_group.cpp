@@ -7,6 +7,7 @@
 #include <new>
 #include <thread>
 
+#include "comm/mpi_sums.h"
 #include "runtime/check.h"
 
 namespace pkmesh {
@@ -112,6 +113,7 @@ std::unique_ptr<SharedSums> MpiGroup::make_sums() {
   // MPI's own transfers go on only inside its calls, and a rank that is waited for may itself wait for one.
   constexpr int kUnusedTag = 2;
   return std::make_unique<SharedSums>(rank, std::move(shown), [this] {
+    MpiSums::progress_all();
     int found = 0;
     PKM_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kUnusedTag, world, &found, MPI_STATUS_IGNORE));
     std::this_thread::yield();

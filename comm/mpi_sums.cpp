@@ -2,16 +2,18 @@
 #include "comm/mpi_sums.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "comm/mpi_group.h"
+#include "runtime/between_ops.h"
 #include "runtime/check.h"
 
 namespace pkmesh {
 namespace {
 
 constexpr int64_t kPieces = 8;     // at once, of a small world
-constexpr int64_t kMessages = 64;  // of a host's share, that bytes_at_once make at least: none is very small
+constexpr int64_t kMessages = 64;  // of a rank in bytes_at_once, at most: none is very small
 
 void narrow(std::span<const float> from, bf16* to) {
   for (size_t i = 0; i < from.size(); ++i) to[i] = bf16(from[i]);
@@ -22,6 +24,66 @@ void widen(const bf16* from, std::span<float> to) {
 }
 
 }  // namespace
+
+// All of this process that have something to do. MPI is for one thread, so they are, too.
+class SumsUnderWay final : public BetweenOps {
+ public:
+  static SumsUnderWay& here() {
+    static SumsUnderWay under_way;
+    return under_way;
+  }
+  bool any() const { return !sums_.empty(); }
+  void add(MpiSums* sums) {
+    sums_.push_back(sums);
+    set_between_ops(this);
+  }
+  void remove(MpiSums* sums) {
+    std::erase(sums_, sums);
+    if (sums_.empty()) set_between_ops(nullptr);
+  }
+  void progress() {
+    for_each([](MpiSums& sums) { sums.progress(); });
+  }
+  // An op may be shorter than a look at all requests.
+  void turn() override {
+    if (Clock::now() - last_turn_ < kRest) return;
+    for_each([](MpiSums& sums) {
+      const auto begin = Clock::now();
+      sums.progress();
+      sums.spent_(std::chrono::duration<double>(Clock::now() - begin).count());
+    });
+    last_turn_ = Clock::now();
+  }
+
+ private:
+  static constexpr auto kRest = std::chrono::microseconds(100);
+  // Who is done leaves meanwhile.
+  template <class Body>
+  void for_each(const Body& body) {
+    for (size_t i = 0; i < sums_.size();) {
+      MpiSums* const one = sums_[i];
+      body(*one);
+      if (i < sums_.size() && sums_[i] == one) ++i;
+    }
+  }
+
+  std::vector<MpiSums*> sums_;
+  Clock::time_point last_turn_{};
+};
+
+void MpiSums::progress_all() {
+  SumsUnderWay::here().progress();
+}
+
+int wait_for(MPI_Request& request, MPI_Status* status) {
+  while (SumsUnderWay::here().any()) {
+    int over = 0;
+    const int result = MPI_Test(&request, &over, status);
+    if (result != MPI_SUCCESS || over != 0) return result;
+    MpiSums::progress_all();
+  }
+  return MPI_Wait(&request, status);
+}
 
 // In a large world pieces grow, so that messages do not shrink, and fewer are under way.
 int64_t MpiSums::piece_bytes(int64_t ranks, int64_t bytes_at_once) {
@@ -36,22 +98,30 @@ int64_t MpiSums::memory(int64_t ranks, int64_t bytes_at_once) {
   return piece_bytes(ranks, bytes_at_once) * pieces_at_once(ranks, bytes_at_once);
 }
 
-MpiSums::MpiSums(MPI_Comm world, int rank, const Hosts& hosts, const Options& options)
+MpiSums::MpiSums(MPI_Comm world, int rank, const Hosts& hosts, const Options& options,
+                 std::function<void(double)> spent)
     : world_(world),
       piece_bytes_(piece_bytes(std::ssize(hosts.of_rank), options.bytes_at_once)),
       largest_count_(options.largest_count),
-      under_way_(static_cast<size_t>(pieces_at_once(std::ssize(hosts.of_rank), options.bytes_at_once))) {
+      spent_(std::move(spent)),
+      pieces_under_way_(static_cast<size_t>(pieces_at_once(std::ssize(hosts.of_rank), options.bytes_at_once))) {
   const int each = std::max(hosts.ranks_each(), 1);
   const auto ranks = static_cast<int>(hosts.of_rank.size());
   for (int place = 0; place < each; ++place) within_.ranks.push_back(rank / each * each + place);
   for (int peer = rank % each; peer < ranks; peer += each) across_.ranks.push_back(peer);
   within_.place = rank % each;
   across_.place = rank / each;
+  const auto host_of = [&](int of) { return hosts.of_rank[static_cast<size_t>(of)]; };
+  const auto elsewhere = std::ranges::count_if(across_.ranks, [&](int peer) { return host_of(peer) != host_of(rank); });
+  crossing_ = 2.0 * static_cast<double>(elsewhere) / ranks;
+}
+
+MpiSums::~MpiSums() {
+  SumsUnderWay::here().remove(this);
 }
 
 double MpiSums::crossing(int64_t bytes, Wire wire) const {
-  const auto hosts = static_cast<double>(across_.size());
-  return (wire == Wire::kBf16 ? 1 : 2) * static_cast<double>(bytes) / within_.size() * (hosts - 1) / hosts;
+  return crossing_ * static_cast<double>(bytes) / (wire == Wire::kBf16 ? 2 : 1);
 }
 
 int64_t MpiSums::piece_count(int64_t unit) const {
@@ -61,6 +131,7 @@ int64_t MpiSums::piece_count(int64_t unit) const {
 int64_t MpiSums::start(std::span<std::byte> data, int64_t unit, MPI_Datatype type, MPI_Op reduction, Wire wire) {
   Operation started{data, unit, type, reduction, wire, 0, 0};
   started.pieces_left = (started.count() + piece_count(unit) - 1) / piece_count(unit);
+  if (operations_.empty()) SumsUnderWay::here().add(this);
   operations_.push_back(started);
   const int64_t number = first_ + std::ssize(operations_) - 1;
   progress();
@@ -71,13 +142,18 @@ bool MpiSums::done(int64_t operation) const {
   return operation < first_ || operations_[static_cast<size_t>(operation - first_)].pieces_left == 0;
 }
 
+void MpiSums::wait(int64_t operation) const {
+  while (!done(operation)) progress_all();
+}
+
 void MpiSums::progress() {
   for (bool moved = true; moved;) {
     moved = false;
-    for (Piece& piece : under_way_)
+    for (Piece& piece : pieces_under_way_)
       if (piece.stage != Stage::kOver || take(piece)) moved = advance(piece) || moved;
   }
   for (; !operations_.empty() && operations_.front().pieces_left == 0; ++first_) operations_.pop_front();
+  if (operations_.empty()) SumsUnderWay::here().remove(this);
 }
 
 bool MpiSums::take(Piece& piece) {
@@ -155,7 +231,10 @@ void MpiSums::post(Piece& piece) {
                          : whole.data.data() + share.begin * unit;
   };
   piece.requests.clear();
-  if (adds) piece.parts.resize(static_cast<size_t>(mine.count() * unit * peers.size()));
+  if (adds && peers.size() > 1) {
+    piece.parts.reserve(static_cast<size_t>(piece_bytes_ + unit * peers.size()));  // for all pieces to come
+    piece.parts.resize(static_cast<size_t>(mine.count() * unit * peers.size()));
+  }
   for (int step = 1; step < peers.size(); ++step) {
     const int peer = (peers.place - step + peers.size()) % peers.size();
     const Share comes = adds ? mine : peers.share(shared, peer);
@@ -180,7 +259,7 @@ std::byte* MpiSums::part(Piece& piece, int peer) {
   return piece.parts.data() + std::ssize(piece.parts) / team(piece.stage).size() * peer;
 }
 
-// In the order of the team, as ranks that share memory do (comm/shared_sums.h): the same bits.
+// In the order of the team: on one host the bits are those of ranks that share memory (comm/shared_sums.h).
 void MpiSums::add_parts(Piece& piece) {
   const Operation& whole = operation(piece.operation);
   const Team& peers = team(piece.stage);
@@ -199,13 +278,20 @@ void MpiSums::add_parts(Piece& piece) {
 void MpiSums::add_rounded_parts(Piece& piece) {
   const Team& peers = team(piece.stage);
   const std::span<float> own = floats(piece, peers.share(stage_elements(piece), peers.place));
-  std::vector<float>& sums = piece.sums;
-  sums.assign(own.size(), 0.0F);
-  for (int peer = 0; peer < peers.size(); ++peer) {
-    const auto* rounded = reinterpret_cast<const bf16*>(part(piece, peer));
-    for (size_t i = 0; i < own.size(); ++i) sums[i] += peer == peers.place ? own[i] : static_cast<float>(rounded[i]);
+  constexpr size_t kBlock = 1024;
+  std::array<float, kBlock> sums;
+  for (size_t begin = 0; begin < own.size(); begin += kBlock) {
+    const auto block = own.subspan(begin, std::min(kBlock, own.size() - begin));
+    sums.fill(0);
+    for (int peer = 0; peer < peers.size(); ++peer) {
+      const auto* const rounded = reinterpret_cast<const bf16*>(part(piece, peer)) + begin;
+      if (peer == peers.place)
+        for (size_t i = 0; i < block.size(); ++i) sums[i] += block[i];
+      else
+        for (size_t i = 0; i < block.size(); ++i) sums[i] += static_cast<float>(rounded[i]);
+    }
+    std::copy_n(sums.begin(), block.size(), block.begin());
   }
-  std::ranges::copy(sums, own.begin());
 }
 
 }  // namespace pkmesh

@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// All-reduces over MPI that go on while their rank computes. MPI moves nothing but inside its calls, so whoever started
-// one calls progress() now and then: that does what can be done at once, and waits for nothing.
+// All-reduces over MPI that go on while their rank computes. MPI moves nothing but inside its calls. So what can be
+// done at once is done whenever this process ends an op, or waits for MPI: all waits are wait_for() or MpiSums::wait().
 //
 // An operation is cut into pieces, of which a few are under way at a time: enough to keep a network busy until the next
-// call, and few enough for what the rank waits for meanwhile, which queues up behind them. A piece goes through four
-// stages, with one message to and from each of a stage's peers. With h hosts of l ranks each, B bytes:
+// op, and few enough for what the rank waits for meanwhile, which queues up behind them. A piece goes through four
+// stages, with one message to and from each of a stage's peers. With h hosts of l ranks each, in parts of a piece:
 //
-//   sum within hosts      every rank gets its share of the piece from all ranks of its host, and adds up   B (l-1)/l
-//   sum across hosts      the ranks that have one share, one on each host, cut it again, and add up        B (h-1)/h /
-//   l gather across hosts   what was cut for the second time comes together                                  B (h-1)/h
-//   / l gather within hosts   and what was cut for the first time                                              B
-//   (l-1)/l
+//   sum within hosts     a rank gets its share from all ranks of its host, and adds up        (l-1) / l
+//   sum across hosts     ranks of one place on their hosts cut that again, and add up         (h-1) / h / l
+//   gather across hosts  what was cut for the second time comes together                      (h-1) / h / l
+//   gather within hosts  and what was cut for the first time                                  (l-1) / l
 //
-// So a host sends 2 B (h-1)/h, less than which no all-reduce does, and every element is summed by one rank, in the
-// order of the ranks of a host, then of the hosts: all ranks get the same bits, and the same again in the next run.
-// Where hosts have not as many ranks each, or not one after the other, every rank counts as a host.
+// So a host sends 2 (h-1) / h, less than which no all-reduce does. Elements are added in the order of the ranks of a
+// host, and these sums in the order of the hosts, by one rank each: all ranks get the same bits, and the same again in
+// the next run. Where hosts have not as many ranks each, or not one after the other, every rank counts as a host.
+//
+// With Wire::kBf16 what goes across is rounded: hosts' sums on their way, and the whole sums, on all ranks alike. They
+// add up in fp32.
 #pragma once
 
 #include <mpi.h>
@@ -22,6 +24,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -36,15 +39,20 @@ class MpiSums {
     int64_t bytes_at_once;  // of the pieces under way
     int64_t largest_count;  // of the elements of a message
   };
-  // All ranks of `world` make one, with the same options.
-  MpiSums(MPI_Comm world, int rank, const Hosts& hosts, const Options& options);
+  // All ranks of `world` make one, with the same options. `spent` hears of the seconds between ops.
+  MpiSums(MPI_Comm world, int rank, const Hosts& hosts, const Options& options, std::function<void(double)> spent);
+  ~MpiSums();
+  MpiSums(const MpiSums&) = delete;
+  MpiSums& operator=(const MpiSums&) = delete;
 
   // The elements of data, each of `unit` bytes, become the reduction over ranks once done(number returned). Until then
   // data is not to be touched. All ranks start the same operations in the same order.
   int64_t start(std::span<std::byte> data, int64_t unit, MPI_Datatype type, MPI_Op reduction, Wire wire);
-  void progress();
   bool done(int64_t operation) const;
-  bool idle() const { return operations_.empty(); }
+  void wait(int64_t operation) const;
+
+  // All of this process that are under way do what they can at once.
+  static void progress_all();
 
   // What this rank sends to other hosts for an operation of so many bytes.
   double crossing(int64_t bytes, Wire wire) const;
@@ -52,6 +60,8 @@ class MpiSums {
   static int64_t memory(int64_t ranks, int64_t bytes_at_once);
 
  private:
+  friend class SumsUnderWay;
+
   struct Operation {
     std::span<std::byte> data;
     int64_t unit;
@@ -77,36 +87,41 @@ class MpiSums {
     Stage stage = Stage::kOver;
     std::vector<MPI_Request> requests;  // of this stage
     std::vector<std::byte> parts;       // of a sum, one for each place in the team; this rank's own stays where it is
-    std::vector<bf16> rounded;          // the stage's elements, where they cross in bf16
-    std::vector<float> sums;            // of rounded parts
+    std::vector<bf16> rounded;          // the stage's elements, where they are in bf16
   };
   static int64_t piece_bytes(int64_t ranks, int64_t bytes_at_once);
   static int64_t pieces_at_once(int64_t ranks, int64_t bytes_at_once);
   int64_t piece_count(int64_t unit) const;
   Operation& operation(int64_t number) { return operations_[static_cast<size_t>(number - first_)]; }
 
+  void progress();
   bool take(Piece& piece);     // the next of the first operation that has one; false: none has
   bool advance(Piece& piece);  // by the stages that are over; false: none is
   void post(Piece& piece);
-  std::byte* part(Piece& piece, int peer);
   void finish(Piece& piece);
   void add_parts(Piece& piece);
   void add_rounded_parts(Piece& piece);
-  bool rounds(const Piece& piece);  // whether its stage's messages are in bf16
-  std::span<float> floats(const Piece& piece, Share share);
+  std::byte* part(Piece& piece, int peer);
   static bool sums(Stage stage) { return stage == Stage::kSumWithin || stage == Stage::kSumAcross; }
   const Team& team(Stage stage) const;
   Share stage_elements(const Piece& piece) const;  // that its team shares
+  std::span<float> floats(const Piece& piece, Share share);
+  bool rounds(const Piece& piece);  // whether its stage's messages are in bf16
   int tag(const Piece& piece) const;
 
   const MPI_Comm world_;
   const int64_t piece_bytes_;
   const int64_t largest_count_;
+  const std::function<void(double)> spent_;
   Team within_, across_;
+  double crossing_;                   // bytes for each byte of an operation
   std::deque<Operation> operations_;  // under way: from number first_ on
   int64_t first_ = 0;
   int64_t pieces_ = 0;  // taken so far
-  std::vector<Piece> under_way_;
+  std::vector<Piece> pieces_under_way_;
 };
+
+// MPI_Wait in which sums that are under way go on: those of this rank on which others wait may be among them.
+int wait_for(MPI_Request& request, MPI_Status* status = MPI_STATUS_IGNORE);
 
 }  // namespace pkmesh

@@ -187,7 +187,7 @@ class NcclCommunicator final : public DeviceCommunicator {
         dense_(std::make_shared<Link>("dense", device, host.rank())) {
     int32_t most_blocks = blocks_of_a_link(device);  // alike on all ranks, whose GPUs may not be
     const auto bytes = std::as_writable_bytes(std::span(&most_blocks, 1));
-    start_all_reduce_of(host_, {bytes, ElementType::kInt32, Reduction::kMin}).wait();
+    run_all_reduce_of(host_, {bytes, ElementType::kInt32, Reduction::kMin});
     for (Link* link : {exchange_.get(), dense_.get()}) {
       ncclUniqueId id{};
       if (rank() == 0) link->check_started(ncclGetUniqueId(&id), "ncclGetUniqueId");

@@ -67,6 +67,9 @@ class Checker {
     if (train.batch() % train.accumulate() != 0)
       reject("train.batch", "train.batch is {}, not a multiple of train.accumulate ({}); {} is", train.batch(),
              train.accumulate(), (train.batch() / train.accumulate() + 1) * train.accumulate());
+    constexpr double kLeastMib = 0.001;
+    if (train.bucket_mib() > 0 && train.bucket_mib() < kLeastMib)
+      reject("train.bucket_mib", "train.bucket_mib is {}; it must be at least {}, or 0", train.bucket_mib(), kLeastMib);
     if (config_.data().source() == Data::BUILT_IN && config_.tokenizer().kind() != Tokenizer::BYTE)
       reject("data.source", "data.source BUILT_IN is read byte by byte; set tokenizer.kind to BYTE");
     if (config_.data().source() == Data::BUILT_IN && !config_.data().train().empty())

@@ -285,7 +285,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   if (pending > 0)
     plan.lines.push_back({"row gradients", "what backward passes leave until the update", capped(pending)});
   place_on(device, plan);
-  if (ranks > 1 && device == DeviceKind::kCpu && !shares)
+  if (ranks > 1 && (device == DeviceKind::kCpu ? !shares : stages(config)))
     plan.lines.push_back({"reductions", "parts of the dense gradients on their way", MpiOptions{}.memory(ranks)});
   if (ranks > 1 && device != DeviceKind::kCpu && stages(config))
     plan.lines.push_back({"staging", "pinned host memory for what travels", HostStagedOptions{}.bytes()});

@@ -54,12 +54,7 @@ Model::Model(const config::Config& config, Communicator& world, Device device, i
   world_.use(stream_);
 }
 
-Model::~Model() {
-  world_.leave(stream_);
-}
-
 StepContext Model::begin(bool training) {
-  world_.use(stream_);  // another model may have used the world meanwhile
   arena_.reset();
   StepContext context{stream_, arena_, world_};
   context.seed = seed_;

@@ -21,9 +21,6 @@ class Model {
  public:
   // Freshly initialised, from config.train.seed. Collective. `config` is resolved and the same on all ranks.
   Model(const config::Config& config, Communicator& world, Device device, int64_t vocabulary);
-  ~Model();
-  Model(const Model&) = delete;
-  Model& operator=(const Model&) = delete;
 
   // A context for the next micro-batch: empties the arena.
   StepContext begin(bool training);

@@ -227,7 +227,7 @@ int64_t bucket_bytes(const config::Config& config) {
   double mib = config.train().bucket_mib();
   // On CPUs the sums of a bucket begin and end in pieces anyway: the sooner it leaves, the more hides.
   if (mib == 0) mib = planned_device(config) == DeviceKind::kCpu ? 2 : 16;
-  return std::max<int64_t>(static_cast<int64_t>(mib * (1 << 20)), sizeof(float));
+  return static_cast<int64_t>(mib * (1 << 20));
 }
 
 Wire gradient_wire(const config::Config& config) {

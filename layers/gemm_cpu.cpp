@@ -80,13 +80,11 @@ void multiply(Stream& stream, Transpose transpose_a, Transpose transpose_b, floa
 void gemm(Stream& stream, Transpose transpose_a, Transpose transpose_b, float alpha, MatrixSlice<const float> a,
           MatrixSlice<const float> b, float beta, MatrixSlice<float> c) {
   multiply(stream, transpose_a, transpose_b, alpha, a, b, {}, beta, c);
-  stream.end_op();
 }
 
 void gemm_with_bias(Stream& stream, Transpose transpose_a, Transpose transpose_b, MatrixSlice<const float> a,
                     MatrixSlice<const float> b, Vector<const float> bias, MatrixSlice<float> c) {
   multiply(stream, transpose_a, transpose_b, 1.0F, a, b, bias, 0.0F, c);
-  stream.end_op();
 }
 
 }  // namespace pkmesh::PKM_CPU

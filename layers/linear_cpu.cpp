@@ -3,6 +3,7 @@
 
 #include "layers/gemm_cpu.h"
 #include "layers/linear.h"
+#include "runtime/between_ops.h"
 #include "runtime/parallel.h"
 
 namespace pkmesh::PKM_CPU {
@@ -43,6 +44,7 @@ void linear_forward(Stream& stream, Matrix<const float> x, Matrix<const float> w
 void linear_backward(Stream& stream, Matrix<const float> x, Matrix<const float> weight, Matrix<const float> dy,
                      Matrix<float> dx, Matrix<float> dweight, Vector<float> dbias) {
   if (!dx.empty()) PKM_CPU::gemm(stream, Transpose::kNo, Transpose::kNo, 1.0F, dy, weight, 0.0F, dx);
+  end_op();  // a long one: messages under way have a turn
   if (!dweight.empty()) PKM_CPU::gemm(stream, Transpose::kYes, Transpose::kNo, 1.0F, dy, x, 1.0F, dweight);
   if (!dbias.empty()) add_column_sums(dy, dbias);
 }

@@ -110,11 +110,6 @@ Stream::Stream(Device device) : device_(device) {
   native_ = cuda::make_stream(device.index);
 }
 
-// Not from within a loop over cores, where other threads compute.
-void Stream::give_turn() {
-  if (!in_parallel()) between_ops_->turn();
-}
-
 void Stream::synchronize() {
   if (native_ == nullptr) return;
   ++t_counters.synchronizations;

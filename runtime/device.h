@@ -44,15 +44,6 @@ constexpr int64_t kBlasWorkspaceBytes = int64_t{32} << 20;
 // How matrix products treat their fp32 operands: as they are, or rounded to 16 bits. They add up in fp32.
 enum class Math { kFp32, kBf16, kFp16 };
 
-// Gets turns of the host's thread between a stream's ops on the CPU: for what moves only while somebody looks after it.
-class BetweenOps {
- public:
-  virtual void turn() = 0;
-
- protected:
-  ~BetweenOps() = default;
-};
-
 // In-order queue of work on one device. Move-only; the device's work is complete after synchronize().
 class Stream {
  public:
@@ -64,21 +55,13 @@ class Stream {
   void set_math(Math math) { math_ = math; }
   void* native() const { return native_.get(); }  // cudaStream_t, or null on the CPU
   void synchronize();
-  // From now on `who` gets a turn after each op on the CPU, and after parts of long ones; null: nobody does.
-  void set_between_ops(BetweenOps* who) { between_ops_ = who; }
-  void end_op() {
-    if (between_ops_ != nullptr) give_turn();
-  }
   // What kernels keep for as long as the stream lives: runtime/cuda_stream.h on a GPU, oneDNN's products on the CPU
   // (layers/gemm_onednn.h). Null until the first of them asks for it.
   std::shared_ptr<void>& attachment() { return attachment_; }
 
  private:
   Device device_;
-  void give_turn();
-
   Math math_ = Math::kFp32;
-  BetweenOps* between_ops_ = nullptr;
   std::shared_ptr<void> native_;
   std::shared_ptr<void> attachment_;  // dies before the native stream
 };

@@ -16,6 +16,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "runtime/between_ops.h"
 #include "runtime/check.h"
 #include "runtime/cpu.h"
 #include "runtime/device.h"
@@ -50,7 +51,7 @@ void dispatch(const char* name, void (*on_cpu)(Stream&, Parameters...), void (*o
         on_avx512(stream, std::forward<Arguments>(arguments)...);
       else
         on_cpu(stream, std::forward<Arguments>(arguments)...);
-      return stream.end_op();
+      return end_op();
     case DeviceKind::kCuda:
       if (on_cuda == nullptr)
         user_error("{} has no CUDA kernel in this program; set train.device: CPU, or build the cuda preset", name);

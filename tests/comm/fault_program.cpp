@@ -16,10 +16,13 @@
 namespace pkmesh {
 namespace {
 
+constexpr int64_t kGradients = 5'000'000;  // sums of several pieces
+
 // What every rank works with: memory where its communicator takes it, and the end of all work on it.
 struct Job {
   Communicator& world;
   Stream& stream;
+  std::span<float> gradients;  // outlive what the communicator does with them
   Buffer<float> floats(int64_t count) const { return {stream.device(), count}; }
   // As many elements from every rank as to itself, or so many to each of the others.
   void exchange(int64_t elements, int64_t to_others) const {
@@ -35,7 +38,7 @@ struct Job {
 
 void misbehave(const Job& job, const std::string& how) {
   if (how == "abort") job.world.abort(2);
-  if (how == "throw") user_error("rank 1 has had enough");
+  if (how == "throw" || how == "throw_early") user_error("rank 1 has had enough");
   if (how == "die") std::raise(SIGKILL);
   if (how == "hang") std::this_thread::sleep_for(std::chrono::minutes(2));
   if (how == "counts") job.exchange(1, 1);
@@ -50,6 +53,9 @@ void run(const Job& job, const std::string& how) {
                                         : std::chrono::seconds(60));
   const Communicator::Label label(world, "step 17");
   world.barrier();
+  // Who leaves this scope by an exception waits for these sums, and the others wait for who throws.
+  Pending under_way;
+  if (how == "throw_early") under_way = world.all_reduce_async(job.gradients, Reduction::kSum, Purpose::kDense);
   if (world.rank() == 1)
     misbehave(job, how);
   else if (how == "fewer" || how == "more")
@@ -64,14 +70,16 @@ void run(const Job& job, const std::string& how) {
 void run_over(Communicator& host, const std::string& kind, const std::string& how) {
   if (kind == "mpi") {
     Stream stream;
-    return run({host, stream}, how);
+    const Buffer<float> gradients(Device{}, kGradients);
+    return run({host, stream, gradients.span()}, how);
   }
   const Device device{DeviceKind::kCuda, 0};
   Stream stream(device);
+  const Buffer<float> gradients(device, kGradients);
   const auto link = kind == "nccl" ? DeviceLink::kNccl : DeviceLink::kHostStaged;
   const auto world = make_device_communicator(host, device, link);
   world->use(stream);
-  run({*world, stream}, how);
+  run({*world, stream, gradients.span()}, how);
 }
 
 }  // namespace

@@ -72,9 +72,12 @@ TEST_P(FaultsOf, AbortEndsTheJobWithItsCode) {
 }
 
 TEST_P(FaultsOf, AnExceptionOnOneRankEndsTheJob) {
-  const Outcome outcome = run_on_3_ranks("throw");
-  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
-  EXPECT_LT(outcome.seconds, kSoon);
+  for (const std::string how : {"throw", "throw_early"}) {  // the latter with sums under way
+    const Outcome outcome = run_on_3_ranks(how);
+    EXPECT_EQ(outcome.exit_code, 1) << how << ": " << outcome.output;
+    EXPECT_NE(outcome.output.find("error: rank 1 has had enough"), std::string::npos) << how << ": " << outcome.output;
+    EXPECT_LT(outcome.seconds, kSoon) << how;
+  }
 }
 
 TEST_P(FaultsOf, ARankThatDiesEndsTheJob) {

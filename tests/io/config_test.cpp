@@ -175,6 +175,7 @@ TEST(Config, MistakesInText) {
        {},
        in + "3: model.memory.1.layers is 02, which would be read in base 8; drop the zeros before it"},
       {"train {\n bucket_mib: -1 }", {}, in + "2: train.bucket_mib is -1; it must be 0 to 4096"},
+      {"train {\n bucket_mib: 1e-9 }", {}, in + "2: train.bucket_mib is 1e-09; it must be at least 0.001, or 0"},
       {"model { memory { layers: 1 layers: -1 } }", {}, in + "1: model.memory.0.layers is -1; it must be 0 to 1023"},
       {"model { memory {\nlayers: 1\nkey_width: 7 } }",
        {},
