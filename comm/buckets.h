@@ -22,7 +22,7 @@ namespace pkmesh {
 class GradientBuckets {
  public:
   // `gradients` (P) must live as long as this object. bucket_bytes >= 4. In a world of one nothing travels.
-  // How buckets cross hosts is `wire`'s business.
+  // `wire`: how buckets cross hosts.
   GradientBuckets(Communicator& communicator, std::span<float> gradients, int64_t bucket_bytes,
                   Wire wire = Wire::kExact);
 

@@ -2,7 +2,7 @@
 // How each collective is made of MPI's: int counts force pieces. An all-to-all is one send and one receive per peer,
 // always, so that its cost does not depend on which algorithm a library prefers for uneven counts, and two of them may
 // be under way: messages between two ranks keep their order, and all ranks call in one order. All-reduces that were
-// only started go on between the ops of the stream in use (comm/mpi_sums.h). Shares of large sums pass between the
+// only started go on between ops, and in everything that waits (comm/mpi_sums.h). Shares of large sums pass between the
 // ranks of one host without MPI.
 #include "comm/mpi.h"
 

@@ -18,8 +18,8 @@ struct MpiOptions {
   // An all-reduce goes in pieces of this size, which stay in the cache between its steps: between two ranks of one
   // host, 64 MiB in pieces of 0.25 to 4 MiB ran three times as fast as in one.
   int64_t reduce_piece_bytes = int64_t{1} << 20;
-  // That all-reduces which were only started have under way, and the memory that this takes in a world of so many
-  // ranks. A test lowers it.
+  // How much of the all-reduces that were only started is under way (comm/mpi_sums.h); a test lowers it. It takes so
+  // much memory in a world of so many ranks.
   int64_t bytes_at_once = int64_t{4} << 20;
   int64_t memory(int64_t ranks) const;
   // A test's: as if each host had so many of the ranks. 0: as MPI says.

@@ -85,7 +85,7 @@ int wait_for(MPI_Request& request, MPI_Status* status) {
   return MPI_Wait(&request, status);
 }
 
-// In a large world pieces grow, so that messages do not shrink, and fewer are under way.
+// In a large world pieces grow, so that messages do not shrink, and fewer are under way. Operations may be shorter.
 int64_t MpiSums::piece_bytes(int64_t ranks, int64_t bytes_at_once) {
   return std::max(bytes_at_once / kPieces, bytes_at_once / kMessages * ranks);
 }
@@ -95,7 +95,7 @@ int64_t MpiSums::pieces_at_once(int64_t ranks, int64_t bytes_at_once) {
 }
 
 int64_t MpiSums::memory(int64_t ranks, int64_t bytes_at_once) {
-  return piece_bytes(ranks, bytes_at_once) * pieces_at_once(ranks, bytes_at_once);
+  return piece_bytes(ranks, bytes_at_once) * pieces_at_once(ranks, bytes_at_once) * 3 / 2;  // the half is for bf16
 }
 
 MpiSums::MpiSums(MPI_Comm world, int rank, const Hosts& hosts, const Options& options,
