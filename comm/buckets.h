@@ -21,8 +21,8 @@ namespace pkmesh {
 
 class GradientBuckets {
  public:
-  // `gradients` (P) must live as long as this object. bucket_bytes >= 4. In a world of one nothing travels.
-  // `wire`: how buckets cross hosts.
+  // `gradients` (P) must live as long as this object. bucket_bytes >= 4; `wire`: how buckets cross hosts. In a world of
+  // one nothing travels.
   GradientBuckets(Communicator& communicator, std::span<float> gradients, int64_t bucket_bytes,
                   Wire wire = Wire::kExact);
 

@@ -46,11 +46,8 @@ constexpr ElementType element_type() {
 template <class T>
 concept Reducible = (element_type<T>() != ElementType::kByte);
 int64_t size_of(ElementType type);  // bytes
-// How what crosses hosts travels.
-enum class Wire {
-  kExact,
-  kBf16,  // rounded to nearest, where the kind can (Mpi, HostStaged) and there are several hosts; else exactly
-};
+
+enum class Wire { kExact, kBf16 };  // how numbers cross hosts: as they are, or rounded to nearest
 
 // Which machine each rank is on. Ranks of one host share memory; between hosts, bytes cross the network.
 struct Hosts {
@@ -121,7 +118,8 @@ class Communicator {
   [[nodiscard]] Pending all_reduce_async(std::span<T> data, Reduction reduction, Purpose purpose) {
     return all_reduce_bytes_async({std::as_writable_bytes(data), element_type<T>(), reduction}, purpose);
   }
-  // The same for sums, in which each host's part, and the whole, may be rounded. All ranks have the same bits.
+  // The same for sums that may be rounded where they cross hosts: each host's, and the whole, by Mpi and HostStaged;
+  // other kinds are exact. All ranks have the same bits.
   [[nodiscard]] Pending sum_async(std::span<float> data, Wire wire, Purpose purpose) {
     return all_reduce_bytes_async({std::as_writable_bytes(data), ElementType::kFloat, Reduction::kSum, wire}, purpose);
   }

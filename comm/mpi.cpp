@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // How each collective is made of MPI's: int counts force pieces. An all-to-all is one send and one receive per peer,
 // always, so that its cost does not depend on which algorithm a library prefers for uneven counts, and two of them may
-// be under way: messages between two ranks keep their order, and all ranks call in one order. All-reduces that were
-// only started go on between ops, and in everything that waits (comm/mpi_sums.h). Shares of large sums pass between the
-// ranks of one host without MPI.
+// be under way: messages between two ranks keep their order, and all ranks call in one order. All-reduces that are
+// large or only started are made of messages, too (comm/mpi_sums.h); they go on between ops, and in everything that
+// waits. Shares of large sums pass between the ranks of one host without MPI.
 #include "comm/mpi.h"
 
 #include <algorithm>
@@ -22,7 +22,8 @@
 namespace pkmesh {
 namespace {
 
-constexpr int kTag = 1;  // MpiGroup and MpiSums have others
+constexpr int kTag = 1;                        // MpiGroup and MpiSums have others
+constexpr int64_t kSmall = int64_t{64} << 10;  // bytes of an all-reduce that is MPI's: fewer messages, more bytes
 
 MPI_Datatype mpi_type(ElementType type) {
   switch (type) {
@@ -78,11 +79,11 @@ class MpiCommunicator final : public Communicator {
 
  protected:
   void run_all_reduce(const Reduce& reduce) override {
-    reduce_in_pieces(reduce, [&](void* data, int count) {
-      complete([&](MPI_Request* request) {
-        return MPI_Iallreduce(MPI_IN_PLACE, data, count, mpi_type(reduce.type), mpi_op(reduce.reduction), group_->world,
-                              request);
-      });
+    if (std::ssize(reduce.data) > kSmall || reduce.count() > options_.largest_count)
+      return start_all_reduce(reduce).wait();
+    complete([&](MPI_Request* request) {
+      return MPI_Iallreduce(MPI_IN_PLACE, reduce.data.data(), static_cast<int>(reduce.count()), mpi_type(reduce.type),
+                            mpi_op(reduce.reduction), group_->world, request);
     });
   }
 
@@ -176,14 +177,6 @@ class MpiCommunicator final : public Communicator {
     PKM_MPI(wait_for(request));
   }
 
-  template <class Body>
-  void reduce_in_pieces(const Reduce& reduce, const Body& body) const {
-    const int64_t unit = size_of(reduce.type);
-    const int64_t largest = std::min(options_.largest_count, std::max<int64_t>(options_.reduce_piece_bytes / unit, 1));
-    in_pieces(reduce.count(), largest, false,
-              [&](int64_t begin, int count) { body(reduce.data.data() + begin * unit, count); });
-  }
-
   // A message on its way here.
   struct Expected {
     int rank;
@@ -253,8 +246,8 @@ void refuse_loose_tasks() {
 
 }  // namespace
 
-int64_t MpiOptions::memory(int64_t ranks) const {
-  return MpiSums::memory(ranks, bytes_at_once);
+int64_t MpiOptions::memory(int64_t ranks, int64_t bytes) const {
+  return MpiSums::memory(ranks, bytes_at_once, bytes);
 }
 
 bool MpiSession::launched() {

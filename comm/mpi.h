@@ -15,13 +15,10 @@ namespace pkmesh {
 struct MpiOptions {
   // Most elements (or bytes, for what is not reduced) that go into one MPI call; a test lowers it.
   int64_t largest_count = INT_MAX;
-  // An all-reduce goes in pieces of this size, which stay in the cache between its steps: between two ranks of one
-  // host, 64 MiB in pieces of 0.25 to 4 MiB ran three times as fast as in one.
-  int64_t reduce_piece_bytes = int64_t{1} << 20;
-  // How much of the all-reduces that were only started is under way (comm/mpi_sums.h); a test lowers it. It takes so
-  // much memory in a world of so many ranks.
+  // How much of the all-reduces that are large or only started is under way (comm/mpi_sums.h); a test lowers it. It
+  // takes so much memory, with so many ranks, for all-reduces of so many bytes each.
   int64_t bytes_at_once = int64_t{4} << 20;
-  int64_t memory(int64_t ranks) const;
+  int64_t memory(int64_t ranks, int64_t bytes) const;
   // A test's: as if each host had so many of the ranks. 0: as MPI says.
   int ranks_each = 0;
   // As Communicator::watch, which changes it later.

@@ -57,7 +57,7 @@ class SumsUnderWay final : public BetweenOps {
 
  private:
   static constexpr auto kRest = std::chrono::microseconds(100);
-  // Who is done leaves meanwhile.
+  // The body may remove its element.
   template <class Body>
   void for_each(const Body& body) {
     for (size_t i = 0; i < sums_.size();) {
@@ -94,8 +94,9 @@ int64_t MpiSums::pieces_at_once(int64_t ranks, int64_t bytes_at_once) {
   return std::max<int64_t>(bytes_at_once / std::max<int64_t>(piece_bytes(ranks, bytes_at_once), 1), 2);
 }
 
-int64_t MpiSums::memory(int64_t ranks, int64_t bytes_at_once) {
-  return piece_bytes(ranks, bytes_at_once) * pieces_at_once(ranks, bytes_at_once) * 3 / 2;  // the half is for bf16
+int64_t MpiSums::memory(int64_t ranks, int64_t bytes_at_once, int64_t bytes) {
+  const int64_t piece = std::min(piece_bytes(ranks, bytes_at_once), bytes);
+  return piece * pieces_at_once(ranks, bytes_at_once) * 3 / 2;  // the half is for bf16
 }
 
 MpiSums::MpiSums(MPI_Comm world, int rank, const Hosts& hosts, const Options& options,
@@ -147,11 +148,14 @@ void MpiSums::wait(int64_t operation) const {
 }
 
 void MpiSums::progress() {
+  PKM_CHECK(!failed_, "sums under way when MPI failed");
+  failed_ = true;  // unless the following comes to its end
   for (bool moved = true; moved;) {
     moved = false;
     for (Piece& piece : pieces_under_way_)
       if (piece.stage != Stage::kOver || take(piece)) moved = advance(piece) || moved;
   }
+  failed_ = false;
   for (; !operations_.empty() && operations_.front().pieces_left == 0; ++first_) operations_.pop_front();
   if (operations_.empty()) SumsUnderWay::here().remove(this);
 }
@@ -232,7 +236,8 @@ void MpiSums::post(Piece& piece) {
   };
   piece.requests.clear();
   if (adds && peers.size() > 1) {
-    piece.parts.reserve(static_cast<size_t>(piece_bytes_ + unit * peers.size()));  // for all pieces to come
+    // For all pieces to come of operations that are not longer.
+    piece.parts.reserve(static_cast<size_t>(std::min(piece_bytes_, std::ssize(whole.data)) + unit * peers.size()));
     piece.parts.resize(static_cast<size_t>(mine.count() * unit * peers.size()));
   }
   for (int step = 1; step < peers.size(); ++step) {

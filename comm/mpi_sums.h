@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // All-reduces over MPI that go on while their rank computes. MPI moves nothing but inside its calls. So what can be
-// done at once is done whenever this process ends an op, or waits for MPI: all waits are wait_for() or MpiSums::wait().
+// done at once is done whenever this process ends an op, or waits: for MPI by wait_for() or wait(), for other ranks'
+// memory with progress_all().
 //
 // An operation is cut into pieces, of which a few are under way at a time: enough to keep a network busy until the next
 // op, and few enough for what the rank waits for meanwhile, which queues up behind them. A piece goes through four
@@ -15,8 +16,8 @@
 // host, and these sums in the order of the hosts, by one rank each: all ranks get the same bits, and the same again in
 // the next run. Where hosts have not as many ranks each, or not one after the other, every rank counts as a host.
 //
-// With Wire::kBf16 what goes across is rounded: hosts' sums on their way, and the whole sums, on all ranks alike. They
-// add up in fp32.
+// With Wire::kBf16 what goes across is rounded: hosts' sums, but for that of the rank that adds, and the whole sums, on
+// all ranks alike. They add up in fp32. Which host's stay exact depends on the cut.
 #pragma once
 
 #include <mpi.h>
@@ -56,8 +57,8 @@ class MpiSums {
 
   // What this rank sends to other hosts for an operation of so many bytes.
   double crossing(int64_t bytes, Wire wire) const;
-  // Most memory that pieces of messages take, with so many ranks.
-  static int64_t memory(int64_t ranks, int64_t bytes_at_once);
+  // Most memory that pieces take, with so many ranks, of operations of so many bytes each.
+  static int64_t memory(int64_t ranks, int64_t bytes_at_once, int64_t bytes);
 
  private:
   friend class SumsUnderWay;
@@ -119,6 +120,7 @@ class MpiSums {
   int64_t first_ = 0;
   int64_t pieces_ = 0;  // taken so far
   std::vector<Piece> pieces_under_way_;
+  bool failed_ = false;  // MPI did: the job is ending
 };
 
 // MPI_Wait in which sums that are under way go on: those of this rank on which others wait may be among them.

@@ -286,7 +286,8 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
     plan.lines.push_back({"row gradients", "what backward passes leave until the update", capped(pending)});
   place_on(device, plan);
   if (ranks > 1 && (device == DeviceKind::kCpu ? !shares : stages(config)))
-    plan.lines.push_back({"reductions", "parts of the dense gradients on their way", MpiOptions{}.memory(ranks)});
+    plan.lines.push_back({"reductions", "parts of the dense gradients on their way",
+                          MpiOptions{}.memory(ranks, std::min(bucket_bytes(config), plan.dense_parameters * kFloat))});
   if (ranks > 1 && device != DeviceKind::kCpu && stages(config))
     plan.lines.push_back({"staging", "pinned host memory for what travels", HostStagedOptions{}.bytes()});
   return plan;

@@ -7,7 +7,7 @@ namespace pkmesh {
 
 class BetweenOps {
  public:
-  virtual void turn() = 0;  // short; may throw
+  virtual void turn() = 0;  // does what can be done at once; may throw
 
  protected:
   ~BetweenOps() = default;

@@ -5,6 +5,8 @@
 #include "comm/host_staged.h"
 #include "contract.h"
 #include "mpi_main.h"
+#include "runtime/bf16.h"
+#include "runtime/buffer.h"
 #include "through_device.h"
 
 namespace pkmesh {
@@ -74,6 +76,29 @@ std::vector<ContractWorld> contract_worlds() {
                     },
                     true});
   return worlds;
+}
+
+// Ranks on hosts of their own, so that all of it crosses.
+TEST(HostStagedSums, AreRoundedOnABf16Wire) {
+  if (device_count(DeviceKind::kCuda) == 0) GTEST_SKIP() << "no CUDA device: this was not run";
+  const auto host = test_session().world({.ranks_each = 1, .watch = std::chrono::minutes(1)});
+  const Device device{DeviceKind::kCuda, 0};
+  const auto world = make_host_staged(*host, device, {.slot_bytes = 256});
+  Stream stream(device);
+  world->use(stream);
+  const Buffer<float> data(device, 1000, MemoryKind::kHost);
+  const Buffer<float> on_device(device, 1000);
+  std::ranges::fill(data.span(), static_cast<float>(world->rank() + 1) / 3.0F);
+  copy(stream, data.span(), on_device.span());
+  world->sum_async(on_device.span(), Wire::kBf16, Purpose::kDense).wait();
+  copy(stream, on_device.span(), data.span());
+  stream.synchronize();
+  const float exact = static_cast<float>(world->size() * (world->size() + 1)) / 6.0F;
+  for (const float sum : data.span()) {
+    EXPECT_NEAR(sum, exact, 0x1p-7F * exact);
+    EXPECT_EQ(sum == static_cast<float>(bf16(sum)), world->size() > 1) << sum;
+  }
+  host->barrier();
 }
 
 }  // namespace pkmesh

@@ -24,7 +24,7 @@ std::vector<ContractWorld> contract_worlds() {
     };
   };
   return {{"Mpi", over_mpi({.watch = minute})},
-          {"MpiInPieces", over_mpi({.largest_count = 61, .reduce_piece_bytes = 148, .watch = minute})},
+          {"MpiInPieces", over_mpi({.largest_count = 61, .bytes_at_once = 640, .watch = minute})},
           {"MpiHostsOfTwo", over_mpi({.bytes_at_once = 640, .ranks_each = 2, .watch = minute})},
           {"MpiHostsOfOne", over_mpi({.bytes_at_once = 640, .ranks_each = 1, .watch = minute})}};
 }
@@ -78,6 +78,15 @@ TEST(Mpi, StartedSumsGoOnInEverythingThatWaits) {
         std::vector<float> in(static_cast<size_t>(world->size()));
         auto out = in;
         world->all_to_all<float>(in, std::span(out), Purpose::kPartials);
+      },
+      [&] {
+        std::vector<float> large(200'000);
+        world->all_reduce(std::span(large), Reduction::kSum, Purpose::kControl);
+      },
+      [&] {
+        std::vector<float> shared(1000);
+        world->sum_shares(shared, Purpose::kDense);
+        world->gather_shares(shared, Purpose::kDense);
       }};
   for (const auto& wait : waits) {
     std::vector<float> data(20'000, static_cast<float>(world->rank() + 1));
