@@ -80,7 +80,11 @@ std::vector<ContractWorld> contract_worlds() {
 
 // Ranks on hosts of their own, so that all of it crosses.
 TEST(HostStagedSums, AreRoundedOnABf16Wire) {
-  if (device_count(DeviceKind::kCuda) == 0) GTEST_SKIP() << "no CUDA device: this was not run";
+  if (device_count(DeviceKind::kCuda) == 0) {
+    const char* required = std::getenv("PKMESH_REQUIRE_GPU");
+    if (required != nullptr && std::string(required) == "1") FAIL() << "PKMESH_REQUIRE_GPU=1, but no CUDA device";
+    GTEST_SKIP() << "no CUDA device: this was not run";
+  }
   const auto host = test_session().world({.ranks_each = 1, .watch = std::chrono::minutes(1)});
   const Device device{DeviceKind::kCuda, 0};
   const auto world = make_host_staged(*host, device, {.slot_bytes = 256});
