@@ -92,12 +92,12 @@ TEST(HostStagedSums, AreRoundedOnABf16Wire) {
   world->use(stream);
   const Buffer<float> data(device, 1000, MemoryKind::kHost);
   const Buffer<float> on_device(device, 1000);
-  std::ranges::fill(data.span(), static_cast<float>(world->rank() + 1) / 3.0F);
+  std::ranges::fill(data.span(), static_cast<float>(world->rank() + 1) / 7.0F);
   copy(stream, data.span(), on_device.span());
   world->sum_async(on_device.span(), Wire::kBf16, Purpose::kDense).wait();
   copy(stream, on_device.span(), data.span());
   stream.synchronize();
-  const float exact = static_cast<float>(world->size() * (world->size() + 1)) / 6.0F;
+  const float exact = static_cast<float>(world->size() * (world->size() + 1)) / 14.0F;
   for (const float sum : data.span()) {
     EXPECT_NEAR(sum, exact, 0x1p-7F * exact);
     EXPECT_EQ(sum == static_cast<float>(bf16(sum)), world->size() > 1) << sum;
