@@ -13,7 +13,7 @@ namespace pkmesh {
 // Tokens whose logits exist at one time: enough for efficient matrix products, little beside the activations. Each
 // chunk reads and rewrites dembedding, which a GPU's products do not hide at 512 tokens.
 constexpr int64_t logits_chunk(DeviceKind device) {
-  return device == DeviceKind::kCpu ? 512 : 4096;
+  return device == DeviceKind::kCpu ? 1024 : 4096;
 }
 
 // x (T, d), embedding (V, d), targets (T) in [0, V), losses (T) in nats.

@@ -69,9 +69,13 @@ void finish(const float* sums, float alpha, float factor, const float* bias, Mat
   for (int64_t i = 0; i < c.rows; ++i) {
     const float* const from = sums + i * kPanel;
     float* const to = c.data + i * c.stride;
-    if (factor == 0.0F) std::fill_n(to, c.columns, 0.0F);  // which may have been NaN
+    if (factor == 0.0F) {  // c may be NaN
 #pragma omp simd
-    for (int64_t j = 0; j < c.columns; ++j) to[j] = alpha * from[j] + factor * to[j];
+      for (int64_t j = 0; j < c.columns; ++j) to[j] = alpha * from[j];
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < c.columns; ++j) to[j] = alpha * from[j] + factor * to[j];
+    }
     if (bias == nullptr) continue;
 #pragma omp simd
     for (int64_t j = 0; j < c.columns; ++j) to[j] += bias[j];
@@ -155,6 +159,9 @@ class TiledProduct {
     const bool whole = part.rows == kPanel && part.columns == kPanel;
     if (whole && in_.alpha == 1.0F && factor == 0.0F && bias == nullptr)
       return tiles::multiply_panels<kParts>(left, right, depth_, part.data, part.stride, ahead);
+    if (factor != 0.0F)  // what is there will be wanted when the tiles are done
+      for (int64_t i = 0; i < part.rows; ++i)
+        for (int64_t j = 0; j < part.columns; j += 16) __builtin_prefetch(part.data + i * part.stride + j, 1, 3);
     alignas(64) float sums[kPanel * kPanel];
     tiles::multiply_panels<kParts>(left, right, depth_, sums, kPanel, ahead);
     finish(sums, in_.alpha, factor, bias, part);
