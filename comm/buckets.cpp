@@ -13,12 +13,11 @@ GradientBuckets::GradientBuckets(Communicator& communicator, std::span<float> gr
       gradients_(gradients),
       bucket_size_(bucket_bytes / static_cast<int64_t>(sizeof(float))),
       wire_(wire),
-      shares_(communicator.size() > 1 && communicator.shares_memory()),
-      mine_{0, std::ssize(gradients)} {
+      at_end_(communicator.all_share_memory()),
+      mine_(share_of(std::ssize(gradients), communicator.sharing())) {
   PKM_CHECK(bucket_size_ >= 1, "a bucket of {} bytes holds no gradient", bucket_bytes);
   const auto size = static_cast<int64_t>(gradients.size());
-  if (shares_) mine_ = share_of(size, communicator.rank(), communicator.size());
-  buckets_ = shares_ || communicator.size() == 1 ? 0 : (size + bucket_size_ - 1) / bucket_size_;
+  buckets_ = at_end_ || communicator.size() == 1 ? 0 : (size + bucket_size_ - 1) / bucket_size_;
   pending_.reserve(static_cast<size_t>(buckets_));
 }
 
@@ -41,12 +40,12 @@ void GradientBuckets::finish() {
   ready_down_to(0);
   for (Pending& pending : pending_) pending.wait();
   pending_.clear();
-  if (shares_) communicator_.sum_shares(gradients_, Purpose::kDense);
+  if (at_end_) communicator_.sum_shares(gradients_, Purpose::kDense);
 }
 
 void GradientBuckets::share_out(std::span<float> values) {
   PKM_CHECK(values.size() == gradients_.size(), "{} values of {} gradients", values.size(), gradients_.size());
-  if (shares_) communicator_.gather_shares(values, Purpose::kDense);
+  if (communicator_.sharing().ranks > 1) communicator_.gather_shares(values, Purpose::kDense);
 }
 
 }  // namespace pkmesh

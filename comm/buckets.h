@@ -7,8 +7,11 @@
 // could not hide. The cut, and the order of issue, depend on the size alone: the ranks' collectives match whatever the
 // calls in between. Afterwards every rank has all sums.
 //
-// At the end of it, where the ranks share memory: each rank then has the sums of its share, and what it makes of them
-// becomes everyone's by share_out(). Nothing would hide behind the backward pass, for the same cores would copy.
+// At the end of it, where all ranks share memory: each rank then has the sums of its share alone. Nothing would hide
+// behind the backward pass, for the same cores would copy.
+//
+// Either way, of ranks that share memory each looks after its share, and what it makes of the sums becomes that of the
+// others by share_out().
 #pragma once
 
 #include <cstdint>
@@ -29,13 +32,13 @@ class GradientBuckets {
   // Gradients at `offset` (0..P) and after are final; all ranks call this alike. Never takes anything back: a call
   // with a higher offset than before is nothing.
   void ready_down_to(int64_t offset);
-  // All are final. Returns when every gradient in mine() is the sum over ranks, ready for the next step; the others are
+  // All are final. Returns when every gradient in sums() is the sum over ranks, ready for the next step; the others are
   // undefined.
   void finish();
-  // The gradients whose sums this rank has: its share if shares(), else all of them.
+  Share sums() const { return at_end_ ? mine_ : Share{0, std::ssize(gradients_)}; }
+  // What this rank looks after: its share among those with whom it shares memory. Part of sums().
   Share mine() const { return mine_; }
-  bool shares() const { return shares_; }
-  // What the ranks computed of their sums, values (P), of which each has mine(), becomes everyone's.
+  // Of values (P) that the ranks computed of the sums, each mine(), all have all afterwards.
   void share_out(std::span<float> values);
 
   int64_t bucket_count() const { return buckets_; }
@@ -48,7 +51,7 @@ class GradientBuckets {
   std::span<float> gradients_;
   int64_t bucket_size_;  // elements
   Wire wire_;
-  bool shares_;
+  bool at_end_;
   Share mine_;
   int64_t buckets_;
   std::vector<Pending> pending_;

@@ -232,19 +232,13 @@ void Communicator::sum_shares(std::span<float> data, Purpose purpose) {
 
 void Communicator::gather_shares(std::span<float> data, Purpose purpose) {
   check_reachable(data.data());
-  run(describe(Collective::kAllGather, purpose, bytes_in(std::as_bytes(data))), [&] { run_gather_shares(data); });
+  auto call = describe(Collective::kAllGather, purpose, bytes_in(std::as_bytes(data)));
+  call.crossed = 0;
+  run(call, [&] { run_gather_shares(data); });
 }
 
 void Communicator::run_sum_shares(std::span<float> data) {
   run_all_reduce({std::as_writable_bytes(data), ElementType::kFloat, Reduction::kSum});
-}
-
-void Communicator::run_gather_shares(std::span<float> data) {
-  for (int owner = 0; owner < size_; ++owner) {
-    const Share share = share_of(std::ssize(data), owner, size_);
-    const auto part = data.subspan(static_cast<size_t>(share.begin), static_cast<size_t>(share.count()));
-    if (!part.empty()) run_broadcast(std::as_writable_bytes(part), owner);
-  }
 }
 
 void Communicator::barrier() {

@@ -156,13 +156,14 @@ class Communicator {
   }
   void barrier();
 
-  // Of data (n) that all ranks hold, each looks after its share_of(). What a rank has of the sum over ranks after
-  // sum_shares is its share; what else stands in data is then undefined. With gather_shares each rank's share becomes
-  // everyone's. Both together are an all_reduce, and move as much; apart, each rank can work on its share in between.
+  // Ranks of a host may share memory: then of data (n) that they all hold each can look after its share_of(n,
+  // sharing()), for to gather is to copy. On all hosts as many do.
+  virtual Sharing sharing() const { return {}; }
+  bool all_share_memory() const { return size_ > 1 && sharing().ranks == size_; }
+  // What a rank has of the sum over all ranks afterwards is its share; what else stands in data is then undefined.
   void sum_shares(std::span<float> data, Purpose purpose);
+  // Each rank's share becomes that of all with whom it shares memory.
   void gather_shares(std::span<float> data, Purpose purpose);
-  // Whether that is the better way: the ranks share memory, so that to gather is to copy.
-  virtual bool shares_memory() const { return false; }
 
   // Ends the whole job, all ranks, within seconds. Does not return on processes; throws JobAborted on thread ranks.
   [[noreturn]] virtual void abort(int exit_code) = 0;
@@ -210,9 +211,9 @@ class Communicator {
     return crossed_in_ring(Collective::kAllReduce, std::ssize(reduce.data));
   }
   double crossed_in_ring(Collective collective, int64_t bytes) const;
-  // Those of a kind that has no better way.
+  // Those of a kind whose ranks share nothing: all of it is a rank's share.
   virtual void run_sum_shares(std::span<float> data);
-  virtual void run_gather_shares(std::span<float> data);
+  virtual void run_gather_shares(std::span<float> /*data*/) {}
   virtual bool takes_device_memory() const { return false; }
   Stream* stream() const { return stream_; }  // null: none is in use
   // The same ranks once more, as a communicator whose calls match among themselves. Collective.

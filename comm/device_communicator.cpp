@@ -99,14 +99,4 @@ void DeviceCommunicator::run_broadcast(std::span<std::byte> data, int root) {
   device_broadcast(data, root).wait();
 }
 
-void DeviceCommunicator::run_sum_shares(std::span<float> data) {
-  if (!on_device(data.data())) return host_.run_sum_shares(data);
-  Communicator::run_sum_shares(data);
-}
-
-void DeviceCommunicator::run_gather_shares(std::span<float> data) {
-  if (!on_device(data.data())) return host_.run_gather_shares(data);
-  Communicator::run_gather_shares(data);
-}
-
 }  // namespace pkmesh

@@ -69,8 +69,6 @@ class DeviceCommunicator : public Communicator {
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) final;
   Pending start_all_to_all_v(const Blocks& blocks) final;
   void run_broadcast(std::span<std::byte> data, int root) final;
-  void run_sum_shares(std::span<float> data) final;
-  void run_gather_shares(std::span<float> data) final;
   void run_barrier() final { host_.run_barrier(); }
   bool takes_device_memory() const final { return true; }
 };

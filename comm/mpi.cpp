@@ -63,13 +63,13 @@ class MpiCommunicator final : public Communicator {
                  [this](double seconds) { add_wait(started_for_, seconds); }) {}
   ~MpiCommunicator() override { stop_watching(); }
 
-  // Lets the watchdogs of a host see its ranks, and shares pass through memory, if the ranks have any in common.
+  // Lets the watchdogs of a host see its ranks, and shares pass through memory, where ranks have any in common.
   // Collective. Not for twins: their waits are those of the communicator that uses them.
   void share_memory() {
     show_on(group_->make_board());
-    if (options_.ranks_each == 0) sums_ = group_->make_sums();
+    sums_ = group_->make_sums(hosts().ranks_each());
   }
-  bool shares_memory() const override { return sums_ != nullptr; }
+  Sharing sharing() const override { return sums_ == nullptr ? Sharing() : sums_->sharing(); }
 
   [[noreturn]] void abort(int exit_code) override {
     std::fflush(nullptr);
@@ -143,13 +143,12 @@ class MpiCommunicator final : public Communicator {
   }
 
   void run_sum_shares(std::span<float> data) override {
-    if (sums_ == nullptr) return Communicator::run_sum_shares(data);
+    if (!all_share_memory()) return Communicator::run_sum_shares(data);
     sums_->sum(data);
   }
 
   void run_gather_shares(std::span<float> data) override {
-    if (sums_ == nullptr) return Communicator::run_gather_shares(data);
-    sums_->gather(data);
+    if (sums_ != nullptr) sums_->gather(data);
   }
 
   std::unique_ptr<Communicator> twin() override {
@@ -232,7 +231,7 @@ class MpiCommunicator final : public Communicator {
 
   const std::unique_ptr<MpiGroup> group_;
   const MpiOptions options_;
-  std::unique_ptr<SharedSums> sums_;         // null: the ranks share no memory
+  std::unique_ptr<SharedSums> sums_;         // null: this rank shares no memory
   MpiSums started_;                          // all-reduces
   Purpose started_for_ = Purpose::kControl;  // the last of them, for what goes on between ops
 };

@@ -21,4 +21,13 @@ struct Share {
 // Cut at multiples of 4096 elements, so that sums over blocks of as many are those of a single rank, all but the last.
 Share share_of(int64_t count, int rank, int size);
 
+// Ranks that share memory: which of how many a rank is among those of its host.
+struct Sharing {
+  int place = 0;
+  int ranks = 1;  // 1: it shares none
+};
+inline Share share_of(int64_t count, const Sharing& sharing) {
+  return share_of(count, sharing.place, sharing.ranks);
+}
+
 }  // namespace pkmesh

@@ -160,7 +160,10 @@ class ThreadCommunicator final : public Communicator {
   }
   ~ThreadCommunicator() override { stop_watching(); }
 
-  bool shares_memory() const override { return size() > 1 && hosts().count() == 1; }
+  Sharing sharing() const override {
+    const int each = hosts().ranks_each();
+    return each > 1 ? Sharing{rank() % each, each} : Sharing();
+  }
 
   [[noreturn]] void abort(int exit_code) override {
     const JobAborted error(fmt::format("rank {} aborted the job with exit code {}", rank(), exit_code), exit_code);
@@ -219,9 +222,22 @@ class ThreadCommunicator final : public Communicator {
   // What is undefined is made to show.
   void run_sum_shares(std::span<float> data) override {
     Communicator::run_sum_shares(data);
-    const Share mine = share_of(std::ssize(data), rank(), size());
+    const Share mine = share_of(std::ssize(data), sharing());
     std::fill(data.begin(), data.begin() + mine.begin, std::numeric_limits<float>::quiet_NaN());
     std::fill(data.begin() + mine.end, data.end(), std::numeric_limits<float>::quiet_NaN());
+  }
+
+  void run_gather_shares(std::span<float> data) override {
+    const Sharing here = sharing();
+    const auto part = [&](int place) {
+      const Share share = share_of(std::ssize(data), place, here.ranks);
+      return std::as_writable_bytes(
+          data.subspan(static_cast<size_t>(share.begin), static_cast<size_t>(share.count())));
+    };
+    meet(fmt::format("gather_shares of {} floats", data.size()), part(here.place), {}, [&](const Meeting& meeting) {
+      for (int place = 0; place < here.ranks; ++place)
+        copy(meeting.offers[static_cast<size_t>(rank() - here.place + place)].data, part(place));
+    }).wait();
   }
 
   std::unique_ptr<Communicator> twin() override {

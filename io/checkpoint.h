@@ -19,13 +19,14 @@
 
 namespace pkmesh {
 
-// Parameters, moments, statistics: the same on all ranks, or cut into parts, each of which is on one rank. Names are
+// Parameters, moments, statistics: the same on all ranks, or cut into parts that are on one rank or several. Names are
 // unique ("adam.m/" + name for moments).
 struct DenseTensor {
   TensorInfo info;
   std::span<std::byte> bytes;  // all of it, or this rank's part, which may be empty
   // The part's place in the tensor, in bytes. All ranks have one, or none has.
   std::optional<int64_t> part_begin = {};
+  bool is_copy = false;  // another rank has the same part, and writes it
 
   int64_t begin() const { return part_begin.value_or(0); }
   void check() const;  // throws InternalError if there are not as many bytes as the shape says

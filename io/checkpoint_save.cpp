@@ -80,7 +80,7 @@ void create_dense_file(const std::string& path, const std::vector<DenseTensor>& 
 // This rank's parts; and rank 0, for all, what all ranks have.
 void write_dense(const std::string& path, const std::vector<DenseTensor>& dense, int rank, Stream* stream) {
   const auto writes = [&](const DenseTensor& tensor) {
-    return !tensor.bytes.empty() && (rank == 0 || tensor.part_begin.has_value());
+    return !tensor.bytes.empty() && !tensor.is_copy && (rank == 0 || tensor.part_begin.has_value());
   };
   if (std::ranges::none_of(dense, writes)) return;
   SafetensorsWriter writer(path);
@@ -169,7 +169,7 @@ void check_ownership(Communicator& world, const ShardedTable& table, const Owned
             table.name, sums[0], table.rows);
 }
 
-// Collective: the ranks' parts of the tensors that are cut meet end to end. Each end counts for, each beginning
+// Collective: the parts of the tensors that are cut, copies aside, meet end to end. Each end counts for, each beginning
 // against: what is left is that of the whole tensors.
 void check_parts(Communicator& world, const std::vector<DenseTensor>& dense) {
   const auto mark = [](size_t tensor, int64_t at) {
@@ -178,7 +178,7 @@ void check_parts(Communicator& world, const std::vector<DenseTensor>& dense) {
   int64_t open = 0;
   for (size_t i = 0; i < dense.size(); ++i) {
     const DenseTensor& tensor = dense[i];
-    if (!tensor.part_begin) continue;
+    if (!tensor.part_begin || tensor.is_copy) continue;
     open += mark(i, tensor.begin() + std::ssize(tensor.bytes)) - mark(i, tensor.begin());
     if (world.rank() == 0) open -= mark(i, tensor.info.bytes()) - mark(i, 0);
   }

@@ -255,9 +255,10 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   MemoryPlan plan;
   plan.ranks = ranks;
   plan.dense_parameters = count_dense_parameters(shape);
-  // Ranks that share memory share the dense update, others send gradients.
-  const bool shares = device == DeviceKind::kCpu && hosts.count() == 1 && ranks <= SharedSums::kMostRanks;
-  plan.lines.push_back(dense_line(plan.dense_parameters, shares ? ranks : 1));
+  // Ranks that share memory share the dense update, and send no gradients.
+  const int each = hosts.ranks_each();
+  const int sharing = device == DeviceKind::kCpu && 1 < each && each <= SharedSums::kMostRanks ? each : 1;
+  plan.lines.push_back(dense_line(plan.dense_parameters, sharing));
 
   const BatchShape batch = {config.train().batch(), config.train().accumulate(), 0, ranks};
   const int64_t tokens = batch.largest_share() * shape.context;
@@ -285,7 +286,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   if (pending > 0)
     plan.lines.push_back({"row gradients", "what backward passes leave until the update", capped(pending)});
   place_on(device, plan);
-  if (ranks > 1 && (device == DeviceKind::kCpu ? !shares : stages(config)))
+  if (ranks > 1 && (device == DeviceKind::kCpu ? sharing < ranks : stages(config)))
     plan.lines.push_back({"reductions", "parts of the dense gradients on their way",
                           MpiOptions{}.memory(ranks, std::min(bucket_bytes(config), plan.dense_parameters * kFloat))});
   if (ranks > 1 && device != DeviceKind::kCpu && stages(config))

@@ -95,12 +95,13 @@ void Model::reset_usage() {
 }
 
 void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,
-               std::span<float> all, std::optional<Share> share) {
+               std::span<float> all, std::optional<Share> share, bool is_copy) {
   const Share here = share.value_or(Share{0, std::ssize(all)});
   for (const auto& entry : entries) {
     const Share mine = here.part_of({entry.offset, entry.offset + entry.count});
     const auto values = all.subspan(static_cast<size_t>(mine.begin - here.begin), static_cast<size_t>(mine.count()));
     DenseTensor tensor = {{prefix + entry.name, DType::kF32, entry.shape}, std::as_writable_bytes(values)};
+    tensor.is_copy = is_copy;
     if (share) tensor.part_begin = (values.empty() ? 0 : mine.begin - entry.offset) * int64_t{sizeof(float)};
     contents.dense.push_back(std::move(tensor));
   }

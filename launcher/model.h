@@ -63,8 +63,8 @@ struct LoadedModel {
 LoadedModel load_model(Communicator& world, const std::string& path, Reading reading);
 
 // Adds slices of a flat buffer as tensors named prefix + entry.name. `all` is on every rank, or, with `share`, this
-// rank's share of it.
+// rank's share of it; `is_copy`: another rank has the same one, and writes it.
 void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,
-               std::span<float> all, std::optional<Share> share = {});
+               std::span<float> all, std::optional<Share> share = {}, bool is_copy = false);
 
 }  // namespace pkmesh

@@ -165,7 +165,9 @@ GateShare Trainer::gate_share() {
   Stream& stream = model_.stream();
   const auto figure = [&](Figure which) { return figures_.view().rows(which, which + 1); };
   const Vector<const float> gradients(model_.parameters().gradients().data(), model_.parameters().count());
-  const Share mine = buckets_.shares() ? buckets_.mine() : share_of(gradients.count(), world_.rank(), world_.size());
+  // Every element counts once, whoever has it.
+  const Share mine =
+      world_.all_share_memory() ? buckets_.sums() : share_of(gradients.count(), world_.rank(), world_.size());
   add_sum_of_squares(stream, gradients.rows(mine.begin, mine.end), figure(kDenseSquares));
   for (size_t i = 0; i < row_optimizers_.size(); ++i)
     if (!moved_[i]) add_row_squares(i, model_.transformer().tables()[i]->row_gradients(stream), figure(kValuesSquares));
@@ -202,9 +204,11 @@ StepFigures Trainer::describe(const Gate& gate) const {
 
 CheckpointContents Trainer::contents() {
   CheckpointContents contents = model_.contents();
-  const std::optional<Share> share = buckets_.shares() ? std::optional(buckets_.mine()) : std::nullopt;
-  add_dense(contents, "adam.m/", model_.parameters().entries(), adam_.first_moments(), share);
-  add_dense(contents, "adam.v/", model_.parameters().entries(), adam_.second_moments(), share);
+  std::optional<Share> share;
+  if (world_.sharing().ranks > 1) share = buckets_.mine();
+  const bool is_copy = world_.hosts().of_rank[static_cast<size_t>(world_.rank())] > 0;  // every host has all shares
+  add_dense(contents, "adam.m/", model_.parameters().entries(), adam_.first_moments(), share, is_copy);
+  add_dense(contents, "adam.v/", model_.parameters().entries(), adam_.second_moments(), share, is_copy);
   if (scaler_.on())
     contents.dense.push_back(
         dense_tensor("loss_scale", Vector<double>(scaler_.state().data(), std::ssize(scaler_.state()))));

@@ -83,7 +83,7 @@ class Trainer {
   Communicator& world_;  // the model's
   BatchSampler batches_;
   GradientBuckets buckets_;
-  Adam adam_;                                 // of the parameters whose gradients this rank sums
+  Adam adam_;                                 // of the parameters that this rank looks after
   std::vector<RowOptimizer> row_optimizers_;  // one per table
   std::vector<std::optional<double>> moved_;  // this step's tables whose rows have moved: their share of the gate
   Buffer<int32_t> staged_;                    // host memory: a step's inputs and targets, micro-step by micro-step

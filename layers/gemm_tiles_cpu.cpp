@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "layers/gemm_tiles.h"
+#include "runtime/between_ops.h"
 #include "runtime/buffer.h"
 #include "runtime/matrix_tiles.h"
 #include "runtime/parallel.h"
@@ -95,6 +96,7 @@ class TiledProduct {
         words_ = tiles::panel_words<kParts>(depth_);
         first_ = first;
         run_block(std::min(kSharedPanels, shared().panels() - first));
+        end_op();  // a part of a long one
       }
   }
 

@@ -30,7 +30,8 @@ TEST_P(ContractTest, BucketsSumAsOneAllReduceDoes) {
           fill(world, static_cast<int>(step), gradients, sums);
           for (const int64_t offset : announcements[step]) buckets.ready_down_to(offset);
           buckets.finish();
-          for (auto i = static_cast<size_t>(buckets.mine().begin); i < static_cast<size_t>(buckets.mine().end); ++i)
+          EXPECT_EQ(buckets.sums().part_of(buckets.mine()).count(), buckets.mine().count());
+          for (auto i = static_cast<size_t>(buckets.sums().begin); i < static_cast<size_t>(buckets.sums().end); ++i)
             EXPECT_EQ(gradients[i], sums[i]) << i << " of " << size;
           buckets.share_out(gradients);
           EXPECT_EQ(gradients, sums) << size << " gradients, buckets of " << bucket_bytes << " bytes, step " << step;
@@ -44,8 +45,7 @@ TEST_P(ContractTest, BucketsAreIssuedFromTheEndOnceAllOfThemIsFinal) {
     std::vector<float> gradients(10, 1.0F);
     GradientBuckets buckets(world, gradients, 16);  // [6, 10), [2, 6), [0, 2)
     const bool alone = world.size() == 1;
-    const bool at_end = alone || buckets.shares();  // nothing leaves before the end
-    EXPECT_EQ(buckets.shares(), !alone && world.shares_memory());
+    const bool at_end = alone || world.all_share_memory();  // nothing leaves before the end
     EXPECT_EQ(buckets.bucket_count(), at_end ? 0 : 3);
     const auto issued_after = [&](int64_t offset) {
       buckets.ready_down_to(offset);
@@ -57,6 +57,7 @@ TEST_P(ContractTest, BucketsAreIssuedFromTheEndOnceAllOfThemIsFinal) {
     EXPECT_EQ(issued_after(1), at_end ? 0 : 2);
     buckets.finish();
     EXPECT_EQ(world.ledger()[Purpose::kDense].bytes, alone ? 0 : 40);
+    EXPECT_EQ(buckets.mine().count(), share_of(10, world.sharing()).count());
     buckets.share_out(gradients);
     EXPECT_EQ(gradients, std::vector<float>(10, static_cast<float>(world.size())));
     EXPECT_THROW(buckets.ready_down_to(11), InternalError);

@@ -142,7 +142,7 @@ TEST_P(ContractTest, SharesOfASumAreEveryonesOnceGathered) {
       auto data = numbers<float>(world.rank(), count);
       const auto sums = expected_reduction<float>(world.size(), count, Reduction::kSum);
       world.sum_shares(data, kPurpose);
-      const Share mine = share_of(count, world.rank(), world.size());
+      const Share mine = share_of(count, world.sharing());
       for (auto i = static_cast<size_t>(mine.begin); i < static_cast<size_t>(mine.end); ++i)
         EXPECT_EQ(data[i], sums[i]) << i << " of " << count;
       world.gather_shares(data, kPurpose);
