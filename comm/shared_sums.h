@@ -32,8 +32,8 @@ class SharedSums {
     alignas(64) std::array<std::array<float, kWindow>, 2> parts;
   };
 
-  // windows[r] is rank r's, counted among those that share memory, aligned to 64 bytes; they outlive this object. `idle`
-  // is called, again and again, while a rank waits long.
+  // windows[r] is rank r's, counted among those that share memory, aligned to 64 bytes; they outlive this object.
+  // `idle` is called, again and again, while a rank waits long.
   SharedSums(int rank, std::vector<Window*> windows, std::function<void()> idle);
 
   Sharing sharing() const { return {rank_, ranks()}; }

@@ -231,8 +231,7 @@ class ThreadCommunicator final : public Communicator {
     const Sharing here = sharing();
     const auto part = [&](int place) {
       const Share share = share_of(std::ssize(data), place, here.ranks);
-      return std::as_writable_bytes(
-          data.subspan(static_cast<size_t>(share.begin), static_cast<size_t>(share.count())));
+      return std::as_writable_bytes(data.subspan(static_cast<size_t>(share.begin), static_cast<size_t>(share.count())));
     };
     meet(fmt::format("gather_shares of {} floats", data.size()), part(here.place), {}, [&](const Meeting& meeting) {
       for (int place = 0; place < here.ranks; ++place)

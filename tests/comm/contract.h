@@ -40,6 +40,12 @@ class ContractTest : public testing::TestWithParam<ContractWorld> {
   void on_ranks(const RankBody& body) const { GetParam().run(body); }
 };
 
+// What is not in `kept` is no sum.
+inline void spoil_but(Share kept, std::span<float> data) {
+  std::fill(data.begin(), data.begin() + kept.begin, -1e9F);
+  std::fill(data.begin() + kept.end, data.end(), -1e9F);
+}
+
 // The number that `rank` has at `index`: whole, in [-50, 50].
 template <class T>
 T whole(int rank, int64_t index) {
