@@ -48,7 +48,9 @@ void Arena::release(Mark mark) {
 void Arena::reset() {
   if (chunks_.size() > 1) {  // one chunk, at whose end nothing is left over, holds the same step
     chunks_.clear();
-    chunks_.emplace_back(device_, peak_, kind_);
+    // And one that takes a little more, for what other ranks read here differs from step to step: else every record
+    // would cost all of the memory's pages anew. On the host more costs addresses only, until it is used.
+    chunks_.emplace_back(device_, peak_ + peak_ / (device_.kind == DeviceKind::kCpu ? 8 : 32), kind_);
     ++growths_;
   }
   current_ = 0;

@@ -75,7 +75,8 @@ class Arena {
   Mark mark() const { return {current_, used_, taken_}; }
   void release(Mark mark);
 
-  // Gives back everything. If there are several chunks, they become one that holds the most that was in use at once.
+  // Gives back everything. If there are several chunks, they become one that holds a little more than was ever in use
+  // at once.
   void reset();
 
   int64_t capacity() const;                     // bytes held

@@ -51,6 +51,18 @@ TEST(Arena, GivesDisjointMemoryAndStopsGrowingAfterTheFirstStep) {
   }
 }
 
+TEST(Arena, HasRoomForStepsThatTakeALittleMore) {
+  Arena arena;
+  const auto step = [&](int64_t bytes) {
+    for (int i = 0; i < 16; ++i) arena.take<char>(bytes / 16);
+    arena.reset();
+    return arena.growths();
+  };
+  const int64_t growths = step(40 << 20);
+  for (const int percent : {101, 104, 99, 108, 112}) EXPECT_EQ(step((40 << 20) / 100 * percent), growths) << percent;
+  EXPECT_GT(step(80 << 20), growths);
+}
+
 TEST(Arena, ScopesGiveBackAcrossChunks) {
   Arena arena;
   arena.take<char>(100);
