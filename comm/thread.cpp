@@ -234,8 +234,9 @@ class ThreadCommunicator final : public Communicator {
       return std::as_writable_bytes(data.subspan(static_cast<size_t>(share.begin), static_cast<size_t>(share.count())));
     };
     meet(fmt::format("gather_shares of {} floats", data.size()), part(here.place), {}, [&](const Meeting& meeting) {
+      const auto first = static_cast<size_t>(rank()) - static_cast<size_t>(here.place);
       for (int place = 0; place < here.ranks; ++place)
-        copy(meeting.offers[static_cast<size_t>(rank() - here.place + place)].data, part(place));
+        copy(meeting.offers[first + static_cast<size_t>(place)].data, part(place));
     }).wait();
   }
 
