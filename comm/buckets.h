@@ -32,11 +32,10 @@ class GradientBuckets {
   // Gradients at `offset` (0..P) and after are final; all ranks call this alike. Never takes anything back: a call
   // with a higher offset than before is nothing.
   void ready_down_to(int64_t offset);
-  // All are final. Returns when every gradient in sums() is the sum over ranks, ready for the next step; the others are
-  // undefined.
+  // All are final. Returns when every gradient in mine() is the sum over ranks, ready for the next step; so are all
+  // others, but where all ranks share memory: there they are undefined.
   void finish();
-  Share sums() const { return at_end_ ? mine_ : Share{0, std::ssize(gradients_)}; }
-  // What this rank looks after: its share among those with whom it shares memory. Part of sums().
+  // What this rank looks after: its share among those with whom it shares memory.
   Share mine() const { return mine_; }
   // Of values (P) that the ranks computed of the sums, each mine(), all have all afterwards.
   void share_out(std::span<float> values);

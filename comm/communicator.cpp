@@ -152,7 +152,11 @@ void Communicator::enter(const Call& call, LedgerEntry entry, const std::functio
 }
 
 void Communicator::run(const Call& call, const std::function<void()>& body) {
-  const double bus_bytes = static_cast<double>(call.bytes) * bus_factor(call.collective, size_);
+  run(call, size_, body);
+}
+
+void Communicator::run(const Call& call, int ranks, const std::function<void()>& body) {
+  const double bus_bytes = static_cast<double>(call.bytes) * bus_factor(call.collective, ranks);
   enter(call, {1, call.bytes, bus_bytes, call.crossed, 0}, body);
 }
 
@@ -234,7 +238,7 @@ void Communicator::gather_shares(std::span<float> data, Purpose purpose) {
   check_reachable(data.data());
   auto call = describe(Collective::kAllGather, purpose, bytes_in(std::as_bytes(data)));
   call.crossed = 0;
-  run(call, [&] { run_gather_shares(data); });
+  run(call, sharing().ranks, [&] { run_gather_shares(data); });
 }
 
 void Communicator::run_sum_shares(std::span<float> data) {

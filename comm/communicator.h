@@ -258,6 +258,7 @@ class Communicator {
   Call describe(Collective collective, Purpose purpose, int64_t bytes);
   void check_reachable(const void* memory) const;
   void run(const Call& call, const std::function<void()>& body);
+  void run(const Call& call, int ranks, const std::function<void()>& body);  // if not all take part
   void enter(const Call& call, LedgerEntry entry, const std::function<void()>& body);
   Pending start(const Call& call, const std::function<Pending()>& body);
 

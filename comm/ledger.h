@@ -7,10 +7,10 @@
 // included. algbw = S / time. busbw = algbw * factor, with n ranks: 2(n-1)/n for all-reduce, 1 for broadcast, (n-1)/n
 // for the others. As one purpose may use several collectives, S * factor is summed call by call.
 //
-// Bytes across hosts: exact for all-to-all(-v), and for all-reduces that are only started where the kind makes them
-// itself (Mpi, HostStaged). For the others the library's algorithm is not ours to know, so they are modelled as a ring
-// in rank order: a rank sends S * factor to rank + 1 (broadcast: S along the chain from the root), and it crosses if
-// that rank lives on another host.
+// Bytes across hosts: exact for all-to-all(-v), for shares that are gathered, which never leave their host, and for
+// all-reduces that are only started where the kind makes them itself (Mpi, HostStaged). For the others the library's
+// algorithm is not ours to know, so they are modelled as a ring in rank order: a rank sends S * factor to rank + 1
+// (broadcast: S along the chain from the root), and it crosses if that rank lives on another host.
 #pragma once
 
 #include <array>

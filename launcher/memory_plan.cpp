@@ -255,7 +255,7 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   MemoryPlan plan;
   plan.ranks = ranks;
   plan.dense_parameters = count_dense_parameters(shape);
-  // Ranks that share memory share the dense update, and send no gradients.
+  // Ranks that share memory share the dense update; where all do, no gradients are sent.
   const int each = hosts.ranks_each();
   const int sharing = device == DeviceKind::kCpu && 1 < each && each <= SharedSums::kMostRanks ? each : 1;
   plan.lines.push_back(dense_line(plan.dense_parameters, sharing));

@@ -165,9 +165,8 @@ GateShare Trainer::gate_share() {
   Stream& stream = model_.stream();
   const auto figure = [&](Figure which) { return figures_.view().rows(which, which + 1); };
   const Vector<const float> gradients(model_.parameters().gradients().data(), model_.parameters().count());
-  // Every element counts once, whoever has it.
-  const Share mine =
-      world_.all_share_memory() ? buckets_.sums() : share_of(gradients.count(), world_.rank(), world_.size());
+  // Where all ranks share memory these are the sums that this rank has; elsewhere it has all.
+  const Share mine = share_of(gradients.count(), world_.rank(), world_.size());
   add_sum_of_squares(stream, gradients.rows(mine.begin, mine.end), figure(kDenseSquares));
   for (size_t i = 0; i < row_optimizers_.size(); ++i)
     if (!moved_[i]) add_row_squares(i, model_.transformer().tables()[i]->row_gradients(stream), figure(kValuesSquares));
@@ -206,7 +205,8 @@ CheckpointContents Trainer::contents() {
   CheckpointContents contents = model_.contents();
   std::optional<Share> share;
   if (world_.sharing().ranks > 1) share = buckets_.mine();
-  const bool is_copy = world_.hosts().of_rank[static_cast<size_t>(world_.rank())] > 0;  // every host has all shares
+  const auto& host_of = world_.hosts().of_rank;
+  const bool is_copy = host_of[static_cast<size_t>(world_.rank())] != host_of[0];  // every host has all shares
   add_dense(contents, "adam.m/", model_.parameters().entries(), adam_.first_moments(), share, is_copy);
   add_dense(contents, "adam.v/", model_.parameters().entries(), adam_.second_moments(), share, is_copy);
   if (scaler_.on())

@@ -31,6 +31,26 @@ std::vector<ContractWorld> contract_worlds() {
 
 namespace {
 
+TEST(Mpi, RanksOfAHostShareMemoryWhereEachHostHasAsMany) {
+  for (const int each : {0, 1, 2}) {
+    const auto world = test_session().world({.ranks_each = each, .watch = std::chrono::minutes(1)});
+    const Sharing sharing = world->sharing();
+    const bool even = world->size() % 2 == 0 || world->size() == 1;
+    int expected = 1;
+    if (each == 0) expected = world->size();
+    if (each == 2 && even) expected = std::min(2, world->size());
+    EXPECT_EQ(sharing.ranks, expected) << each;
+    EXPECT_EQ(sharing.place, world->rank() % expected) << each;
+    EXPECT_EQ(world->all_share_memory(), world->size() > 1 && expected == world->size());
+    std::vector<float> data(20'000);
+    world->gather_shares(data, Purpose::kDense);
+    const LedgerEntry entry = world->ledger()[Purpose::kDense];
+    EXPECT_DOUBLE_EQ(entry.bus_bytes, 80'000.0 * (expected - 1) / expected) << each;
+    EXPECT_EQ(entry.crossed, 0);
+    world->barrier();
+  }
+}
+
 // Nothing but ops between the start and the end: who started sums need not wait for them to go on.
 TEST(Mpi, StartedSumsGoOnBetweenOps) {
   const auto world = test_session().world({.ranks_each = 1, .watch = std::chrono::minutes(1)});
