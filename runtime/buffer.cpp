@@ -46,10 +46,11 @@ void Arena::release(Mark mark) {
 }
 
 void Arena::reset() {
-  if (chunks_.size() > 1) {  // one chunk, at whose end nothing is left over, holds the same step
+  if (chunks_.size() > 1) {
     chunks_.clear();
-    // And one that takes a little more, for what other ranks read here differs from step to step: else every record
-    // would cost all of the memory's pages anew. On the host more costs addresses only, until it is used.
+    // One chunk, at whose end nothing is left over, holds the same step, and one that takes a little more: what other
+    // ranks read here differs from step to step, and each record would cost all of the memory's pages anew. On the host
+    // more costs addresses only, until it is used.
     chunks_.emplace_back(device_, peak_ + peak_ / (device_.kind == DeviceKind::kCpu ? 8 : 32), kind_);
     ++growths_;
   }
