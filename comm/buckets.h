@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense gradients summed over ranks, in one of two ways.
+// Dense gradients summed over ranks, and what becomes of them: each rank looks after its shares of the parameters
+// (Communicator::shares), and all get the values that it computed. In one of two ways.
 //
-// Behind the backward pass, where ranks are connected by messages: the flat gradient is cut into buckets from its END
-// to its beginning, for parameters stand in forward order, so the last layers' gradients are final first. A bucket is
-// issued, without waiting, as soon as all of it is final; what is left to wait for at the end is what the backward pass
-// could not hide. The cut, and the order of issue, depend on the size alone: the ranks' collectives match whatever the
-// calls in between. Afterwards every rank has all sums.
+// Behind the computation, where ranks are connected by messages. The flat gradient is cut into buckets from its END to
+// its beginning, for parameters stand in forward order, so the last layers' gradients are final first. A bucket's sum
+// is issued, without waiting, as soon as all of it is final; what is left to wait for at the end is what the backward
+// pass could not hide. The new values go the other way, from the beginning to the end, behind the next forward pass,
+// which waits for a layer's before it reads them. Parameters at the beginning may be a head that is apart: its gradient
+// is final before all others, and its values are needed after them (layers/context.h, InputRows).
 //
-// At the end of it, where all ranks share memory: each rank then has the sums of its share alone. Nothing would hide
-// behind the backward pass, for the same cores would copy.
+// At the end of it, where all ranks share memory: nothing would hide, for the same cores would copy.
 //
-// Either way, of ranks that share memory each looks after its share, and what it makes of the sums becomes that of the
-// others by share_out().
+// Where ranks do not share work (ranks on GPUs) each looks after everything, and no values travel.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -24,36 +25,60 @@ namespace pkmesh {
 
 class GradientBuckets {
  public:
-  // `gradients` (P) must live as long as this object. bucket_bytes >= 4; `wire`: how buckets cross hosts. In a world of
-  // one nothing travels.
-  GradientBuckets(Communicator& communicator, std::span<float> gradients, int64_t bucket_bytes,
-                  Wire wire = Wire::kExact);
+  struct Options {
+    int64_t bucket_bytes = int64_t{16} << 20;  // >= 4
+    Wire wire = Wire::kExact;                  // how sums, and changes of values, cross hosts
+    int64_t head = 0;                          // parameters; 0: none is apart
+  };
+  // `gradients` (P) must live as long as this object. In a world of one nothing travels.
+  GradientBuckets(Communicator& communicator, std::span<float> gradients, const Options& options);
 
-  // Gradients at `offset` (0..P) and after are final; all ranks call this alike. Never takes anything back: a call
-  // with a higher offset than before is nothing.
-  void ready_down_to(int64_t offset);
-  // All are final. Returns when every gradient in mine() is the sum over ranks, ready for the next step; so are all
-  // others, but where all ranks share memory: there they are undefined.
+  // Gradients in a range (of 0..P) are final. All ranks call this alike, in the head and behind it from the end to the
+  // beginning; what was said once is not taken back.
+  void ready(Share final);
+  // All are final. Returns when every gradient in mine() is the sum over ranks, ready for the next step; what else
+  // stands there is then undefined.
   void finish();
-  // What this rank looks after: its share among those with whom it shares memory.
-  Share mine() const { return mine_; }
-  // Of values (P) that the ranks computed of the sums, each mine(), all have all afterwards.
-  void share_out(std::span<float> values);
 
-  int64_t bucket_count() const { return buckets_; }
-  int64_t issued() const { return static_cast<int64_t>(pending_.size()); }  // of this step
+  // What a rank looks after, and this one: ascending, apart.
+  std::vector<Share> shares(int rank) const;
+  const std::vector<Share>& mine() const { return mine_; }
+
+  // Values (P) that all ranks have alike change: change(numbers) does it in some of mine(), bucket by bucket, and what
+  // it did is on its way while the next ones change. All ranks have all of them once they are waited for; nobody may
+  // touch them until then.
+  void change(std::span<float> values, const std::function<void(Share numbers)>& change);
+  // Returns when all values of a range (of 0..P) have come.
+  void wait_for(Share values);
+
+  int64_t bucket_count() const { return std::ssize(buckets_); }
+  int64_t issued() const { return std::ssize(sums_); }  // of this step
 
  private:
-  int64_t begin_of(int64_t bucket) const;  // bucket 0 is the last of the span
+  // Parameters in buckets [first, last], of which sums are issued from the last to the first.
+  struct Region {
+    Share range;
+    int64_t first = 0;
+    int64_t next = 0;        // that is issued, and above those that are not
+    int64_t final_from = 0;  // parameter
+  };
+  int64_t size() const { return std::ssize(gradients_); }
+  Region cut(Share range, int64_t bucket_size);
+  void issue(Region& region);
+  void change(std::span<float> values, size_t bucket, const std::function<void(Share numbers)>& change);
 
   Communicator& communicator_;
   std::span<float> gradients_;
-  int64_t bucket_size_;  // elements
   Wire wire_;
   bool at_end_;
-  Share mine_;
-  int64_t buckets_;
-  std::vector<Pending> pending_;
+  std::vector<Share> buckets_;  // ascending
+  std::vector<Share> numbers_;  // in mine_, of each bucket
+  Region head_, rest_;
+  std::vector<Share> mine_;
+  std::vector<float> former_;    // values in a bucket's mine(), where changes are rounded
+  std::vector<bf16> changes_;    // of all mine()
+  std::vector<Pending> sums_;    // those that were issued
+  std::vector<Pending> values_;  // of each bucket
 };
 
 }  // namespace pkmesh

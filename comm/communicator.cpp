@@ -152,11 +152,7 @@ void Communicator::enter(const Call& call, LedgerEntry entry, const std::functio
 }
 
 void Communicator::run(const Call& call, const std::function<void()>& body) {
-  run(call, size_, body);
-}
-
-void Communicator::run(const Call& call, int ranks, const std::function<void()>& body) {
-  const double bus_bytes = static_cast<double>(call.bytes) * bus_factor(call.collective, ranks);
+  const double bus_bytes = static_cast<double>(call.bytes) * bus_factor(call.collective, size_);
   enter(call, {1, call.bytes, bus_bytes, call.crossed, 0}, body);
 }
 
@@ -229,20 +225,26 @@ void Communicator::broadcast_bytes(std::span<std::byte> data, int root, Purpose 
   run(call, [&] { run_broadcast(data, root); });
 }
 
-void Communicator::sum_shares(std::span<float> data, Purpose purpose) {
+// Either is half of an all-reduce.
+Pending Communicator::sum_shares_async(std::span<float> data, Wire wire, Purpose purpose) {
+  if (!shares_work()) return sum_async(data, wire, purpose);
   check_reachable(data.data());
-  run(describe(Collective::kReduceScatter, purpose, bytes_in(std::as_bytes(data))), [&] { run_sum_shares(data); });
+  const Reduce reduce{std::as_writable_bytes(data), ElementType::kFloat, Reduction::kSum, wire};
+  Call call = describe(Collective::kReduceScatter, purpose, bytes_in(reduce.data));
+  call.crossed = crossed_by_started(reduce) / 2;
+  return start(call, [&] { return start_sum_shares(reduce); });
 }
 
-void Communicator::gather_shares(std::span<float> data, Purpose purpose) {
+Pending Communicator::gather_shares_async(std::span<float> data, Wire wire, std::span<const bf16> changes,
+                                          Purpose purpose) {
+  if (!shares_work()) return {};
   check_reachable(data.data());
-  auto call = describe(Collective::kAllGather, purpose, bytes_in(std::as_bytes(data)));
-  call.crossed = 0;
-  run(call, sharing().ranks, [&] { run_gather_shares(data); });
-}
-
-void Communicator::run_sum_shares(std::span<float> data) {
-  run_all_reduce({std::as_writable_bytes(data), ElementType::kFloat, Reduction::kSum});
+  const int64_t mine = total(shares(std::ssize(data), rank_));
+  PKM_CHECK(wire == Wire::kExact || std::ssize(changes) == mine, "{} changes of {} values", changes.size(), mine);
+  const Reduce reduce{std::as_writable_bytes(data), ElementType::kFloat, Reduction::kSum, wire};
+  Call call = describe(Collective::kAllGather, purpose, bytes_in(reduce.data));
+  call.crossed = crossed_by_started(reduce) / 2;
+  return start(call, [&] { return start_gather_shares(data, wire, changes); });
 }
 
 void Communicator::barrier() {

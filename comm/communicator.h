@@ -27,6 +27,7 @@
 #include "comm/ledger.h"
 #include "comm/share.h"
 #include "comm/watchdog.h"
+#include "runtime/bf16.h"
 #include "runtime/device.h"
 
 namespace pkmesh {
@@ -156,14 +157,23 @@ class Communicator {
   }
   void barrier();
 
-  // Ranks of a host may share memory: then of data (n) that they all hold each can look after its share_of(n,
-  // sharing()), for to gather is to copy. On all hosts as many do.
-  virtual Sharing sharing() const { return {}; }
-  bool all_share_memory() const { return size_ > 1 && sharing().ranks == size_; }
-  // What a rank has of the sum over all ranks afterwards is its share; what else stands in data is then undefined.
-  void sum_shares(std::span<float> data, Purpose purpose);
-  // Each rank's share becomes that of all with whom it shares memory.
-  void gather_shares(std::span<float> data, Purpose purpose);
+  // Ranks may share the work on data (n) that all of them hold: each then looks after its shares of it, which are
+  // ascending and apart, and with those of all ranks are everything. Where they do not, each looks after all.
+  virtual bool shares_work() const { return false; }
+  virtual std::vector<Share> shares(int64_t count, int /*rank*/) const { return {{0, count}}; }
+  // This rank's shares of data become the sums over all ranks; what else stands in it is then undefined.
+  [[nodiscard]] Pending sum_shares_async(std::span<float> data, Wire wire, Purpose purpose);
+  // Every rank's shares become everyone's.
+  [[nodiscard]] Pending gather_shares_async(std::span<float> data, Purpose purpose) {
+    return gather_shares_async(data, Wire::kExact, {}, purpose);
+  }
+  // The same where ranks have alike what stood in data before the shares were changed: what crosses hosts is `changes`
+  // (of this rank's shares, one after the other), to be added.
+  [[nodiscard]] Pending gather_changes_async(std::span<float> data, std::span<const bf16> changes, Purpose purpose) {
+    return gather_shares_async(data, Wire::kBf16, changes, purpose);
+  }
+  // Nothing crosses a network, and what ranks share they copy with the cores that compute: there is no time to hide in.
+  virtual bool all_share_memory() const { return false; }
 
   // Ends the whole job, all ranks, within seconds. Does not return on processes; throws JobAborted on thread ranks.
   [[noreturn]] virtual void abort(int exit_code) = 0;
@@ -211,9 +221,11 @@ class Communicator {
     return crossed_in_ring(Collective::kAllReduce, std::ssize(reduce.data));
   }
   double crossed_in_ring(Collective collective, int64_t bytes) const;
-  // Those of a kind whose ranks share nothing: all of it is a rank's share.
-  virtual void run_sum_shares(std::span<float> data);
-  virtual void run_gather_shares(std::span<float> /*data*/) {}
+  // Those of a kind whose ranks do not share work.
+  virtual Pending start_sum_shares(const Reduce& reduce) { return start_all_reduce(reduce); }
+  virtual Pending start_gather_shares(std::span<float> /*data*/, Wire /*wire*/, std::span<const bf16> /*changes*/) {
+    return {};
+  }
   virtual bool takes_device_memory() const { return false; }
   Stream* stream() const { return stream_; }  // null: none is in use
   // The same ranks once more, as a communicator whose calls match among themselves. Collective.
@@ -253,12 +265,12 @@ class Communicator {
   void all_gather_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose);
   void all_to_all_bytes(std::span<const std::byte> in, std::span<std::byte> out, Purpose purpose);
   Pending all_to_all_v_bytes_async(const Blocks& blocks, Purpose purpose);
+  Pending gather_shares_async(std::span<float> data, Wire wire, std::span<const bf16> changes, Purpose purpose);
   void broadcast_bytes(std::span<std::byte> data, int root, Purpose purpose);
 
   Call describe(Collective collective, Purpose purpose, int64_t bytes);
   void check_reachable(const void* memory) const;
   void run(const Call& call, const std::function<void()>& body);
-  void run(const Call& call, int ranks, const std::function<void()>& body);  // if not all take part
   void enter(const Call& call, LedgerEntry entry, const std::function<void()>& body);
   Pending start(const Call& call, const std::function<Pending()>& body);
 

@@ -3,7 +3,7 @@
 // always, so that its cost does not depend on which algorithm a library prefers for uneven counts, and two of them may
 // be under way: messages between two ranks keep their order, and all ranks call in one order. All-reduces that are
 // large or only started are made of messages, too (comm/mpi_sums.h); they go on between ops, and in everything that
-// waits. Shares of large sums pass between the ranks of one host without MPI.
+// waits. So do sums of which each rank gets its shares; where all ranks are on one host these pass without MPI.
 #include "comm/mpi.h"
 
 #include <algorithm>
@@ -63,13 +63,17 @@ class MpiCommunicator final : public Communicator {
                  [this](double seconds) { add_wait(started_for_, seconds); }) {}
   ~MpiCommunicator() override { stop_watching(); }
 
-  // Lets the watchdogs of a host see its ranks, and shares pass through memory, where ranks have any in common.
+  // Lets the watchdogs of a host see its ranks, and shares pass through memory where all ranks have it in common.
   // Collective. Not for twins: their waits are those of the communicator that uses them.
   void share_memory() {
     show_on(group_->make_board());
-    sums_ = group_->make_sums(hosts().ranks_each());
+    if (hosts().count() == 1) sums_ = group_->make_sums();
   }
-  Sharing sharing() const override { return sums_ == nullptr ? Sharing() : sums_->sharing(); }
+  bool shares_work() const override { return size() > 1; }
+  bool all_share_memory() const override { return sums_ != nullptr; }
+  std::vector<Share> shares(int64_t count, int rank) const override {
+    return sums_ != nullptr ? std::vector{share_of(count, rank, size())} : started_.shares(count, rank);
+  }
 
   [[noreturn]] void abort(int exit_code) override {
     std::fflush(nullptr);
@@ -89,10 +93,8 @@ class MpiCommunicator final : public Communicator {
 
   Pending start_all_reduce(const Reduce& reduce) override {
     if (size() == 1) return {};
-    const int64_t number =
-        started_.start(reduce.data, size_of(reduce.type), mpi_type(reduce.type), mpi_op(reduce.reduction), reduce.wire);
-    started_for_ = call().purpose;
-    return Pending([this, number] { started_.wait(number); });
+    return pending(started_.start(reduce.data, size_of(reduce.type), mpi_type(reduce.type), mpi_op(reduce.reduction),
+                                  reduce.wire));
   }
 
   double crossed_by_started(const Reduce& reduce) const override {
@@ -142,13 +144,17 @@ class MpiCommunicator final : public Communicator {
     complete([&](MPI_Request* request) { return MPI_Ibarrier(group_->world, request); });
   }
 
-  void run_sum_shares(std::span<float> data) override {
-    if (!all_share_memory()) return Communicator::run_sum_shares(data);
+  Pending start_sum_shares(const Reduce& reduce) override {
+    const std::span data(reinterpret_cast<float*>(reduce.data.data()), static_cast<size_t>(reduce.count()));
+    if (sums_ == nullptr) return pending(started_.start_sum_shares(data, reduce.wire));
     sums_->sum(data);
+    return {};
   }
 
-  void run_gather_shares(std::span<float> data) override {
-    if (sums_ != nullptr) sums_->gather(data);
+  Pending start_gather_shares(std::span<float> data, Wire wire, std::span<const bf16> changes) override {
+    if (sums_ == nullptr) return pending(started_.start_gather_shares(data, wire, changes));
+    sums_->gather(data);
+    return {};
   }
 
   std::unique_ptr<Communicator> twin() override {
@@ -165,6 +171,11 @@ class MpiCommunicator final : public Communicator {
   static Hosts hosts_of(const MpiGroup& group, const MpiOptions& options) {
     if (options.ranks_each == 0) return group.find_hosts();
     return Hosts::even(group.size, (group.size + options.ranks_each - 1) / options.ranks_each);
+  }
+
+  Pending pending(int64_t operation) {
+    started_for_ = call().purpose;
+    return Pending([this, operation] { started_.wait(operation); });
   }
 
   // A blocking call, in which sums that were started go on: always so, for MPI may add up in another order than in its
@@ -231,8 +242,8 @@ class MpiCommunicator final : public Communicator {
 
   const std::unique_ptr<MpiGroup> group_;
   const MpiOptions options_;
-  std::unique_ptr<SharedSums> sums_;         // null: this rank shares no memory
-  MpiSums started_;                          // all-reduces
+  std::unique_ptr<SharedSums> sums_;  // null: not all ranks share memory
+  MpiSums started_;
   Purpose started_for_ = Purpose::kControl;  // the last of them, for what goes on between ops
 };
 

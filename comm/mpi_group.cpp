@@ -104,19 +104,13 @@ StatusBoard MpiGroup::make_board() {
   return board;
 }
 
-std::unique_ptr<SharedSums> MpiGroup::make_sums(int ranks_each) {
-  if (ranks_each < 2 || ranks_each > SharedSums::kMostRanks) return nullptr;
+std::unique_ptr<SharedSums> MpiGroup::make_sums() {
+  if (size < 2 || size > SharedSums::kMostRanks) return nullptr;
   std::vector<SharedSums::Window*> shown = show_to_host<SharedSums::Window>();
-  int can = shown.empty() ? 0 : 1;
-  PKM_MPI(MPI_Allreduce(MPI_IN_PLACE, &can, 1, MPI_INT, MPI_MIN, world));
-  if (can == 0) return nullptr;
-  int place = 0;
-  PKM_MPI(MPI_Comm_rank(host, &place));
-  const auto first = shown.begin() + place / ranks_each * ranks_each;
-  shown = {first, first + ranks_each};
+  if (shown.empty()) return nullptr;
   // MPI's own transfers go on only inside its calls, and a rank that is waited for may itself wait for one.
   constexpr int kUnusedTag = 2;
-  return std::make_unique<SharedSums>(place % ranks_each, std::move(shown), [this] {
+  return std::make_unique<SharedSums>(rank, std::move(shown), [this] {
     MpiSums::progress_all();
     int found = 0;
     PKM_MPI(MPI_Iprobe(MPI_ANY_SOURCE, kUnusedTag, world, &found, MPI_STATUS_IGNORE));

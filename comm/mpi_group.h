@@ -28,9 +28,8 @@ class MpiGroup {
   // Collective, as what follows. A host is a group of ranks that share memory; its name is for people only.
   Hosts find_hosts() const;
   StatusBoard make_board();
-  // Of this host's ranks, where every host has `ranks_each`; a test's hosts are parts of this one. Null on all ranks,
-  // if these are too few or too many, or can share no memory somewhere.
-  std::unique_ptr<SharedSums> make_sums(int ranks_each);
+  // Of all ranks, which are on one host. Null on all, if they are too few or too many, or can share no memory.
+  std::unique_ptr<SharedSums> make_sums();
 
   MPI_Comm world = MPI_COMM_NULL;
   MPI_Comm host = MPI_COMM_NULL;  // the ranks of this host

@@ -23,6 +23,10 @@ void widen(const bf16* from, std::span<float> to) {
   for (size_t i = 0; i < to.size(); ++i) to[i] = static_cast<float>(from[i]);
 }
 
+void add(const bf16* changes, std::span<float> to) {
+  for (size_t i = 0; i < to.size(); ++i) to[i] += static_cast<float>(changes[i]);
+}
+
 }  // namespace
 
 // All of this process that have something to do. MPI is for one thread, so they are, too.
@@ -102,6 +106,7 @@ int64_t MpiSums::memory(int64_t ranks, int64_t bytes_at_once, int64_t bytes) {
 MpiSums::MpiSums(MPI_Comm world, int rank, const Hosts& hosts, const Options& options,
                  std::function<void(double)> spent)
     : world_(world),
+      rank_(rank),
       piece_bytes_(piece_bytes(std::ssize(hosts.of_rank), options.bytes_at_once)),
       largest_count_(options.largest_count),
       spent_(std::move(spent)),
@@ -130,8 +135,38 @@ int64_t MpiSums::piece_count(int64_t unit) const {
 }
 
 int64_t MpiSums::start(std::span<std::byte> data, int64_t unit, MPI_Datatype type, MPI_Op reduction, Wire wire) {
-  Operation started{data, unit, type, reduction, wire, 0, 0};
-  started.pieces_left = (started.count() + piece_count(unit) - 1) / piece_count(unit);
+  return start({data, unit, type, reduction, wire});
+}
+
+int64_t MpiSums::start_sum_shares(std::span<float> data, Wire wire) {
+  Operation operation{std::as_writable_bytes(data), sizeof(float), MPI_FLOAT, MPI_SUM, wire};
+  operation.end = Stage::kGatherAcross;
+  return start(operation);
+}
+
+int64_t MpiSums::start_gather_shares(std::span<float> data, Wire wire, std::span<const bf16> changes) {
+  Operation operation{std::as_writable_bytes(data), sizeof(float), MPI_FLOAT, MPI_SUM, wire};
+  operation.first = Stage::kGatherAcross;
+  operation.changes = changes;
+  return start(operation);
+}
+
+std::vector<Share> MpiSums::shares(int64_t count, int rank) const {
+  std::vector<Share> shares;
+  const int64_t step = piece_count(sizeof(float));
+  for (int64_t begin = 0; begin < count; begin += step) {
+    const Share part = share({begin, std::min(begin + step, count)}, rank);
+    if (part.count() > 0) shares.push_back(part);
+  }
+  return shares;
+}
+
+Share MpiSums::share(Share piece, int rank) const {
+  return across_.share(within_.share(piece, rank % within_.size()), rank / within_.size());
+}
+
+int64_t MpiSums::start(Operation started) {
+  started.pieces_left = (started.count() + piece_count(started.unit) - 1) / piece_count(started.unit);
   if (operations_.empty()) SumsUnderWay::here().add(this);
   operations_.push_back(started);
   const int64_t number = first_ + std::ssize(operations_) - 1;
@@ -167,7 +202,12 @@ bool MpiSums::take(Piece& piece) {
   piece.number = pieces_++;
   piece.operation = first_ + (next - operations_.begin());
   piece.elements = {std::exchange(next->taken, end), end};
-  piece.stage = Stage::kSumWithin;
+  if (next->gathers_changes()) {
+    const auto count = static_cast<size_t>(share(piece.elements, rank_).count());
+    piece.changes = next->changes.first(count);
+    next->changes = next->changes.subspan(count);
+  }
+  piece.stage = next->first;
   post(piece);
   return true;
 }
@@ -180,11 +220,14 @@ bool MpiSums::advance(Piece& piece) {
     if (over == 0) break;
     moved = true;
     finish(piece);
+    Operation& whole = operation(piece.operation);
     piece.stage = static_cast<Stage>(static_cast<int>(piece.stage) + 1);
-    if (piece.stage == Stage::kOver)
-      --operation(piece.operation).pieces_left;
-    else
+    if (piece.stage != whole.end) {
       post(piece);
+      continue;
+    }
+    piece.stage = Stage::kOver;
+    --whole.pieces_left;
   }
   return moved;
 }
@@ -228,7 +271,11 @@ void MpiSums::post(Piece& piece) {
   if (rounds(piece)) {
     piece.rounded.resize(static_cast<size_t>(shared.count()));
     const Share leaves = adds ? shared : mine;
-    narrow(floats(piece, leaves), piece.rounded.data() + (leaves.begin - shared.begin));
+    bf16* const rounded = piece.rounded.data() + (leaves.begin - shared.begin);
+    if (whole.gathers_changes())
+      std::ranges::copy(piece.changes, rounded);
+    else
+      narrow(floats(piece, leaves), rounded);
   }
   const auto at = [&](const Share& share) {
     return rounds(piece) ? reinterpret_cast<std::byte*>(piece.rounded.data() + (share.begin - shared.begin))
@@ -257,7 +304,16 @@ void MpiSums::post(Piece& piece) {
 // What arrived in a stage takes its place.
 void MpiSums::finish(Piece& piece) {
   if (sums(piece.stage)) return rounds(piece) ? add_rounded_parts(piece) : add_parts(piece);
-  if (rounds(piece)) widen(piece.rounded.data(), floats(piece, stage_elements(piece)));  // this rank's own as well
+  if (rounds(piece)) take_rounded(piece);
+}
+
+// Sums: this rank's own as well, that all ranks have the same bits. Changes: its own were made.
+void MpiSums::take_rounded(Piece& piece) {
+  const Share all = stage_elements(piece);
+  if (!operation(piece.operation).gathers_changes()) return widen(piece.rounded.data(), floats(piece, all));
+  const Share mine = share(piece.elements, rank_);
+  for (const Share& others : {Share{all.begin, mine.begin}, Share{mine.end, all.end}})
+    add(piece.rounded.data() + (others.begin - all.begin), floats(piece, others));
 }
 
 std::byte* MpiSums::part(Piece& piece, int peer) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// All-reduces over MPI that go on while their rank computes. MPI moves nothing but inside its calls. So what can be
+// All-reduces over MPI that go on while their rank computes, and the halves of such: a rank gets the sums of what it
+// looks after, and what it made of them becomes that of all. MPI moves nothing but inside its calls. So what can be
 // done at once is done whenever this process ends an op, or waits: for MPI by wait_for() or wait(), for other ranks'
 // memory with progress_all().
 //
@@ -16,8 +17,11 @@
 // host, and these sums in the order of the hosts, by one rank each: all ranks get the same bits, and the same again in
 // the next run. Where hosts have not as many ranks each, or not one after the other, every rank counts as a host.
 //
+// So a rank looks after one part of every piece, that which it adds up across hosts: its shares() of an operation.
+//
 // With Wire::kBf16 what goes across is rounded: hosts' sums, but for that of the rank that adds, and the whole sums, on
-// all ranks alike. They add up in fp32. Which host's stay exact depends on the cut.
+// all ranks alike. They add up in fp32. Which host's stay exact depends on the cut. Of shares that are gathered it is
+// their changes that go across, rounded by whom they belong to.
 #pragma once
 
 #include <mpi.h>
@@ -46,9 +50,18 @@ class MpiSums {
   MpiSums(const MpiSums&) = delete;
   MpiSums& operator=(const MpiSums&) = delete;
 
-  // The elements of data, each of `unit` bytes, become the reduction over ranks once done(number returned). Until then
-  // data is not to be touched. All ranks start the same operations in the same order.
+  // Every start_...() returns the operation's number. Until done(number) its memory is not to be touched. All ranks
+  // start the same operations in the same order.
+  //
+  // The elements of data, each of `unit` bytes, become the reduction over ranks.
   int64_t start(std::span<std::byte> data, int64_t unit, MPI_Datatype type, MPI_Op reduction, Wire wire);
+  // This rank's shares of data become the sums; what else stands in data is then undefined.
+  int64_t start_sum_shares(std::span<float> data, Wire wire);
+  // Every rank's shares become everyone's. With Wire::kBf16 what goes across are `changes` of this rank's shares, one
+  // after the other, which others add to what they have.
+  int64_t start_gather_shares(std::span<float> data, Wire wire, std::span<const bf16> changes = {});
+  // What a rank looks after of so many floats: ascending.
+  std::vector<Share> shares(int64_t count, int rank) const;
   bool done(int64_t operation) const;
   void wait(int64_t operation) const;
 
@@ -63,15 +76,20 @@ class MpiSums {
  private:
   friend class SumsUnderWay;
 
+  enum class Stage { kSumWithin, kSumAcross, kGatherAcross, kGatherWithin, kOver };
   struct Operation {
     std::span<std::byte> data;
     int64_t unit;
     MPI_Datatype type;
     MPI_Op reduction;
     Wire wire;
-    int64_t taken;  // elements that are in pieces by now
-    int64_t pieces_left;
+    Stage first = Stage::kSumWithin;
+    Stage end = Stage::kOver;            // the one behind its last
+    std::span<const bf16> changes = {};  // of this rank's shares that are in no piece yet
+    int64_t taken = 0;                   // elements that are in pieces by now
+    int64_t pieces_left = 0;
     int64_t count() const { return std::ssize(data) / unit; }
+    bool gathers_changes() const { return first == Stage::kGatherAcross && wire == Wire::kBf16; }
   };
   // Ranks that share a piece, this one among them.
   struct Team {
@@ -80,11 +98,11 @@ class MpiSums {
     int size() const { return static_cast<int>(ranks.size()); }
     Share share(Share whole, int peer) const;
   };
-  enum class Stage { kSumWithin, kSumAcross, kGatherAcross, kGatherWithin, kOver };
   struct Piece {
     int64_t number = 0;  // of all pieces: makes the messages' tags
     int64_t operation = 0;
-    Share elements;  // of the operation's
+    Share elements;                 // of the operation's
+    std::span<const bf16> changes;  // of this rank's share
     Stage stage = Stage::kOver;
     std::vector<MPI_Request> requests;  // of this stage
     std::vector<std::byte> parts;       // of a sum, one for each place in the team; this rank's own stays where it is
@@ -95,6 +113,8 @@ class MpiSums {
   int64_t piece_count(int64_t unit) const;
   Operation& operation(int64_t number) { return operations_[static_cast<size_t>(number - first_)]; }
 
+  int64_t start(Operation operation);
+  Share share(Share piece, int rank) const;
   void progress();
   bool take(Piece& piece);     // the next of the first operation that has one; false: none has
   bool advance(Piece& piece);  // by the stages that are over; false: none is
@@ -108,9 +128,11 @@ class MpiSums {
   Share stage_elements(const Piece& piece) const;  // that its team shares
   std::span<float> floats(const Piece& piece, Share share);
   bool rounds(const Piece& piece);  // whether its stage's messages are in bf16
+  void take_rounded(Piece& piece);
   int tag(const Piece& piece) const;
 
   const MPI_Comm world_;
+  const int rank_;
   const int64_t piece_bytes_;
   const int64_t largest_count_;
   const std::function<void(double)> spent_;

@@ -7,6 +7,12 @@
 
 namespace pkmesh {
 
+int64_t total(std::span<const Share> shares) {
+  int64_t total = 0;
+  for (const Share& share : shares) total += share.count();
+  return total;
+}
+
 Share share_of(int64_t count, int rank, int size) {
   constexpr int64_t kBlock = 4096;
   PKM_CHECK(0 <= rank && rank < size, "rank {} of {}", rank, size);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 
 namespace pkmesh {
 
@@ -12,22 +13,18 @@ struct Share {
   int64_t begin = 0;
   int64_t end = 0;
   int64_t count() const { return end - begin; }
+  template <class T>
+  std::span<T> of(std::span<T> all) const {
+    return all.subspan(static_cast<size_t>(begin), static_cast<size_t>(count()));
+  }
   // What of another range lies in this one; empty, and in this one, if nothing does.
   Share part_of(Share other) const {
     const int64_t first = std::clamp(other.begin, begin, end);
     return {first, std::clamp(other.end, first, end)};
   }
 };
+int64_t total(std::span<const Share> shares);  // elements
 // Cut at multiples of 4096 elements, so that sums over blocks of as many are those of a single rank, all but the last.
 Share share_of(int64_t count, int rank, int size);
-
-// Ranks that share memory: which of how many a rank is among those of its host.
-struct Sharing {
-  int place = 0;
-  int ranks = 1;  // 1: it shares none
-};
-inline Share share_of(int64_t count, const Sharing& sharing) {
-  return share_of(count, sharing.place, sharing.ranks);
-}
 
 }  // namespace pkmesh

@@ -36,8 +36,6 @@ class SharedSums {
   // `idle` is called, again and again, while a rank waits long.
   SharedSums(int rank, std::vector<Window*> windows, std::function<void()> idle);
 
-  Sharing sharing() const { return {rank_, ranks()}; }
-
   // All ranks call these alike. This rank's share_of() data (n) becomes the sum over ranks, added in their order: the
   // same bits in every run. The rest of data stays as it is.
   void sum(std::span<float> data);

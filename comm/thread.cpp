@@ -160,9 +160,18 @@ class ThreadCommunicator final : public Communicator {
   }
   ~ThreadCommunicator() override { stop_watching(); }
 
-  Sharing sharing() const override {
-    const int each = hosts().ranks_each();
-    return each > 1 ? Sharing{rank() % each, each} : Sharing();
+  // On several hosts small ones, so that there are many.
+  bool shares_work() const override { return size() > 1; }
+  bool all_share_memory() const override { return size() > 1 && hosts().count() == 1; }
+  std::vector<Share> shares(int64_t count, int rank) const override {
+    if (size() == 1 || all_share_memory()) return {share_of(count, rank, size())};
+    constexpr int64_t kPiece = 48;
+    std::vector<Share> shares;
+    for (int64_t begin = 0; begin < count; begin += kPiece) {
+      const int64_t piece = std::min(kPiece, count - begin);
+      shares.push_back({begin + piece * rank / size(), begin + piece * (rank + 1) / size()});
+    }
+    return shares;
   }
 
   [[noreturn]] void abort(int exit_code) override {
@@ -220,24 +229,27 @@ class ThreadCommunicator final : public Communicator {
   }
 
   // What is undefined is made to show.
-  void run_sum_shares(std::span<float> data) override {
-    Communicator::run_sum_shares(data);
-    const Share mine = share_of(std::ssize(data), sharing());
-    std::fill(data.begin(), data.begin() + mine.begin, std::numeric_limits<float>::quiet_NaN());
-    std::fill(data.begin() + mine.end, data.end(), std::numeric_limits<float>::quiet_NaN());
+  Pending start_sum_shares(const Reduce& reduce) override {
+    return meet(describe("sum_shares", reduce), reduce.data, {}, [this, reduce](const Meeting& meeting) {
+      for (size_t r = 0; r < meeting.offers.size(); ++r) take(meeting.offers[r].data, reduce, r == 0);
+      const std::span data(reinterpret_cast<float*>(reduce.data.data()), static_cast<size_t>(reduce.count()));
+      for (int other = 0; other < size(); ++other)
+        for (const Share& share : shares(reduce.count(), other))
+          if (other != rank()) std::ranges::fill(share.of(data), std::numeric_limits<float>::quiet_NaN());
+    });
   }
 
-  void run_gather_shares(std::span<float> data) override {
-    const Sharing here = sharing();
-    const auto part = [&](int place) {
-      const Share share = share_of(std::ssize(data), place, here.ranks);
-      return std::as_writable_bytes(data.subspan(static_cast<size_t>(share.begin), static_cast<size_t>(share.count())));
-    };
-    meet(fmt::format("gather_shares of {} floats", data.size()), part(here.place), {}, [&](const Meeting& meeting) {
-      const auto first = static_cast<size_t>(rank()) - static_cast<size_t>(here.place);
-      for (int place = 0; place < here.ranks; ++place)
-        copy(meeting.offers[first + static_cast<size_t>(place)].data, part(place));
-    }).wait();
+  Pending start_gather_shares(std::span<float> data, Wire /*wire*/, std::span<const bf16> /*changes*/) override {
+    return meet(fmt::format("gather_shares of {} floats", data.size()), std::as_bytes(data), {},
+                [this, data](const Meeting& meeting) {
+                  for (int other = 0; other < size(); ++other) {
+                    const std::span theirs(
+                        reinterpret_cast<const float*>(meeting.offers[static_cast<size_t>(other)].data.data()),
+                        data.size());
+                    for (const Share& share : shares(std::ssize(data), other))
+                      std::ranges::copy(share.of(theirs), share.of(data).begin());
+                  }
+                });
   }
 
   std::unique_ptr<Communicator> twin() override {

@@ -38,12 +38,11 @@ std::vector<std::string> list_named(const std::string& folder) {
 }  // namespace
 
 void DenseTensor::check() const {
-  const int64_t here = std::ssize(bytes);
-  if (part_begin)
-    PKM_CHECK(0 <= *part_begin && *part_begin + here <= info.bytes(), "{}: bytes [{}, {}) of {}", info.name,
-              *part_begin, *part_begin + here, info.bytes());
-  else
-    PKM_CHECK(here == info.bytes(), "{} has {} bytes, its shape {}", info.name, here, info.bytes());
+  for (const Part& part : parts)
+    PKM_CHECK(0 <= part.begin && part.begin + std::ssize(part.bytes) <= info.bytes(), "{}: bytes [{}, {}) of {}",
+              info.name, part.begin, part.begin + std::ssize(part.bytes), info.bytes());
+  PKM_CHECK(cut || (parts.size() == 1 && std::ssize(parts[0].bytes) == info.bytes()),
+            "{}: {} parts are not its {} bytes", info.name, parts.size(), info.bytes());
 }
 
 std::string checkpoint_name(int64_t step) {

@@ -19,17 +19,18 @@
 
 namespace pkmesh {
 
-// Parameters, moments, statistics: the same on all ranks, or cut into parts that are on one rank or several. Names are
+// Parameters, moments, statistics: the same on all ranks, or cut into parts each of which one rank has. Names are
 // unique ("adam.m/" + name for moments).
 struct DenseTensor {
+  struct Part {
+    int64_t begin = 0;  // place in the tensor, in bytes
+    std::span<std::byte> bytes;
+  };
   TensorInfo info;
-  std::span<std::byte> bytes;  // all of it, or this rank's part, which may be empty
-  // The part's place in the tensor, in bytes. All ranks have one, or none has.
-  std::optional<int64_t> part_begin = {};
-  bool is_copy = false;  // another rank has the same part, and writes it
+  std::vector<Part> parts;  // one that is everything; if it is cut, those that this rank has: any number
+  bool cut = false;         // the same on all ranks
 
-  int64_t begin() const { return part_begin.value_or(0); }
-  void check() const;  // throws InternalError if there are not as many bytes as the shape says
+  void check() const;  // throws InternalError if parts and shape do not fit
 };
 
 // What a sharded table keeps per row: values, moments, counters. (local_rows, columns) on this rank.
@@ -61,7 +62,7 @@ struct CheckpointContents {
 template <class T, int N>
 DenseTensor dense_tensor(std::string name, const View<T, N>& view) {
   return {{std::move(name), dtype_of<T>(), {view.shape().begin(), view.shape().end()}},
-          std::as_writable_bytes(view.flat())};
+          {{0, std::as_writable_bytes(view.flat())}}};
 }
 template <class T>
 RowTensor row_tensor(std::string name, const Matrix<T>& rows) {  // (local_rows, columns)

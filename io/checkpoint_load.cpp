@@ -113,14 +113,14 @@ void read_dense(const std::string& path, const std::vector<DenseTensor>& dense, 
   const Safetensors file(path + "/" + kDenseFile);
   Staging staging(stream);
   for (const DenseTensor& tensor : dense) {
-    const auto stored = stored_bytes(file, tensor.info.name, tensor.info.dtype, tensor.info.shape)
-                            .subspan(static_cast<size_t>(tensor.begin()), tensor.bytes.size());
-    for (size_t begin = 0; begin < stored.size(); begin += Staging::kBytes) {
-      const auto memory = tensor.bytes.subspan(begin, std::min<size_t>(Staging::kBytes, stored.size() - begin));
-      const auto host = staging.host(memory);
-      copy_bytes(stored.subspan(begin, memory.size()), host);
-      staging.send(host, memory);
-    }
+    const auto stored = stored_bytes(file, tensor.info.name, tensor.info.dtype, tensor.info.shape);
+    for (const auto& [begin, bytes] : tensor.parts)
+      for (size_t done = 0; done < bytes.size(); done += Staging::kBytes) {
+        const auto memory = bytes.subspan(done, std::min<size_t>(Staging::kBytes, bytes.size() - done));
+        const auto host = staging.host(memory);
+        copy_bytes(stored.subspan(static_cast<size_t>(begin) + done, memory.size()), host);
+        staging.send(host, memory);
+      }
   }
 }
 

@@ -79,19 +79,17 @@ void create_dense_file(const std::string& path, const std::vector<DenseTensor>& 
 
 // This rank's parts; and rank 0, for all, what all ranks have.
 void write_dense(const std::string& path, const std::vector<DenseTensor>& dense, int rank, Stream* stream) {
-  const auto writes = [&](const DenseTensor& tensor) {
-    return !tensor.bytes.empty() && !tensor.is_copy && (rank == 0 || tensor.part_begin.has_value());
-  };
+  const auto writes = [&](const DenseTensor& tensor) { return (rank == 0 || tensor.cut) && !tensor.parts.empty(); };
   if (std::ranges::none_of(dense, writes)) return;
   SafetensorsWriter writer(path);
   Staging staging(stream);
   for (const DenseTensor& tensor : dense) {
     if (!writes(tensor)) continue;
-    for (size_t done = 0; done < tensor.bytes.size(); done += Staging::kBytes) {
-      const size_t bytes = std::min<size_t>(Staging::kBytes, tensor.bytes.size() - done);
-      writer.write(tensor.info.name, staging.read(tensor.bytes.subspan(done, bytes)),
-                   tensor.begin() + static_cast<int64_t>(done));
-    }
+    for (const auto& [begin, all] : tensor.parts)
+      for (size_t done = 0; done < all.size(); done += Staging::kBytes)
+        writer.write(tensor.info.name,
+                     staging.read(all.subspan(done, std::min<size_t>(Staging::kBytes, all.size() - done))),
+                     begin + static_cast<int64_t>(done));
   }
   writer.sync();
 }
@@ -169,8 +167,8 @@ void check_ownership(Communicator& world, const ShardedTable& table, const Owned
             table.name, sums[0], table.rows);
 }
 
-// Collective: the parts of the tensors that are cut, copies aside, meet end to end. Each end counts for, each beginning
-// against: what is left is that of the whole tensors.
+// Collective: the parts of the tensors that are cut meet end to end. Each end counts for, each beginning against: what
+// is left is that of the whole tensors.
 void check_parts(Communicator& world, const std::vector<DenseTensor>& dense) {
   const auto mark = [](size_t tensor, int64_t at) {
     return static_cast<int64_t>(Random(tensor, "parts").bits(static_cast<uint64_t>(at)));
@@ -178,8 +176,8 @@ void check_parts(Communicator& world, const std::vector<DenseTensor>& dense) {
   int64_t open = 0;
   for (size_t i = 0; i < dense.size(); ++i) {
     const DenseTensor& tensor = dense[i];
-    if (!tensor.part_begin || tensor.is_copy) continue;
-    open += mark(i, tensor.begin() + std::ssize(tensor.bytes)) - mark(i, tensor.begin());
+    if (!tensor.cut) continue;
+    for (const auto& [begin, bytes] : tensor.parts) open += mark(i, begin + std::ssize(bytes)) - mark(i, begin);
     if (world.rank() == 0) open -= mark(i, tensor.info.bytes()) - mark(i, 0);
   }
   world.all_reduce(std::span<int64_t>(&open, 1), Reduction::kSum, Purpose::kControl);

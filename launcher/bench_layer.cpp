@@ -26,7 +26,7 @@ int64_t distinct(std::vector<int32_t> values) {
 
 Adam make_adam(Device device, Parameters& parameters, const AdamOptions& options) {
   parameters.allocate(device, 1);
-  return Adam(device, parameters.count(), options);
+  return Adam(device, {{0, parameters.count()}}, options);
 }
 
 }  // namespace

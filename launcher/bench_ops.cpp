@@ -302,7 +302,7 @@ void time_adam(const TransformerShape& shape, Stream& stream, PhaseTable& table)
   const int64_t count = 4 * width * width + 2 * width * shape.block.ffn_width;  // the matrices of one block
   const auto values = inputs.vector(count);
   const auto gradients = inputs.vector(count);
-  Adam adam({}, count, AdamOptions{});
+  Adam adam({}, {{0, count}}, AdamOptions{});
   int64_t step = 0;
   table.phase("Adam, one block", cost::adam(count), [&] {
     adam.step(stream, std::span(values.data(), values.end()), std::span(gradients.data(), gradients.end()), 1.0, 1e-4,

@@ -26,15 +26,29 @@ std::unique_ptr<Trainer> make_trainer(const config::Config& config, Communicator
                                    planned_vocabulary(config));
 }
 
-// To the end of the update: on a GPU a step returns when that is queued, and the next trainer would pay for it.
+void step(Trainer& trainer) {
+  const StepFigures figures = trainer.step();
+  PKM_CHECK(!figures.skipped, "step {} of the benchmark was skipped: {}", figures.step, figures.why_skipped);
+}
+
+// To the end of the update: a step returns when that is queued on a GPU, and when other ranks' part of it is on its
+// way, and the next trainer would pay for it.
 double timed_step(Trainer& trainer, Communicator& world) {
   world.barrier();
   const double ms = milliseconds([&] {
-    const StepFigures figures = trainer.step();
-    PKM_CHECK(!figures.skipped, "step {} of the benchmark was skipped: {}", figures.step, figures.why_skipped);
+    step(trainer);
     trainer.model().stream().synchronize();
   });
   return slowest(world, ms);
+}
+
+// One after the other, as in training: each ends where the next one begins.
+std::vector<double> timed_steps(Trainer& trainer, Communicator& world, int count) {
+  std::vector<double> ms;
+  world.barrier();
+  for (int i = 0; i < count; ++i) ms.push_back(milliseconds([&] { step(trainer); }));
+  for (double& one : ms) one = slowest(world, one);
+  return ms;
 }
 
 // Most memory of this process against the plan, on the rank that holds most. `before`: what was there already.
@@ -87,7 +101,7 @@ std::unique_ptr<Trainer> warm_trainer(const config::Config& config, Communicator
   const ProcessMemory before = process_memory();
   auto trainer = make_trainer(config, world, tokens);
   for (int i = 0; i < kWarmUp; ++i) timed_step(*trainer, world);
-  if (trainer->model().stream().device().kind == DeviceKind::kCpu) report_memory(world, config, before, report);
+  if (trainer->device().kind == DeviceKind::kCpu) report_memory(world, config, before, report);
   return trainer;
 }
 
@@ -97,8 +111,7 @@ void bench_model(Communicator& world, const config::Config& config, const BenchO
   describe(config, world, report);
   const Tokens tokens = step_tokens(world, config);
   const auto trainer = warm_trainer(config, world, tokens, report);
-  std::vector<double> ms;
-  for (int i = 0; i < options.repeats; ++i) ms.push_back(timed_step(*trainer, world));
+  const std::vector<double> ms = timed_steps(*trainer, world, options.repeats);
   report_model("a training step", spread_of(ms), tokens_per_step(config), flops(config), report);
 }
 

@@ -198,11 +198,14 @@ int64_t table_bytes(int64_t rows, int64_t row_bytes, const TableShape& table) {
   return std::min(rows * row_bytes + (table.slots + 7) / 8, kMost);
 }
 
-// Values and gradients on every rank, moments on `sharing` ranks together.
-MemoryPlan::Line dense_line(int64_t parameters, int sharing) {
+// Values and gradients on every rank; moments, and rounded changes if they travel, on `sharing` ranks together.
+MemoryPlan::Line dense_line(int64_t parameters, int sharing, bool rounds) {
   const std::string of = sharing == 1 ? "" : fmt::format(" of 1/{}", sharing);
-  return {"dense parameters", fmt::format("{} x (value, gradient, 2 moments{})", planned_count(parameters), of),
-          parameters * 2 * kFloat + (parameters + sharing - 1) / sharing * 2 * kFloat};
+  const int64_t each = 2 * kFloat + (rounds ? 2 : 0);
+  return {"dense parameters",
+          fmt::format("{} x (value, gradient, 2 moments{}{})", planned_count(parameters), of,
+                      rounds ? ", the rounded change" + of : ""),
+          parameters * 2 * kFloat + (parameters + sharing - 1) / sharing * each};
 }
 
 // Puts on the device what is planned so far, and what it takes for itself.
@@ -255,10 +258,11 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   MemoryPlan plan;
   plan.ranks = ranks;
   plan.dense_parameters = count_dense_parameters(shape);
-  // Ranks that share memory share the dense update; where all do, no gradients are sent.
-  const int each = hosts.ranks_each();
-  const int sharing = device == DeviceKind::kCpu && 1 < each && each <= SharedSums::kMostRanks ? each : 1;
-  plan.lines.push_back(dense_line(plan.dense_parameters, sharing));
+  // Ranks on CPUs share the dense update. On one host they need no messages for it.
+  const int sharing = device == DeviceKind::kCpu ? ranks : 1;
+  const bool sends = ranks > 1 && (hosts.count() > 1 || ranks > SharedSums::kMostRanks);
+  const bool rounds = sharing > 1 && hosts.count() > 1 && gradient_wire(config) == Wire::kBf16;
+  plan.lines.push_back(dense_line(plan.dense_parameters, sharing, rounds));
 
   const BatchShape batch = {config.train().batch(), config.train().accumulate(), 0, ranks};
   const int64_t tokens = batch.largest_share() * shape.context;
@@ -286,9 +290,12 @@ MemoryPlan plan_memory(const config::Config& config, int64_t vocabulary, const H
   if (pending > 0)
     plan.lines.push_back({"row gradients", "what backward passes leave until the update", capped(pending)});
   place_on(device, plan);
-  if (ranks > 1 && (device == DeviceKind::kCpu ? sharing < ranks : stages(config)))
-    plan.lines.push_back({"reductions", "parts of the dense gradients on their way",
+  if (device == DeviceKind::kCpu ? sends : ranks > 1 && stages(config))
+    plan.lines.push_back({"reductions", "parts of the dense gradients, or of parameters, on their way",
                           MpiOptions{}.memory(ranks, std::min(bucket_bytes(config), plan.dense_parameters * kFloat))});
+  if (device == DeviceKind::kCpu && sends && input_rows_apart(config, vocabulary, ranks))
+    plan.lines.push_back({"input embeddings", "their rows and gradients, here and on their way",
+                          tokens * shape.block.width * kFloat * 4});
   if (ranks > 1 && device != DeviceKind::kCpu && stages(config))
     plan.lines.push_back({"staging", "pinned host memory for what travels", HostStagedOptions{}.bytes()});
   return plan;

@@ -95,14 +95,28 @@ void Model::reset_usage() {
 }
 
 void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,
-               std::span<float> all, std::optional<Share> share, bool is_copy) {
-  const Share here = share.value_or(Share{0, std::ssize(all)});
+               std::span<float> all) {
   for (const auto& entry : entries) {
-    const Share mine = here.part_of({entry.offset, entry.offset + entry.count});
-    const auto values = all.subspan(static_cast<size_t>(mine.begin - here.begin), static_cast<size_t>(mine.count()));
-    DenseTensor tensor = {{prefix + entry.name, DType::kF32, entry.shape}, std::as_writable_bytes(values)};
-    tensor.is_copy = is_copy;
-    if (share) tensor.part_begin = (values.empty() ? 0 : mine.begin - entry.offset) * int64_t{sizeof(float)};
+    DenseTensor tensor = {{prefix + entry.name, DType::kF32, entry.shape}, {}};
+    tensor.parts = {{0, std::as_writable_bytes(Share{entry.offset, entry.offset + entry.count}.of(all))}};
+    contents.dense.push_back(std::move(tensor));
+  }
+}
+
+void add_dense_shares(CheckpointContents& contents, const std::string& prefix,
+                      const std::vector<Parameters::Entry>& entries, std::span<float> here,
+                      const std::vector<Share>& shares) {
+  for (const auto& entry : entries) {
+    DenseTensor tensor = {{prefix + entry.name, DType::kF32, entry.shape}, {}, /*cut=*/true};
+    int64_t before = 0;  // elements of former shares
+    for (const Share& share : shares) {
+      const Share part = share.part_of({entry.offset, entry.offset + entry.count});
+      const int64_t begin = before + part.begin - share.begin;
+      if (part.count() > 0)
+        tensor.parts.push_back({(part.begin - entry.offset) * int64_t{sizeof(float)},
+                                std::as_writable_bytes(Share{begin, begin + part.count()}.of(here))});
+      before += share.count();
+    }
     contents.dense.push_back(std::move(tensor));
   }
 }

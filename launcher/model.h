@@ -62,9 +62,12 @@ struct LoadedModel {
 // if there is not the memory for what it is read for.
 LoadedModel load_model(Communicator& world, const std::string& path, Reading reading);
 
-// Adds slices of a flat buffer as tensors named prefix + entry.name. `all` is on every rank, or, with `share`, this
-// rank's share of it; `is_copy`: another rank has the same one, and writes it.
+// Adds slices of a flat buffer as tensors named prefix + entry.name: the same on every rank.
 void add_dense(CheckpointContents& contents, const std::string& prefix, const std::vector<Parameters::Entry>& entries,
-               std::span<float> all, std::optional<Share> share = {}, bool is_copy = false);
+               std::span<float> all);
+// The same of a buffer whose shares, which are ascending and apart, the ranks have one after the other in `here`.
+void add_dense_shares(CheckpointContents& contents, const std::string& prefix,
+                      const std::vector<Parameters::Entry>& entries, std::span<float> here,
+                      const std::vector<Share>& shares);
 
 }  // namespace pkmesh

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 
+#include "io/batches.h"
 #include "layers/attention.h"
 #include "layers/memory/select.h"
 #include "runtime/check.h"
@@ -232,6 +233,11 @@ int64_t bucket_bytes(const config::Config& config) {
 
 Wire gradient_wire(const config::Config& config) {
   return config.train().exchange_type() == config::Memory::BF16 ? Wire::kBf16 : Wire::kExact;
+}
+
+bool input_rows_apart(const config::Config& config, int64_t vocabulary, int64_t ranks) {
+  const BatchShape batch = {config.train().batch(), config.train().accumulate(), 0, ranks};
+  return batch.accumulate == 1 && 2 * batch.largest_share() * config.model().context() <= vocabulary;
 }
 
 std::string device_choice(const config::Config& config, Device device) {

@@ -34,5 +34,8 @@ Math math_of(const config::Config& config);
 // Of dense gradients: on planned_device(), and across hosts.
 int64_t bucket_bytes(const config::Config& config);
 Wire gradient_wire(const config::Config& config);
+// Whether ranks that share the dense update over messages exchange the rows of the token embeddings that their inputs
+// read apart from the table: a rank's are few.
+bool input_rows_apart(const config::Config& config, int64_t vocabulary, int64_t ranks);
 
 }  // namespace pkmesh

@@ -14,13 +14,10 @@
 namespace pkmesh {
 namespace {
 
-// Within `share`, counted from its beginning.
-std::vector<Adam::Range> decaying_ranges(const Parameters& parameters, Share share) {
-  std::vector<Adam::Range> ranges;
-  for (const auto& entry : parameters.entries()) {
-    const Share part = share.part_of({entry.offset, entry.offset + entry.count});
-    if (entry.decays) ranges.push_back({part.begin - share.begin, part.end - share.begin});
-  }
+std::vector<Share> decaying_ranges(const Parameters& parameters) {
+  std::vector<Share> ranges;
+  for (const auto& entry : parameters.entries())
+    if (entry.decays) ranges.push_back({entry.offset, entry.offset + entry.count});
   return ranges;
 }
 
@@ -36,6 +33,13 @@ std::string why_closed(const Gate& gate) {
   return where.empty() ? "none of its tokens counts" : fmt::format("not finite: {}", fmt::join(where, ", "));
 }
 
+// Of which ranks exchange only what their inputs read: they are the buckets' head.
+int64_t parameters_apart(const config::Config& config, Model& model, int64_t vocabulary) {
+  Communicator& world = model.world();
+  const bool apart = world.shares_work() && !world.all_share_memory();
+  return apart && input_rows_apart(config, vocabulary, world.size()) ? model.transformer().token_parameters() : 0;
+}
+
 // What a rank's share of the gate is made of.
 enum Figure : int64_t { kDenseSquares, kValuesSquares, kLossSum, kFigures };
 
@@ -47,9 +51,9 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
       model_(config, world, device, vocabulary),
       world_(model_.world()),
       batches_(std::move(batches)),
-      buckets_(world_, model_.parameters().gradients(), bucket_bytes(config), gradient_wire(config)),
-      adam_(device, buckets_.mine().count(), dense_options(config),
-            decaying_ranges(model_.parameters(), buckets_.mine())),
+      buckets_(world_, model_.parameters().gradients(),
+               {bucket_bytes(config), gradient_wire(config), parameters_apart(config, model_, vocabulary)}),
+      adam_(device, buckets_.mine(), dense_options(config), decaying_ranges(model_.parameters())),
       staged_(device, 2 * config.train().accumulate() * batch().largest_share() * batches_.context(),
               MemoryKind::kHost),
       figures_(device, kFigures),
@@ -58,6 +62,12 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
     row_optimizers_.emplace_back(device, table->shape().name, table->placement(), world.rank(), table->shape().width,
                                  row_options(config), config.train().seed());
   moved_.resize(row_optimizers_.size());
+  if (parameters_apart(config, model_, vocabulary) > 0) {
+    std::vector<std::vector<Share>> shares;
+    for (int rank = 0; rank < world_.size(); ++rank) shares.push_back(buckets_.shares(rank));
+    input_rows_ = std::make_unique<SharedRows>(world_, config.model().width(),
+                                               batch().largest_share() * batches_.context(), std::move(shares));
+  }
   if (config.train().precision() == config::Train::FP16) scale_losses({});
 }
 
@@ -86,6 +96,7 @@ StepFigures Trainer::step() {
   stage_batches();
   for (int64_t micro = 0; micro < config_.train().accumulate(); ++micro) forward_backward(micro);
   buckets_.finish();
+  input_gradients_.wait();
 
   const Gate gate = decide(world_, gate_share());
   StepFigures figures = describe(gate);
@@ -129,15 +140,27 @@ void Trainer::forward_backward(int64_t micro) {
     };
   context.all_tokens = batch().micro_step(step_, micro).count() * length;
   context.draw = step_ * micro_steps + micro;
+  context.await_parameters = [this](Share parameters) { buckets_.wait_for(parameters); };
+  if (micro + 1 == micro_steps) context.gradients_final = [this](Share final) { buckets_.ready(final); };
+  if (input_rows_ != nullptr) context.input_rows = read_input_rows(context, ids[0].reshape(ids[0].count()));
   context.first_token = (share.begin - batch().micro_step(step_, micro).begin) * length;
   // The mean over all tokens of the step, whatever rank and micro-step they are in, times the loss scale.
   const auto scale = static_cast<float>(scaler_.scale() / static_cast<double>(config_.train().batch() * length));
-  const bool last = micro + 1 == micro_steps;
-  const auto losses =
-      model_.transformer().losses_and_gradients(context, ids[0], ids[1], scale, [&](int64_t final_from) {
-        if (last) buckets_.ready_down_to(final_from);
-      });
+  const auto losses = model_.transformer().losses_and_gradients(context, ids[0], ids[1], scale);
+  if (input_rows_ != nullptr)
+    input_gradients_ = input_rows_->add(context.input_rows->gradients.flat(), model_.parameters().gradients());
   add_sum(context.stream, losses, figures_.view().rows(kLossSum, kLossSum + 1));
+}
+
+// Before all of the table has come; and room for their gradients.
+InputRows Trainer::read_input_rows(StepContext& context, Vector<const int32_t> ids) {
+  const auto places = context.arena.take<int32_t>(ids.count());
+  input_rows_->ask(ids.flat(), places.flat());
+  const auto values = context.arena.take<float>(input_rows_->count(), config_.model().width());
+  input_rows_->fetch(model_.parameters().values(), values.flat());
+  const auto gradients = context.arena.take<float>(values.size(0), values.size(1));
+  clear(context.stream, gradients.flat());
+  return {places, values, gradients};
 }
 
 void Trainer::add_row_squares(size_t table, const RowGradients& gradients, Vector<double> total) {
@@ -165,9 +188,9 @@ GateShare Trainer::gate_share() {
   Stream& stream = model_.stream();
   const auto figure = [&](Figure which) { return figures_.view().rows(which, which + 1); };
   const Vector<const float> gradients(model_.parameters().gradients().data(), model_.parameters().count());
-  // Where all ranks share memory these are the sums that this rank has; elsewhere it has all.
-  const Share mine = share_of(gradients.count(), world_.rank(), world_.size());
-  add_sum_of_squares(stream, gradients.rows(mine.begin, mine.end), figure(kDenseSquares));
+  const Share part = share_of(gradients.count(), world_.rank(), world_.size());  // where this rank has all sums
+  for (const Share& mine : world_.shares_work() ? buckets_.mine() : std::vector{part})
+    add_sum_of_squares(stream, gradients.rows(mine.begin, mine.end), figure(kDenseSquares));
   for (size_t i = 0; i < row_optimizers_.size(); ++i)
     if (!moved_[i]) add_row_squares(i, model_.transformer().tables()[i]->row_gradients(stream), figure(kValuesSquares));
   read_figures_.start(stream, figures_.span());
@@ -202,13 +225,16 @@ StepFigures Trainer::describe(const Gate& gate) const {
 }
 
 CheckpointContents Trainer::contents() {
-  CheckpointContents contents = model_.contents();
-  std::optional<Share> share;
-  if (world_.sharing().ranks > 1) share = buckets_.mine();
-  const auto& host_of = world_.hosts().of_rank;
-  const bool is_copy = host_of[static_cast<size_t>(world_.rank())] != host_of[0];  // every host has all shares
-  add_dense(contents, "adam.m/", model_.parameters().entries(), adam_.first_moments(), share, is_copy);
-  add_dense(contents, "adam.v/", model_.parameters().entries(), adam_.second_moments(), share, is_copy);
+  CheckpointContents contents = model().contents();
+  const auto add_moments = [&](const char* prefix, std::span<float> moments) {
+    const auto& entries = model_.parameters().entries();
+    if (world_.shares_work())
+      add_dense_shares(contents, prefix, entries, moments, buckets_.mine());
+    else
+      add_dense(contents, prefix, entries, moments);
+  };
+  add_moments("adam.m/", adam_.first_moments());
+  add_moments("adam.v/", adam_.second_moments());
   if (scaler_.on())
     contents.dense.push_back(
         dense_tensor("loss_scale", Vector<double>(scaler_.state().data(), std::ssize(scaler_.state()))));
@@ -233,15 +259,18 @@ void Trainer::update_rows(size_t table, const RowGradients& gradients, const Gat
 
 void Trainer::update(const Gate& gate, double rate) {
   Range range("update");
-  const Share mine = buckets_.mine();
-  const auto of_mine = [&](std::span<float> all) {
-    return all.subspan(static_cast<size_t>(mine.begin), static_cast<size_t>(mine.count()));
-  };
-  adam_.step(model_.stream(), of_mine(model_.parameters().values()), of_mine(model_.parameters().gradients()),
-             update_scale(gate.dense_squares, config_.optimizer().clip_norm()), rate, updates() + 1);
+  const Parameters& dense = model_.parameters();
+  const double scale = update_scale(gate.dense_squares, config_.optimizer().clip_norm());
+  buckets_.change(dense.values(), [&](Share numbers) {
+    adam_.step(model_.stream(), dense.values(), dense.gradients(), scale, rate, updates() + 1, numbers);
+  });
   for (size_t i = 0; i < row_optimizers_.size(); ++i)
     if (!moved_[i]) update_rows(i, model_.transformer().tables()[i]->row_gradients(model_.stream()), gate);
-  buckets_.share_out(model_.parameters().values());
+}
+
+Model& Trainer::model() {
+  buckets_.wait_for({0, model_.parameters().count()});
+  return model_;
 }
 
 }  // namespace pkmesh

@@ -13,11 +13,13 @@
 // needs; nothing is allocated.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/buckets.h"
+#include "comm/shared_rows.h"
 #include "io/batches.h"
 #include "launcher/model.h"
 #include "optim/clipping.h"
@@ -54,7 +56,9 @@ class Trainer {
   CheckpointContents contents();
   void set_steps_done(int64_t steps) { step_ = steps; }
 
-  Model& model() { return model_; }
+  // Waits for what other ranks computed in the last update.
+  Model& model();
+  Device device() { return model_.stream().device(); }
 
   // Scales losses as FP16 does, whatever the precision. Before the first step, and before a checkpoint is loaded.
   void scale_losses(const LossScaler::Options& options) { scaler_ = LossScaler(options); }
@@ -70,6 +74,7 @@ class Trainer {
   double update_scale(double squares, double clip_norm) const;
   void stage_batches();
   void forward_backward(int64_t micro);
+  InputRows read_input_rows(StepContext& context, Vector<const int32_t> ids);
   GateShare gate_share();
   StepFigures describe(const Gate& gate) const;
   void update(const Gate& gate, double rate);
@@ -83,6 +88,8 @@ class Trainer {
   Communicator& world_;  // the model's
   BatchSampler batches_;
   GradientBuckets buckets_;
+  std::unique_ptr<SharedRows> input_rows_;    // null: all ranks have the token embeddings when a step begins
+  Pending input_gradients_;                   // of these rows
   Adam adam_;                                 // of the parameters that this rank looks after
   std::vector<RowOptimizer> row_optimizers_;  // one per table
   std::vector<std::optional<double>> moved_;  // this step's tables whose rows have moved: their share of the gate

@@ -52,7 +52,7 @@ nlohmann::json to_json(const MemoryHealth& health) {
 
 // "cpu", "cuda:0 over nccl"
 std::string TrainingRun::computes_on() const {
-  const Device device = trainer_->model().stream().device();
+  const Device device = trainer_->device();
   const bool links = device.kind != DeviceKind::kCpu && world_.size() > 1;
   return to_string(device) + (links ? fmt::format(" over {}", to_string(resolve(device_link(config_)))) : "");
 }
@@ -90,7 +90,7 @@ void TrainingRun::describe() {
 }
 
 void TrainingRun::report_step(const StepFigures& figures) {
-  const Device device = trainer_->model().stream().device();
+  const Device device = trainer_->device();
   StepLine line;
   line.step = figures.step;
   line.steps = config_.train().steps();

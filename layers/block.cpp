@@ -87,9 +87,10 @@ void FeedForward::backward(StepContext& context, Matrix<const float> dy, Matrix<
 Block::Block(Parameters& parameters, const std::string& name, const BlockShape& shape, const MakeMemory& make_memory)
     : shape_(shape),
       name_(name),
-      offset_(parameters.count()),
+      parameters_{parameters.count(), 0},
       norm1_(parameters, name + ".norm1", shape.width),
       attention_(parameters, name + ".attention", shape),
+      feed_begin_(parameters.count()),
       norm2_(parameters, name + ".norm2", shape.width) {
   replace_ = make_memory(/*after=*/false);
   if (replace_ == nullptr)
@@ -97,6 +98,7 @@ Block::Block(Parameters& parameters, const std::string& name, const BlockShape& 
   after_ = make_memory(/*after=*/true);
   if (after_ != nullptr && shape.pre_norm)
     norm3_ = std::make_unique<LayerNorm>(parameters, name + ".norm3", shape.width);
+  parameters_.end = parameters.count();
 }
 
 Dropout Block::mask(const StepContext& context, const char* place) const {
@@ -171,16 +173,19 @@ void Block::backward(StepContext& context, Matrix<float> gradient) {
   if (shape_.pre_norm) {
     feed_backward(context, entering(".feed"), branch);
     norm2_.backward(context, branch, gradient, gradient);
+    context.report_final({feed_begin_, parameters_.end});
     attention_.backward(context, entering(".attention"), branch);
     norm1_.backward(context, branch, gradient, gradient);
   } else {
     norm2_.backward(context, gradient, {}, gradient);
     feed_backward(context, entering(".feed"), branch);
     accumulate(context, branch, gradient);
+    context.report_final({feed_begin_, parameters_.end});
     norm1_.backward(context, gradient, {}, gradient);
     attention_.backward(context, entering(".attention"), branch);
     accumulate(context, branch, gradient);
   }
+  context.report_final({parameters_.begin, feed_begin_});
 }
 
 }  // namespace pkmesh

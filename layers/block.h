@@ -85,8 +85,7 @@ class Block {
   // As forward() for one new token per sequence; see SelfAttention::decode.
   Matrix<float> decode(StepContext& context, Matrix<const float> x, Vector<const int32_t> positions,
                        KeyValueCache& cache);
-  // Where this block's parameters begin in the flat store: after backward(), all gradients from here on are final.
-  int64_t offset() const { return offset_; }
+  Share parameters() const { return parameters_; }  // its place in the store
 
  private:
   template <class Attend>
@@ -98,9 +97,10 @@ class Block {
 
   BlockShape shape_;
   std::string name_;
-  int64_t offset_;
+  Share parameters_;
   LayerNorm norm1_;
   SelfAttention attention_;
+  int64_t feed_begin_;  // from here on: what runs backwards before the attention
   LayerNorm norm2_;
   std::unique_ptr<FeedForward> feed_forward_;
   std::unique_ptr<MemoryLayer> replace_;

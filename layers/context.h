@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 
 #include "comm/communicator.h"
 #include "runtime/buffer.h"
@@ -21,6 +22,15 @@ struct RowGradients;
 // update_rows() (optim/sparse_adam.h). Collective.
 using MoveRows = std::function<bool(const ValueTable& table, const RowGradients& gradients, Vector<float> dweights)>;
 
+// The rows of the token embeddings that a micro-batch's inputs read, while the whole table is on its way (its values,
+// which the output layer needs last) or is summed already (its gradient, of which the output layer's part is the
+// first to be final).
+struct InputRows {
+  Vector<const int32_t> places;  // (T): of the inputs' rows
+  Matrix<const float> values;    // (rows, d)
+  Matrix<float> gradients;       // (rows, d): what the backward pass adds to
+};
+
 struct StepContext {
   Stream& stream;
   Arena& arena;  // lives until the end of the step: what forward saves for backward goes here
@@ -33,6 +43,19 @@ struct StepContext {
   // Of all ranks in this micro-batch; 0: as many on each rank as here. What all must decide alike depends on it.
   int64_t all_tokens = 0;
   MoveRows move_rows = nullptr;  // empty: rows move after the backward pass
+  // Called before parameters, a range of their store, are read; empty: all are there. And when their gradients will not
+  // change any more in this micro-batch: from the last layer's to the first one's, but for the token embeddings, whose
+  // are the first of all if there are input rows.
+  std::function<void(Share parameters)> await_parameters = nullptr;
+  std::function<void(Share parameters)> gradients_final = nullptr;
+  std::optional<InputRows> input_rows = {};  // none: inputs are looked up in the table itself
+
+  void await(Share parameters) const {
+    if (await_parameters) await_parameters(parameters);
+  }
+  void report_final(Share parameters) const {
+    if (gradients_final) gradients_final(parameters);
+  }
 };
 
 }  // namespace pkmesh

@@ -41,6 +41,7 @@ Transformer::Transformer(const TransformerShape& shape, Parameters& parameters, 
     blocks_.push_back(std::make_unique<Block>(parameters, name, shape.block, make_memory));
   }
   if (shape.block.pre_norm) final_norm_ = std::make_unique<LayerNorm>(parameters, "final_norm", width);
+  parameters_ = parameters.count();
 }
 
 ValueTable& Transformer::table(const MemorySite& site, const Communicator& world, Device device, uint64_t seed) {
@@ -52,7 +53,10 @@ ValueTable& Transformer::table(const MemorySite& site, const Communicator& world
 
 Matrix<float> Transformer::embed(StepContext& context, Matrix<const int32_t> inputs, Vector<const int32_t> positions) {
   Matrix<float> x = context.arena.take<float>(inputs.count(), shape_.block.width);
-  embedding_forward(context.stream, flat(inputs), positions, tokens_.value(), positions_.value(), x);
+  const auto& apart = context.input_rows;
+  context.await({apart ? token_parameters() : 0, blocks_.front()->parameters().begin});
+  embedding_forward(context.stream, apart ? apart->places : flat(inputs), positions,
+                    apart ? apart->values : tokens_.value(), positions_.value(), x);
   if (embedding_norm_ != nullptr) x = embedding_norm_->forward(context, x);
   if (context.training && shape_.block.dropout > 0) dropout(context.stream, x, embedding_mask(context), x);
   return x;
@@ -77,6 +81,7 @@ Matrix<float> Transformer::features(StepContext& context, Matrix<const int32_t> 
   Matrix<float> x = embed(context, inputs, positions);
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
     Range range(forward_names_[layer]);
+    context.await(blocks_[layer]->parameters());
     if (context.training) {
       x = blocks_[layer]->forward(context, x);
       continue;
@@ -84,6 +89,7 @@ Matrix<float> Transformer::features(StepContext& context, Matrix<const int32_t> 
     ArenaScope scope(context.arena);  // nothing is kept: a block's memory is the next one's
     copy(context.stream, blocks_[layer]->forward(context, x).flat(), x.flat());
   }
+  context.await({0, parameters_});
   return final_norm_ != nullptr ? final_norm_->forward(context, x) : x;
 }
 
@@ -101,8 +107,7 @@ Vector<float> Transformer::losses(StepContext& context, Matrix<const int32_t> in
 }
 
 Vector<float> Transformer::losses_and_gradients(StepContext& context, Matrix<const int32_t> inputs,
-                                                Matrix<const int32_t> targets, float gradient_scale,
-                                                const std::function<void(int64_t)>& on_final) {
+                                                Matrix<const int32_t> targets, float gradient_scale) {
   const auto positions = count_positions(context, inputs);
   const Matrix<float> x = features(context, inputs, positions);
   auto losses = context.arena.take<float>(targets.count());
@@ -112,16 +117,22 @@ Vector<float> Transformer::losses_and_gradients(StepContext& context, Matrix<con
     cross_entropy_train(context.stream, x, tokens_.value(), flat(targets), gradient_scale,
                         logits_scratch(context, x.size(0)), losses, gradient, tokens_.gradient());
   }
+  const int64_t apart = context.input_rows ? token_parameters() : 0;
+  if (apart > 0) context.report_final({0, apart});
   if (final_norm_ != nullptr) final_norm_->backward(context, gradient, {}, gradient);
+  context.report_final({blocks_.back()->parameters().end, parameters_});
   for (size_t layer = blocks_.size(); layer-- > 0;) {
     Range range(backward_names_[layer]);
     blocks_[layer]->backward(context, gradient);
-    on_final(blocks_[layer]->offset());
   }
   if (shape_.block.dropout > 0) dropout(context.stream, gradient, embedding_mask(context), gradient);
   if (embedding_norm_ != nullptr) embedding_norm_->backward(context, gradient, {}, gradient);
-  embedding_backward(context.stream, flat(inputs), positions, gradient, tokens_.gradient(), positions_.gradient());
-  on_final(0);
+  if (apart > 0)
+    embedding_backward(context.stream, context.input_rows->places, positions, gradient, context.input_rows->gradients,
+                       positions_.gradient());
+  else
+    embedding_backward(context.stream, flat(inputs), positions, gradient, tokens_.gradient(), positions_.gradient());
+  context.report_final({apart, blocks_.front()->parameters().begin});
   return losses;
 }
 

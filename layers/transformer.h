@@ -5,7 +5,6 @@
 // BatchNorm).
 #pragma once
 
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -45,10 +44,9 @@ class Transformer {
   Vector<float> losses(StepContext& context, Matrix<const int32_t> inputs, Matrix<const int32_t> targets);
 
   // The same, and the gradients of gradient_scale * (sum of the losses): dense ones added to the store, those of the
-  // rows left with the tables until they are taken. After each block `on_final(offset)` tells that all gradients from
-  // `offset` on will not change any more in this micro-batch.
+  // rows left with the tables until they are taken.
   Vector<float> losses_and_gradients(StepContext& context, Matrix<const int32_t> inputs, Matrix<const int32_t> targets,
-                                     float gradient_scale, const std::function<void(int64_t offset)>& on_final);
+                                     float gradient_scale);
 
   // Generation: logits (sequences, vocabulary), in the arena, of what follows ids (one new token per sequence) at
   // positions (each < context) after the tokens in the caches (one per block), which the new ones join.
@@ -56,6 +54,8 @@ class Transformer {
                        std::vector<KeyValueCache>& caches);
 
   const TransformerShape& shape() const { return shape_; }
+  // The token embeddings, which are the store's first parameters.
+  int64_t token_parameters() const { return shape_.vocabulary * shape_.block.width; }
   const std::vector<std::unique_ptr<ValueTable>>& tables() const { return tables_; }
 
  private:
@@ -72,6 +72,7 @@ class Transformer {
   Parameter<2> positions_;  // (context, d)
   std::unique_ptr<LayerNorm> embedding_norm_;
   std::vector<std::unique_ptr<Block>> blocks_;
+  int64_t parameters_ = 0;                  // of all
   std::vector<std::string> forward_names_;  // of the blocks' ranges
   std::vector<std::string> backward_names_;
   std::unique_ptr<LayerNorm> final_norm_;  // pre-LN only

@@ -35,32 +35,49 @@ void adam_update(Stream& stream, const AdamCoefficients& coefficients, Vector<co
   PKM_DISPATCH(stream, adam_update, coefficients, decayed, values, gradients, first_moments, second_moments);
 }
 
-Adam::Adam(Device device, int64_t count, const AdamOptions& options, const std::vector<Range>& decayed)
-    : options_(options), first_(device, count), second_(device, count) {
+Adam::Adam(Device device, const std::vector<Share>& shares, const AdamOptions& options,
+           const std::vector<Share>& decayed)
+    : options_(options) {
   std::vector<int64_t> bounds;
-  for (const auto& [begin, end] : decayed) {
-    const int64_t done = bounds.empty() ? 0 : bounds.back();
-    PKM_CHECK(done <= begin && begin <= end && end <= count, "decayed range [{}, {}) after {} of {} parameters", begin,
-              end, done, count);
-    if (begin == end || options.weight_decay == 0) continue;
-    if (!bounds.empty() && done == begin)
-      bounds.back() = end;  // neighbours become one range
-    else
-      bounds.insert(bounds.end(), {begin, end});
+  int64_t count = 0;
+  for (const Share& share : shares) {
+    PKM_CHECK(pieces_.empty() || pieces_.back().share.end <= share.begin, "shares of parameters are not ascending");
+    const auto first = std::ssize(bounds);
+    int64_t done = 0;
+    for (const Share& range : decayed) {
+      PKM_CHECK(done <= range.begin && range.begin <= range.end, "decayed range [{}, {}) after {}", range.begin,
+                range.end, done);
+      done = range.end;
+      const Share part = share.part_of(range);
+      if (part.count() == 0 || options.weight_decay == 0) continue;
+      if (std::ssize(bounds) > first && bounds.back() == part.begin - share.begin)
+        bounds.back() = part.end - share.begin;  // neighbours become one range
+      else
+        bounds.insert(bounds.end(), {part.begin - share.begin, part.end - share.begin});
+    }
+    pieces_.push_back({share, {count, count + share.count()}, {first, std::ssize(bounds)}});
+    count += share.count();
   }
   Stream stream(device);
+  first_ = Buffer<float>(device, count);
+  second_ = Buffer<float>(device, count);
   decayed_ = Buffer<int64_t>(device, std::ssize(bounds));
   write_from_host(stream, decayed_.span(),
                   [&](std::span<int64_t> memory) { std::ranges::copy(bounds, memory.begin()); });
 }
 
 void Adam::step(Stream& stream, std::span<float> values, std::span<const float> gradients, double scale, double lr,
-                int64_t step) {
+                int64_t step, std::optional<Share> some) {
   const Vector<float> value(values.data(), std::ssize(values));
   const Vector<const float> gradient(gradients.data(), std::ssize(gradients));
-  check_shape("adam: values", value, {{"parameters", first_.count()}});
-  adam_update(stream, adam_coefficients(options_, lr, step, scale), decayed_.view(), value, gradient, first_.view(),
-              second_.view());
+  check_shape("adam: gradients", gradient, {{"parameters", value.count()}});
+  PKM_CHECK(pieces_.empty() || pieces_.back().share.end <= value.count(), "adam: {} parameters, a share up to {}",
+            value.count(), pieces_.back().share.end);
+  const AdamCoefficients coefficients = adam_coefficients(options_, lr, step, scale);
+  for (const auto& [share, moments, bounds] : some.value_or(Share{0, std::ssize(pieces_)}).of(std::span(pieces_)))
+    adam_update(stream, coefficients, decayed_.view().rows(bounds.begin, bounds.end),
+                value.rows(share.begin, share.end), gradient.rows(share.begin, share.end),
+                first_.view().rows(moments.begin, moments.end), second_.view().rows(moments.begin, moments.end));
 }
 
 }  // namespace pkmesh

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Adam (Kingma and Ba, 2015) with decoupled weight decay (AdamW; Loshchilov and Hutter, 2019) over one flat span that
-// holds dense parameters: all of them, or a rank's share. The gradient's scale (clipping factor / loss scale) is
+// holds dense parameters: all of it, or a rank's shares. The gradient's scale (clipping factor / loss scale) is
 // applied on the way: one pass reads and writes everything once. As torch.optim.AdamW, eps is added to the root of the
 // bias-corrected second moment.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
+#include "comm/share.h"
 #include "runtime/buffer.h"
 #include "runtime/dispatch.h"
 #include "runtime/view.h"
@@ -43,27 +45,32 @@ AdamCoefficients adam_coefficients(const AdamOptions& options, double lr, int64_
 PKM_OP(adam_update, const AdamCoefficients& coefficients, Vector<const int64_t> decayed, Vector<float> values,
        Vector<const float> gradients, Vector<float> first_moments, Vector<float> second_moments)
 
-// The moments of one flat span of parameters, both (count), in the parameters' order.
+// The moments of shares of one flat span of parameters, which are ascending and apart: one after the other, in the
+// parameters' order.
 class Adam {
  public:
-  struct Range {  // elements [begin, end)
-    int64_t begin;
-    int64_t end;
-  };
+  // `decayed`: the ranges of the span with weight decay, ascending and apart (matrices; biases and norms usually do not
+  // decay).
+  Adam(Device device, const std::vector<Share>& shares, const AdamOptions& options,
+       const std::vector<Share>& decayed = {});
 
-  // `decayed`: the ranges with weight decay, ascending and disjoint (matrices; biases and norms usually do not decay).
-  Adam(Device device, int64_t count, const AdamOptions& options, const std::vector<Range>& decayed = {});
-
-  // The t-th update, t >= 1, with gradients * scale.
+  // The t-th update, t >= 1, with gradients * scale. values, gradients: the whole span; its shares move, or those with
+  // numbers in `some`.
   void step(Stream& stream, std::span<float> values, std::span<const float> gradients, double scale, double lr,
-            int64_t step);
+            int64_t step, std::optional<Share> some = {});
 
   std::span<float> first_moments() const { return first_.span(); }
   std::span<float> second_moments() const { return second_.span(); }
 
  private:
+  struct Piece {
+    Share share;
+    Share moments;  // in first_, second_
+    Share bounds;   // in decayed_
+  };
   AdamOptions options_;
-  Buffer<int64_t> decayed_;  // (2 ranges)
+  std::vector<Piece> pieces_;
+  Buffer<int64_t> decayed_;  // begin and end of the ranges within each share, counted from its beginning
   Buffer<float> first_;
   Buffer<float> second_;
 };

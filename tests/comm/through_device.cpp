@@ -123,18 +123,6 @@ void ThroughDevice::run_all_gather(std::span<const std::byte> in, std::span<std:
   target.fetch();
 }
 
-void ThroughDevice::run_sum_shares(std::span<float> data) {
-  Target target(stream_, device_, std::as_writable_bytes(data));
-  tested_->sum_shares(typed<float>(target.span()), call().purpose);
-  target.fetch();
-}
-
-void ThroughDevice::run_gather_shares(std::span<float> data) {
-  Target target(stream_, device_, std::as_writable_bytes(data));
-  tested_->gather_shares(typed<float>(target.span()), call().purpose);
-  target.fetch();
-}
-
 Pending ThroughDevice::start_all_to_all_v(const Blocks& blocks) {
   const auto source = std::make_shared<Source>(stream_, device_, blocks.in);
   const auto target = std::make_shared<Target>(stream_, device_, blocks.out);

@@ -20,8 +20,6 @@ class ThroughDevice final : public Communicator {
   void run_all_gather(std::span<const std::byte> in, std::span<std::byte> out) override;
   Pending start_all_to_all_v(const Blocks& blocks) override;
   void run_broadcast(std::span<std::byte> data, int root) override;
-  void run_sum_shares(std::span<float> data) override;
-  void run_gather_shares(std::span<float> data) override;
   void run_barrier() override { tested_->barrier(); }
   std::unique_ptr<Communicator> twin() override { return nullptr; }
   void on_hang(const std::string&) override {}

@@ -28,7 +28,7 @@ void equals_torch(const std::string& name, bool decays) {
   const auto count = std::ssize(start);
   std::vector<float> values(start.begin(), start.end());
   AdamOptions options{.beta1 = 0.9, .beta2 = 0.98, .eps = 1e-8, .weight_decay = file.scalar("weight_decay")};
-  Adam adam({}, count, options, decays ? std::vector<Adam::Range>{{0, count}} : std::vector<Adam::Range>{});
+  Adam adam({}, {{0, count}}, options, decays ? std::vector<Share>{{0, count}} : std::vector<Share>{});
   Stream stream;
   for (int64_t step = 1; step <= file.shape("gradients")[0]; ++step) {
     const auto at = static_cast<size_t>((step - 1) * count);
@@ -53,8 +53,8 @@ TEST(Adam, AgreesWithTheReferenceOverOddSizesScalesAndDecayedRanges) {
     SCOPED_TRACE(count);
     auto values = random_floats("values", count, 1.0F);
     const AdamOptions options{.beta1 = 0.8, .beta2 = 0.95, .eps = 1e-3, .weight_decay = 0.1};
-    const std::vector<Adam::Range> decayed = {{count / 7, count / 5}, {count / 5, count / 3}, {count / 2, count}};
-    Adam adam({}, count, options, decayed);
+    const std::vector<Share> decayed = {{count / 7, count / 5}, {count / 5, count / 3}, {count / 2, count}};
+    Adam adam({}, {{0, count}}, options, decayed);
     std::vector<reference::AdamState> states(values.size());
     for (size_t i = 0; i < values.size(); ++i) states[i].value = values[i];
     for (int64_t step = 1; step <= 3; ++step) {
@@ -82,7 +82,7 @@ TEST(Adam, TouchesNothingOutsideItsSpanAndDoesNotDependOnThreads) {
     const float first = values.front();
     const float last = values.back();
     Stream stream;
-    Adam adam({}, count, {});
+    Adam adam({}, {{0, count}}, {});
     for (int64_t step = 1; step <= 2; ++step)
       adam.step(stream, std::span(values).subspan(1, static_cast<size_t>(count)), gradients, 1.0, 0.1, step);
     EXPECT_EQ(values.front(), first);
@@ -96,7 +96,7 @@ TEST(Adam, RefusesWrongSizesAndStepZero) {
   Stream stream;
   std::vector<float> four(4);
   std::vector<float> five(5);
-  Adam adam({}, 4, {});
+  Adam adam({}, {{0, 4}}, {});
   EXPECT_THROW(adam.step(stream, four, five, 1.0, 0.1, 1), InternalError);
   EXPECT_THROW(adam.step(stream, five, four, 1.0, 0.1, 1), InternalError);
   EXPECT_THROW(adam.step(stream, four, four, 1.0, 0.1, 0), InternalError);
