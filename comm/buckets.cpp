@@ -101,7 +101,7 @@ void GradientBuckets::change(std::span<float> values, size_t bucket, const std::
   const std::span<float> whole = buckets_[bucket].of(values);
   if (wire_ == Wire::kExact) {
     change(numbers_[bucket]);
-    values_[bucket] = communicator_.gather_shares_async(whole, Purpose::kDense);
+    values_[bucket] = communicator_.gather_shares_async(whole, Purpose::kParameters);
     return;
   }
   const auto shares = numbers_[bucket].of(std::span<const Share>(mine_));
@@ -117,7 +117,7 @@ void GradientBuckets::change(std::span<float> values, size_t bucket, const std::
                  changes.data() + done);
     done += share.count();
   }
-  values_[bucket] = communicator_.gather_changes_async(whole, changes, Purpose::kDense);
+  values_[bucket] = communicator_.gather_changes_async(whole, changes, Purpose::kParameters);
 }
 
 void GradientBuckets::wait_for(Share values) {

@@ -89,6 +89,10 @@ const char* to_string(Purpose purpose) {
       return "weight gradients";
     case Purpose::kDense:
       return "dense gradients";
+    case Purpose::kParameters:
+      return "parameters";
+    case Purpose::kInputRows:
+      return "input rows";
     case Purpose::kBatchNorm:
       return "batch norm";
     case Purpose::kGate:

@@ -7,8 +7,8 @@
 // included. algbw = S / time. busbw = algbw * factor, with n ranks: 2(n-1)/n for all-reduce, 1 for broadcast, (n-1)/n
 // for the others. As one purpose may use several collectives, S * factor is summed call by call.
 //
-// Bytes across hosts: exact for all-to-all(-v), for shares that are gathered, which never leave their host, and for
-// all-reduces that are only started where the kind makes them itself (Mpi, HostStaged). For the others the library's
+// Bytes across hosts: exact for all-to-all(-v), and for shares and all-reduces that are only started where the kind
+// makes them itself (Mpi, HostStaged). For the others the library's
 // algorithm is not ours to know, so they are modelled as a ring in rank order: a rank sends S * factor to rank + 1
 // (broadcast: S along the chain from the root), and it crosses if that rank lives on another host.
 #pragma once
@@ -28,12 +28,14 @@ enum class Purpose {
   kPartials,         // memory: pooled sums back
   kOutputGradients,  // memory: dOut to owners
   kWeightGradients,  // memory: scalars back
-  kDense,            // dense gradients, and the values that ranks give out
+  kDense,            // dense gradients
+  kParameters,       // dense: what ranks made of them
+  kInputRows,        // dense: the token embeddings that inputs read, and their gradients
   kBatchNorm,        // query statistics
   kGate,             // finite? clipping norm; before an update
   kControl,          // everything else: set-up, evaluation, checkpoints, barriers
 };
-inline constexpr int kPurposes = 8;
+inline constexpr int kPurposes = 10;
 const char* to_string(Purpose purpose);  // "selections", "output gradients", ...
 
 struct LedgerEntry {

@@ -17,7 +17,7 @@ struct MpiOptions {
   int64_t largest_count = INT_MAX;
   // How much of the all-reduces that are large or only started is under way (comm/mpi_sums.h); a test lowers it. It
   // takes so much memory, with so many ranks, for all-reduces of so many bytes each.
-  int64_t bytes_at_once = int64_t{4} << 20;
+  int64_t bytes_at_once = int64_t{2} << 20;
   int64_t memory(int64_t ranks, int64_t bytes) const;
   // A test's: as if each host had so many of the ranks. 0: as MPI says.
   int ranks_each = 0;

@@ -47,7 +47,7 @@ void SharedRows::ask(std::span<const int32_t> ids, std::span<int32_t> places) {
     places[i] = static_cast<int32_t>(std::ranges::lower_bound(mine, ids[i]) - mine.begin());
 
   mine.resize(static_cast<size_t>(most_ids_), -1);
-  world_.all_gather<int32_t>(mine, std::span(all_), Purpose::kDense);
+  world_.all_gather<int32_t>(mine, std::span(all_), Purpose::kInputRows);
   for (int rank = 0; rank < world_.size(); ++rank) {
     const auto begin = all_.begin() + rank * most_ids_;
     asked_[static_cast<size_t>(rank)].assign(begin, std::find(begin, begin + most_ids_, -1));
@@ -71,7 +71,7 @@ void SharedRows::fetch(std::span<const float> flat, std::span<float> rows) {
   for (int rank = 0; rank < world_.size(); ++rank)
     for_parts(world_.rank(), rank,
               [&](Share part, int64_t) { to_askers = std::ranges::copy(part.of(flat), to_askers).out; });
-  world_.all_to_all_v<float>(of_askers_, counts_of_askers_, std::span(of_owners_), counts_of_owners_, Purpose::kDense);
+  world_.all_to_all_v<float>(of_askers_, counts_of_askers_, std::span(of_owners_), counts_of_owners_, Purpose::kInputRows);
   const float* from_owners = of_owners_.data();
   for (int rank = 0; rank < world_.size(); ++rank)
     for_parts(rank, world_.rank(), [&](Share part, int64_t place) {
@@ -88,7 +88,7 @@ Pending SharedRows::add(std::span<const float> rows, std::span<float> flat) {
       to_owners = std::copy_n(rows.data() + place, part.count(), to_owners);
     });
   auto arrives = std::make_shared<Pending>(world_.all_to_all_v_async<float>(
-      of_owners_, counts_of_owners_, std::span(of_askers_), counts_of_askers_, Purpose::kDense));
+      of_owners_, counts_of_owners_, std::span(of_askers_), counts_of_askers_, Purpose::kInputRows));
   return Pending([this, arrives, flat] {
     arrives->wait();
     const float* from_askers = of_askers_.data();

@@ -136,19 +136,57 @@ TEST_P(ContractTest, GathersInRankOrder) {
   });
 }
 
+TEST_P(ContractTest, SharesAreEverythingOnceWhereRanksShareWork) {
+  on_ranks([](Communicator& world) {
+    for (const int64_t count : {0, 1, 333, 4097, 100003}) {
+      std::vector<int> owners(static_cast<size_t>(count));
+      for (int rank = 0; rank < world.size(); ++rank) {
+        int64_t done = 0;
+        for (const Share& share : world.shares(count, rank)) {
+          EXPECT_LE(done, share.begin);
+          EXPECT_LE(share.begin, share.end);
+          done = share.end;
+          for (int& owner : share.of(std::span(owners))) ++owner;
+        }
+        EXPECT_LE(done, count);
+      }
+      EXPECT_EQ(owners, std::vector<int>(owners.size(), world.shares_work() ? 1 : world.size()));
+    }
+  });
+}
+
 TEST_P(ContractTest, SharesOfASumAreEveryonesOnceGathered) {
   on_ranks([](Communicator& world) {
     for (const int64_t count : {0, 1, 333, 4097, 100003}) {
       auto data = numbers<float>(world.rank(), count);
       const auto sums = expected_reduction<float>(world.size(), count, Reduction::kSum);
-      world.sum_shares(data, kPurpose);
-      const Share mine = share_of(count, world.sharing());
-      for (auto i = static_cast<size_t>(mine.begin); i < static_cast<size_t>(mine.end); ++i)
-        EXPECT_EQ(data[i], sums[i]) << i << " of " << count;
+      world.sum_shares_async(data, Wire::kExact, kPurpose).wait();
+      const auto mine = world.shares(count, world.rank());
+      for (const Share& share : mine)
+        for (auto i = static_cast<size_t>(share.begin); i < static_cast<size_t>(share.end); ++i)
+          EXPECT_EQ(data[i], sums[i]) << i << " of " << count;
       spoil_but(mine, data);
-      world.gather_shares(data, kPurpose);
+      world.gather_shares_async(data, kPurpose).wait();
       EXPECT_EQ(data, sums) << count;
     }
+  });
+}
+
+// Two steps of each at once, begun in one order and waited for in another.
+TEST_P(ContractTest, SharesOfSeveralSumsAreUnderWayAtOnce) {
+  on_ranks([](Communicator& world) {
+    std::array<std::vector<float>, 2> data = {numbers<float>(world.rank(), 5000), numbers<float>(world.rank(), 77)};
+    std::array<Pending, 2> pending;
+    for (size_t i = 0; i < 2; ++i) pending[i] = world.sum_shares_async(data[i], Wire::kExact, Purpose::kDense);
+    world.barrier();
+    for (const size_t i : {1, 0}) pending[i].wait();
+    for (size_t i = 0; i < 2; ++i) {
+      spoil_but(world.shares(std::ssize(data[i]), world.rank()), data[i]);
+      pending[i] = world.gather_shares_async(data[i], Purpose::kDense);
+    }
+    for (const size_t i : {1, 0}) pending[i].wait();
+    for (const auto& one : data)
+      EXPECT_EQ(one, expected_reduction<float>(world.size(), std::ssize(one), Reduction::kSum));
   });
 }
 
@@ -255,9 +293,15 @@ TEST_P(ContractTest, LedgerCountsAsNcclTestsDoes) {
     EXPECT_DOUBLE_EQ(reduced.bus_bytes, 96 * 2 * others);
     const auto async = cost([&] { world.all_reduce_async(std::span(block), Reduction::kSum, Purpose::kDense).wait(); });
     EXPECT_EQ(async.bytes, 96);
-    const auto scattered = cost([&] { world.sum_shares(all, Purpose::kDense); });
-    EXPECT_EQ(scattered.bytes, 96 * n);
-    EXPECT_DOUBLE_EQ(scattered.bus_bytes, static_cast<double>(96 * n) * others);
+    const auto summed = cost([&] { world.sum_shares_async(all, Wire::kExact, Purpose::kDense).wait(); });
+    EXPECT_EQ(summed.bytes, 96 * n);
+    EXPECT_DOUBLE_EQ(summed.bus_bytes, static_cast<double>(96 * n) * others * (world.shares_work() ? 1 : 2));
+    if (world.shares_work()) {
+      const auto gathered = cost([&] { world.gather_shares_async(all, Purpose::kDense).wait(); });
+      EXPECT_EQ(gathered.bytes, 96 * n);
+      EXPECT_DOUBLE_EQ(gathered.bus_bytes, static_cast<double>(96 * n) * others);
+      EXPECT_DOUBLE_EQ(gathered.crossed, summed.crossed);
+    }
     EXPECT_EQ(cost([&] { world.all_gather(block, std::span(all), Purpose::kDense); }).bytes, 96 * n);
     auto other = all;
     const auto transposed = cost([&] { world.all_to_all(all, std::span(other), Purpose::kDense); });

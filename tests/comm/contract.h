@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <ostream>
@@ -40,10 +41,11 @@ class ContractTest : public testing::TestWithParam<ContractWorld> {
   void on_ranks(const RankBody& body) const { GetParam().run(body); }
 };
 
-// What is not in `kept` is no sum.
-inline void spoil_but(Share kept, std::span<float> data) {
-  std::fill(data.begin(), data.begin() + kept.begin, -1e9F);
-  std::fill(data.begin() + kept.end, data.end(), -1e9F);
+// What is in none of the shares is no sum.
+inline void spoil_but(std::span<const Share> kept, std::span<float> data) {
+  const std::vector<float> all(data.begin(), data.end());
+  std::ranges::fill(data, -1e9F);
+  for (const Share& share : kept) std::ranges::copy(share.of(std::span(all)), share.of(data).begin());
 }
 
 // The number that `rank` has at `index`: whole, in [-50, 50].

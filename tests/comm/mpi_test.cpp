@@ -31,24 +31,31 @@ std::vector<ContractWorld> contract_worlds() {
 
 namespace {
 
-TEST(Mpi, RanksOfAHostShareMemoryWhereEachHostHasAsMany) {
+TEST(Mpi, RanksShareWorkAndOnOneHostMemory) {
   for (const int each : {0, 1, 2}) {
     const auto world = test_session().world({.ranks_each = each, .watch = std::chrono::minutes(1)});
-    const Sharing sharing = world->sharing();
-    const bool even = world->size() % 2 == 0 || world->size() == 1;
-    int expected = 1;
-    if (each == 0) expected = world->size();
-    if (each == 2 && even) expected = std::min(2, world->size());
-    EXPECT_EQ(sharing.ranks, expected) << each;
-    EXPECT_EQ(sharing.place, world->rank() % expected) << each;
-    EXPECT_EQ(world->all_share_memory(), world->size() > 1 && expected == world->size());
-    std::vector<float> data(20'000);
-    world->gather_shares(data, Purpose::kDense);
-    const LedgerEntry entry = world->ledger()[Purpose::kDense];
-    EXPECT_DOUBLE_EQ(entry.bus_bytes, 80'000.0 * (expected - 1) / expected) << each;
-    EXPECT_EQ(entry.crossed, 0);
+    EXPECT_EQ(world->shares_work(), world->size() > 1);
+    EXPECT_EQ(world->all_share_memory(), world->size() > 1 && world->hosts().count() == 1);
     world->barrier();
   }
+}
+
+// What crosses hosts of shares that are summed or gathered is half of an all-reduce.
+TEST(Mpi, SharesCrossOncePerHost) {
+  const auto world = test_session().world({.ranks_each = 2, .watch = std::chrono::minutes(1)});
+  const auto crossed = [&](const std::function<Pending()>& start) {
+    const Ledger before = world->ledger();
+    start().wait();
+    return (world->ledger() - before)[Purpose::kDense].crossed;
+  };
+  std::vector<float> data(1000);
+  const double reduced =
+      crossed([&] { return world->all_reduce_async(std::span(data), Reduction::kSum, Purpose::kDense); });
+  EXPECT_DOUBLE_EQ(crossed([&] { return world->sum_shares_async(data, Wire::kExact, Purpose::kDense); }), reduced / 2);
+  EXPECT_DOUBLE_EQ(crossed([&] { return world->gather_shares_async(data, Purpose::kDense); }), reduced / 2);
+  const std::vector<bf16> changes(static_cast<size_t>(total(world->shares(1000, world->rank()))));
+  EXPECT_DOUBLE_EQ(crossed([&] { return world->gather_changes_async(data, changes, Purpose::kDense); }), reduced / 4);
+  world->barrier();
 }
 
 // Nothing but ops between the start and the end: who started sums need not wait for them to go on.
@@ -106,8 +113,8 @@ TEST(Mpi, StartedSumsGoOnInEverythingThatWaits) {
       },
       [&] {
         std::vector<float> shared(1000);
-        world->sum_shares(shared, Purpose::kDense);
-        world->gather_shares(shared, Purpose::kDense);
+        world->sum_shares_async(shared, Wire::kExact, Purpose::kDense).wait();
+        world->gather_shares_async(shared, Purpose::kDense).wait();
       }};
   for (const auto& wait : waits) {
     std::vector<float> data(20'000, static_cast<float>(world->rank() + 1));

@@ -41,17 +41,26 @@ std::vector<int64_t> rows_of(Placement placement, int64_t rank, int64_t ranks, i
   return owned;
 }
 
+// Pieces of three elements, dealt to the ranks.
+std::vector<Share> cut_for(int64_t rank, int64_t ranks) {
+  std::vector<Share> shares;
+  for (int64_t begin = 3 * rank; begin < kCut; begin += 3 * ranks) shares.push_back({begin, std::min(begin + 3, kCut)});
+  return shares;
+}
+
 // A model that knows what each of its elements should be.
 struct Model {
   Model(Placement placement, int64_t rank, int64_t ranks, int64_t rows = kRows)
-      : Model(rows_of(placement, rank, ranks, rows), rows, {kCut * rank / ranks, kCut * (rank + 1) / ranks}) {}
-  Model(std::vector<int64_t> own, int64_t rows, Share share = {0, kCut})
-      : total(rows), owned(std::move(own)), local(static_cast<int64_t>(owned.size())), part(share) {}
+      : Model(rows_of(placement, rank, ranks, rows), rows, cut_for(rank, ranks)) {}
+  Model(std::vector<int64_t> own, int64_t rows, std::vector<Share> shares = {{0, kCut}})
+      : total(rows), owned(std::move(own)), local(static_cast<int64_t>(owned.size())), parts(std::move(shares)) {}
   Model(const Model&) = delete;
 
   void fill() {
     for (int64_t i = 0; i < weights.count(); ++i) weights.data()[i] = static_cast<float>(i) * 0.5F;
-    for (int64_t i = 0; i < part.count(); ++i) cut.data()[i] = static_cast<float>(part.begin + i) + 0.25F;
+    int64_t done = 0;
+    for (const Share& part : parts)
+      for (int64_t i = part.begin; i < part.end; ++i) cut.data()[done++] = static_cast<float>(i) + 0.25F;
     for (int64_t r = 0; r < local; ++r) {
       const auto row = static_cast<float>(owned[static_cast<size_t>(r)]);
       for (int64_t c = 0; c < kWidth; ++c) {
@@ -64,7 +73,7 @@ struct Model {
   }
   // Elements that are not what fill() writes.
   int64_t wrong() const {
-    Model expected(owned, total, part);
+    Model expected(owned, total, parts);
     expected.fill();
     const auto differ = [](auto a, auto b) {
       int64_t count = 0;
@@ -79,7 +88,13 @@ struct Model {
     CheckpointContents result;
     result.dense = {dense_tensor("weights", weights.view().reshape(3, 4)),
                     dense_tensor("steps", steps.view()),
-                    {{"cut", DType::kF32, {kCut}}, std::as_writable_bytes(cut.span()), part.begin * 4}};
+                    {{"cut", DType::kF32, {kCut}}, {}, /*cut=*/true}};
+    int64_t done = 0;
+    for (const Share& part : parts) {
+      result.dense[2].parts.push_back(
+          {part.begin * 4, std::as_writable_bytes(Share{done, done + part.count()}.of(cut.span()))});
+      done += part.count();
+    }
     result.tables = {{"layers.2/memory",
                       total,
                       local,
@@ -93,8 +108,8 @@ struct Model {
   int64_t total;
   std::vector<int64_t> owned;
   int64_t local;
-  Share part;  // of a dense tensor that the ranks share
-  Buffer<float> cut{{}, part.count()};
+  std::vector<Share> parts;  // of a dense tensor that the ranks share
+  Buffer<float> cut{{}, pkmesh::total(parts)};
   Buffer<float> weights{{}, 12};
   Buffer<int64_t> steps{{}, 1};
   Buffer<bf16> values{{}, local* kWidth};
@@ -210,7 +225,8 @@ TEST(Checkpoint, PartsThatDoNotMakeUpATensorAreABug) {
                          [&](Communicator& world) {
                            Model model(Placement::kBlock, world.rank(), world.size());
                            CheckpointContents contents = model.contents();
-                           if (world.rank() == 1) contents.dense[2].bytes = contents.dense[2].bytes.first(4);
+                           if (world.rank() == 1)
+                             contents.dense[2].parts[0].bytes = contents.dense[2].parts[0].bytes.first(4);
                            save_checkpoint(world, folder.path(), facts_of(1), contents);
                          }),
                InternalError);
@@ -276,11 +292,15 @@ TEST(Checkpoint, RefusesAnotherModel) {
   };
   refused(
       [&](auto& c) {
-        c.dense[0] = {{"weights", DType::kF32, {3, 5}}, bytes(60)};
+        c.dense[0] = {{"weights", DType::kF32, {3, 5}}, {{0, bytes(60)}}};
       },
       "weights is F32 (3, 4), the model's is F32 (3, 5)");
-  refused([&](auto& c) { c.dense[0] = {{"weights", DType::kI32, {3, 4}}, bytes(48)}; }, "the model's is I32 (3, 4)");
-  refused([&](auto& c) { c.dense.push_back({{"bias", DType::kF32, {2}}, bytes(8)}); }, "holds no tensor bias");
+  refused(
+      [&](auto& c) {
+        c.dense[0] = {{"weights", DType::kI32, {3, 4}}, {{0, bytes(48)}}};
+      },
+      "the model's is I32 (3, 4)");
+  refused([&](auto& c) { c.dense.push_back({{"bias", DType::kF32, {2}}, {{0, bytes(8)}}}); }, "holds no tensor bias");
   refused([&](auto& c) { c.dense.pop_back(); }, "the model has no tensor cut");
   refused([&](auto& c) { c.tables[0].name = "other"; }, "holds no table other");
   refused([&](auto& c) { c.tables.clear(); }, "the model has no table layers.2/memory");

@@ -177,9 +177,12 @@ class Commands(program.Test):
         self.assertEqual(one_host, self.run_well(*plan, ranks=4).out)
         two_hosts = self.run_well(*plan, "--ranks", "4", "--hosts", "2").out
         self.assertIn("moments of 1/4", one_host)
-        self.assertIn("moments of 1/2", two_hosts)
-        self.assertNotIn("moments of", self.run_well(*plan, "--ranks", "3", "--hosts", "2").out)  # not as many on each
+        self.assertIn("moments of 1/4", two_hosts)
+        self.assertIn("moments of 1/3", self.run_well(*plan, "--ranks", "3", "--hosts", "2").out)
         self.assertIn("reductions", two_hosts)
+        self.assertNotIn("reductions", one_host)
+        rounded = self.run_well(*plan, "--ranks", "4", "--hosts", "2", "--set", "train.exchange_type=BF16").out
+        self.assertIn("the rounded change of 1/4", rounded)
         self.assert_refused(plan + ["--ranks", "2", "--hosts", "3"], "--hosts 3: 2 ranks are on as many hosts at most")
         self.assert_refused(plan[:3] + ["--ranks", "2", "--out", "run"], "--ranks requires --dry-run")
 

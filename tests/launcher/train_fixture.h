@@ -61,7 +61,7 @@ inline std::vector<std::byte> all_of_tables(Trainer& trainer) {
 inline std::vector<std::byte> all_of(Trainer& trainer) {
   std::vector<std::byte> all = all_of_tables(trainer);
   for (const DenseTensor& tensor : trainer.contents().dense)
-    all.insert(all.end(), tensor.bytes.begin(), tensor.bytes.end());
+    for (const auto& [begin, bytes] : tensor.parts) all.insert(all.end(), bytes.begin(), bytes.end());
   return all;
 }
 

@@ -100,7 +100,42 @@ TEST(Adam, RefusesWrongSizesAndStepZero) {
   EXPECT_THROW(adam.step(stream, four, five, 1.0, 0.1, 1), InternalError);
   EXPECT_THROW(adam.step(stream, five, four, 1.0, 0.1, 1), InternalError);
   EXPECT_THROW(adam.step(stream, four, four, 1.0, 0.1, 0), InternalError);
-  EXPECT_THROW(Adam({}, 4, {.weight_decay = 0.1}, {{2, 5}}), InternalError);
+  EXPECT_THROW(Adam({}, {{0, 4}}, {.weight_decay = 0.1}, {{2, 3}, {1, 2}}), InternalError);
+  EXPECT_THROW(Adam({}, {{2, 4}, {0, 2}}, {}), InternalError);
+}
+
+// As all of it, in the shares alone; moments one after the other, all at once or some at a time.
+TEST(Adam, MovesSharesAsItMovesTheWhole) {
+  const int64_t count = 1000;
+  const std::vector<Share> shares = {{3, 10}, {10, 11}, {200, 500}, {900, 1000}};
+  const AdamOptions options{.weight_decay = 0.1};
+  const std::vector<Share> decayed = {{0, 5}, {5, 250}, {400, 600}, {990, 1000}};
+  const auto gradients = random_floats("gradients", count, 1.0F);
+  const auto start = random_floats("values", count, 1.0F);
+  Stream stream;
+  auto whole = start;
+  auto parts = start;
+  auto turns = start;
+  Adam all({}, {{0, count}}, options, decayed);
+  Adam some({}, shares, options, decayed);
+  Adam in_turns({}, shares, options, decayed);
+  for (int64_t step = 1; step <= 3; ++step) {
+    all.step(stream, whole, gradients, 0.5, 0.1, step);
+    some.step(stream, parts, gradients, 0.5, 0.1, step);
+    for (const Share numbers : {Share{2, 4}, Share{0, 2}, Share{1, 1}})
+      in_turns.step(stream, turns, gradients, 0.5, 0.1, step, numbers);
+  }
+  auto expected = start;
+  std::vector<float> moments;
+  for (const Share& share : shares) {
+    std::ranges::copy(share.of(std::span(whole)), share.of(std::span(expected)).begin());
+    const auto first = share.of(all.first_moments());
+    moments.insert(moments.end(), first.begin(), first.end());
+  }
+  EXPECT_EQ(parts, expected);
+  EXPECT_EQ(turns, expected);
+  EXPECT_TRUE(std::ranges::equal(some.first_moments(), moments));
+  EXPECT_TRUE(std::ranges::equal(in_turns.first_moments(), moments));
 }
 
 }  // namespace
