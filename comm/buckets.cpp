@@ -4,16 +4,21 @@
 #include <algorithm>
 
 #include "runtime/check.h"
+#include "runtime/parallel.h"
 
 namespace pkmesh {
 namespace {
 
+constexpr int64_t kGrain = 16384;
+
 // change = after - before, rounded; and `after` is what that makes of `before`.
-void round_change(std::span<const float> before, std::span<float> after, bf16* change) {
-  for (size_t i = 0; i < after.size(); ++i) {
-    change[i] = bf16(after[i] - before[i]);
-    after[i] = before[i] + static_cast<float>(change[i]);
-  }
+void round_change(std::span<const float> before, std::span<float> after, std::span<bf16> change) {
+  parallel_for(0, std::ssize(after), kGrain, [&](int64_t begin, int64_t end) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      change[i] = bf16(after[i] - before[i]);
+      after[i] = before[i] + static_cast<float>(change[i]);
+    }
+  });
 }
 
 }  // namespace
@@ -32,30 +37,39 @@ GradientBuckets::GradientBuckets(Communicator& communicator, std::span<float> gr
     rest_ = cut({head, size()}, at_end_ ? std::max<int64_t>(size(), 1) : bucket_size);
   }
   mine_ = shares(communicator.rank());
-  for (const Share& bucket : buckets_) {
-    const auto first = std::ranges::lower_bound(mine_, bucket.begin, {}, &Share::begin) - mine_.begin();
-    const auto end = std::ranges::lower_bound(mine_, bucket.end, {}, &Share::begin) - mine_.begin();
-    numbers_.push_back({first, end});
+  int64_t elements = 0;
+  int64_t number = 0;
+  for (Bucket& bucket : buckets_) {
+    bucket.mine_before = elements;
+    bucket.numbers.begin = number;
+    for (; number < std::ssize(mine_) && mine_[static_cast<size_t>(number)].begin < bucket.range.end; ++number)
+      elements += mine_[static_cast<size_t>(number)].count();
+    bucket.numbers.end = number;
   }
-  if (communicator.shares_work() && wire_ == Wire::kBf16) changes_.resize(static_cast<size_t>(total(mine_)));
   sums_.reserve(buckets_.size());
-  values_.resize(buckets_.size());
+  if (communicator.shares_work() && wire_ == Wire::kBf16) changes_.resize(static_cast<size_t>(elements));
 }
 
 GradientBuckets::Region GradientBuckets::cut(Share range, int64_t bucket_size) {
   const int64_t first = bucket_count();
   for (int64_t end = range.end; end > range.begin; end -= bucket_size)
-    buckets_.push_back({std::max(end - bucket_size, range.begin), end});
+    buckets_.push_back({{std::max(end - bucket_size, range.begin), end}, {}, 0, {}});
   std::reverse(buckets_.begin() + first, buckets_.end());
-  return {range, first, bucket_count(), range.end};
+  return unissued({first, bucket_count(), 0, 0});
+}
+
+GradientBuckets::Region GradientBuckets::unissued(const Region& region) const {
+  const bool empty = region.first == region.end;
+  return {region.first, region.end, region.end,
+          empty ? size() : buckets_[static_cast<size_t>(region.end - 1)].range.end};
 }
 
 std::vector<Share> GradientBuckets::shares(int rank) const {
   if (!communicator_.shares_work()) return {{0, size()}};
   std::vector<Share> shares;
-  for (const Share& bucket : buckets_)
-    for (const Share& share : communicator_.shares(bucket.count(), rank))
-      if (share.count() > 0) shares.push_back({bucket.begin + share.begin, bucket.begin + share.end});
+  for (const Bucket& bucket : buckets_)
+    for (const Share& share : communicator_.shares(bucket.range.count(), rank))
+      if (share.count() > 0) shares.push_back({bucket.range.begin + share.begin, bucket.range.begin + share.end});
   return shares;
 }
 
@@ -71,8 +85,8 @@ void GradientBuckets::ready(Share final) {
 }
 
 void GradientBuckets::issue(Region& region) {
-  for (; region.next > region.first; --region.next) {
-    const Share& bucket = buckets_[static_cast<size_t>(region.next - 1)];
+  for (; region.issued_from > region.first; --region.issued_from) {
+    const Share& bucket = buckets_[static_cast<size_t>(region.issued_from - 1)].range;
     if (bucket.begin < region.final_from) return;
     sums_.push_back(communicator_.sum_shares_async(bucket.of(gradients_), wire_, Purpose::kDense));
   }
@@ -85,44 +99,45 @@ void GradientBuckets::finish() {
   }
   for (Pending& sum : sums_) sum.wait();
   sums_.clear();
-  head_ = {head_.range, head_.first, rest_.first, head_.range.end};
-  rest_ = {rest_.range, rest_.first, bucket_count(), rest_.range.end};
+  head_ = unissued(head_);
+  rest_ = unissued(rest_);
 }
 
 void GradientBuckets::change(std::span<float> values, const std::function<void(Share numbers)>& change) {
   PKM_CHECK(std::ssize(values) == size(), "{} values of {} gradients", values.size(), gradients_.size());
   wait_for({0, size()});
   if (!communicator_.shares_work()) return change({0, std::ssize(mine_)});
-  for (int64_t bucket = rest_.first; bucket < bucket_count(); ++bucket) this->change(values, bucket, change);
-  for (int64_t bucket = head_.first; bucket < rest_.first; ++bucket) this->change(values, bucket, change);
+  const std::span<Bucket> all = buckets_;
+  for (Bucket& bucket : Share{rest_.first, rest_.end}.of(all)) share_out(values, bucket, change);
+  for (Bucket& bucket : Share{head_.first, head_.end}.of(all)) share_out(values, bucket, change);
 }
 
-void GradientBuckets::change(std::span<float> values, size_t bucket, const std::function<void(Share numbers)>& change) {
-  const std::span<float> whole = buckets_[bucket].of(values);
+void GradientBuckets::share_out(std::span<float> values, Bucket& bucket,
+                                const std::function<void(Share numbers)>& change) {
+  const std::span<float> whole = bucket.range.of(values);
   if (wire_ == Wire::kExact) {
-    change(numbers_[bucket]);
-    values_[bucket] = communicator_.gather_shares_async(whole, Purpose::kParameters);
+    change(bucket.numbers);
+    bucket.values = communicator_.gather_shares_async(whole, Purpose::kParameters);
     return;
   }
-  const auto shares = numbers_[bucket].of(std::span<const Share>(mine_));
+  const auto shares = bucket.numbers.of(std::span<const Share>(mine_));
   former_.clear();
   for (const Share& share : shares) former_.insert(former_.end(), share.of(values).begin(), share.of(values).end());
-  change(numbers_[bucket]);
-  // What others will add up from the rounded changes, this rank does at once.
-  const auto before = total(std::span<const Share>(mine_).first(static_cast<size_t>(numbers_[bucket].begin)));
-  const std::span<bf16> changes = Share{before, before + std::ssize(former_)}.of(std::span(changes_));
+  change(bucket.numbers);
+  // What others will make of the rounded changes, this rank makes at once.
+  const auto changes = Share{bucket.mine_before, bucket.mine_before + std::ssize(former_)}.of(std::span(changes_));
   int64_t done = 0;
   for (const Share& share : shares) {
-    round_change(Share{done, done + share.count()}.of(std::span<const float>(former_)), share.of(values),
-                 changes.data() + done);
-    done += share.count();
+    const Share part{done, done + share.count()};
+    round_change(part.of(std::span<const float>(former_)), share.of(values), part.of(changes));
+    done = part.end;
   }
-  values_[bucket] = communicator_.gather_changes_async(whole, changes, Purpose::kParameters);
+  bucket.values = communicator_.gather_changes_async(whole, changes, Purpose::kParameters);
 }
 
 void GradientBuckets::wait_for(Share values) {
-  for (size_t bucket = 0; bucket < buckets_.size(); ++bucket)
-    if (buckets_[bucket].part_of(values).count() > 0) values_[bucket].wait();
+  for (Bucket& bucket : buckets_)
+    if (bucket.range.part_of(values).count() > 0) bucket.values.wait();
 }
 
 }  // namespace pkmesh

@@ -33,8 +33,8 @@ class GradientBuckets {
   // `gradients` (P) must live as long as this object. In a world of one nothing travels.
   GradientBuckets(Communicator& communicator, std::span<float> gradients, const Options& options);
 
-  // Gradients in a range (of 0..P) are final. All ranks call this alike, in the head and behind it from the end to the
-  // beginning; what was said once is not taken back.
+  // Gradients in a range (of 0..P) are final. All ranks call this alike, from the end to the beginning, and in the head
+  // likewise: a range that does not adjoin what is final is not taken in, and nothing is taken back.
   void ready(Share final);
   // All are final. Returns when every gradient in mine() is the sum over ranks, ready for the next step; what else
   // stands there is then undefined.
@@ -44,9 +44,9 @@ class GradientBuckets {
   std::vector<Share> shares(int rank) const;
   const std::vector<Share>& mine() const { return mine_; }
 
-  // Values (P) that all ranks have alike change: change(numbers) does it in some of mine(), bucket by bucket, and what
-  // it did is on its way while the next ones change. All ranks have all of them once they are waited for; nobody may
-  // touch them until then.
+  // Values (P) that all ranks have alike change: change(numbers) does it in some of mine(). Where ranks share work it
+  // is called bucket by bucket, and what it did is on its way while the next ones change. All ranks have all values
+  // once they are waited for; until then nobody may touch them, but a rank may read mine().
   void change(std::span<float> values, const std::function<void(Share numbers)>& change);
   // Returns when all values of a range (of 0..P) have come.
   void wait_for(Share values);
@@ -55,30 +55,36 @@ class GradientBuckets {
   int64_t issued() const { return std::ssize(sums_); }  // of this step
 
  private:
-  // Parameters in buckets [first, last], of which sums are issued from the last to the first.
+  struct Bucket {
+    Share range;          // of parameters
+    Share numbers;        // of mine()
+    int64_t mine_before;  // elements of mine() in the buckets before
+    Pending values;       // on their way
+  };
+  // Buckets [first, end), of which sums are issued from the last to the first.
   struct Region {
-    Share range;
     int64_t first = 0;
-    int64_t next = 0;        // that is issued, and above those that are not
+    int64_t end = 0;
+    int64_t issued_from = 0;
     int64_t final_from = 0;  // parameter
   };
   int64_t size() const { return std::ssize(gradients_); }
   Region cut(Share range, int64_t bucket_size);
+  Region unissued(const Region& region) const;
   void issue(Region& region);
-  void change(std::span<float> values, size_t bucket, const std::function<void(Share numbers)>& change);
+  void share_out(std::span<float> values, Bucket& bucket, const std::function<void(Share numbers)>& change);
 
   Communicator& communicator_;
   std::span<float> gradients_;
   Wire wire_;
   bool at_end_;
-  std::vector<Share> buckets_;  // ascending
-  std::vector<Share> numbers_;  // in mine_, of each bucket
+  std::vector<Bucket> buckets_;  // ascending
   Region head_, rest_;
   std::vector<Share> mine_;
-  std::vector<float> former_;    // values in a bucket's mine(), where changes are rounded
-  std::vector<bf16> changes_;    // of all mine()
-  std::vector<Pending> sums_;    // those that were issued
-  std::vector<Pending> values_;  // of each bucket
+  std::vector<Pending> sums_;  // those that were issued
+  // Where changes are rounded:
+  std::vector<float> former_;  // values in mine(), of a bucket
+  std::vector<bf16> changes_;  // of all mine()
 };
 
 }  // namespace pkmesh

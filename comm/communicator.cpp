@@ -225,7 +225,7 @@ void Communicator::broadcast_bytes(std::span<std::byte> data, int root, Purpose 
   run(call, [&] { run_broadcast(data, root); });
 }
 
-// Either is half of an all-reduce.
+// Either is half of an all-reduce, of what crosses too.
 Pending Communicator::sum_shares_async(std::span<float> data, Wire wire, Purpose purpose) {
   if (!shares_work()) return sum_async(data, wire, purpose);
   check_reachable(data.data());
@@ -239,12 +239,20 @@ Pending Communicator::gather_shares_async(std::span<float> data, Wire wire, std:
                                           Purpose purpose) {
   if (!shares_work()) return {};
   check_reachable(data.data());
-  const int64_t mine = total(shares(std::ssize(data), rank_));
-  PKM_CHECK(wire == Wire::kExact || std::ssize(changes) == mine, "{} changes of {} values", changes.size(), mine);
-  const Reduce reduce{std::as_writable_bytes(data), ElementType::kFloat, Reduction::kSum, wire};
-  Call call = describe(Collective::kAllGather, purpose, bytes_in(reduce.data));
-  call.crossed = crossed_by_started(reduce) / 2;
+  PKM_CHECK(wire == Wire::kExact || std::ssize(changes) == total(shares(std::ssize(data), rank_)),
+            "{} changes are not those of a share of {} values", changes.size(), data.size());
+  const Reduce as_reduced{std::as_writable_bytes(data), ElementType::kFloat, Reduction::kSum, wire};
+  Call call = describe(Collective::kAllGather, purpose, bytes_in(as_reduced.data));
+  call.crossed = crossed_by_started(as_reduced) / 2;
   return start(call, [&] { return start_gather_shares(data, wire, changes); });
+}
+
+Pending Communicator::start_sum_shares(const Reduce& /*reduce*/) {
+  PKM_CHECK(false, "this kind's ranks share no work");
+}
+
+Pending Communicator::start_gather_shares(std::span<float> /*data*/, Wire /*wire*/, std::span<const bf16> /*changes*/) {
+  PKM_CHECK(false, "this kind's ranks share no work");
 }
 
 void Communicator::barrier() {

@@ -163,12 +163,12 @@ class Communicator {
   virtual std::vector<Share> shares(int64_t count, int /*rank*/) const { return {{0, count}}; }
   // This rank's shares of data become the sums over all ranks; what else stands in it is then undefined.
   [[nodiscard]] Pending sum_shares_async(std::span<float> data, Wire wire, Purpose purpose);
-  // Every rank's shares become everyone's.
+  // Every rank's shares become everyone's. Meanwhile a rank may read its own.
   [[nodiscard]] Pending gather_shares_async(std::span<float> data, Purpose purpose) {
     return gather_shares_async(data, Wire::kExact, {}, purpose);
   }
-  // The same where ranks have alike what stood in data before the shares were changed: what crosses hosts is `changes`
-  // (of this rank's shares, one after the other), to be added.
+  // The same where ranks had all of data alike, and a rank added `changes` (of its shares, one after the other) to its
+  // own: these cross hosts, and others add them.
   [[nodiscard]] Pending gather_changes_async(std::span<float> data, std::span<const bf16> changes, Purpose purpose) {
     return gather_shares_async(data, Wire::kBf16, changes, purpose);
   }
@@ -221,11 +221,9 @@ class Communicator {
     return crossed_in_ring(Collective::kAllReduce, std::ssize(reduce.data));
   }
   double crossed_in_ring(Collective collective, int64_t bytes) const;
-  // Those of a kind whose ranks do not share work.
-  virtual Pending start_sum_shares(const Reduce& reduce) { return start_all_reduce(reduce); }
-  virtual Pending start_gather_shares(std::span<float> /*data*/, Wire /*wire*/, std::span<const bf16> /*changes*/) {
-    return {};
-  }
+  // Of a kind whose ranks share work.
+  virtual Pending start_sum_shares(const Reduce& reduce);
+  virtual Pending start_gather_shares(std::span<float> data, Wire wire, std::span<const bf16> changes);
   virtual bool takes_device_memory() const { return false; }
   Stream* stream() const { return stream_; }  // null: none is in use
   // The same ranks once more, as a communicator whose calls match among themselves. Collective.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <utility>
 
 #include "comm/mpi_group.h"
@@ -178,12 +179,18 @@ bool MpiSums::done(int64_t operation) const {
   return operation < first_ || operations_[static_cast<size_t>(operation - first_)].pieces_left == 0;
 }
 
-void MpiSums::wait(int64_t operation) const {
-  while (!done(operation)) progress_all();
+// Who leaves by an exception may have started what others never will, for they wait for it elsewhere.
+void MpiSums::wait(int64_t operation) {
+  constexpr auto kPatience = std::chrono::seconds(5);
+  const auto begin = Clock::now();
+  while (!done(operation)) {
+    progress_all();
+    if (std::uncaught_exceptions() > 0 && Clock::now() - begin > kPatience) failed_ = true;
+  }
 }
 
 void MpiSums::progress() {
-  PKM_CHECK(!failed_, "sums under way when MPI failed");
+  PKM_CHECK(!failed_, "sums under way that cannot end");
   failed_ = true;  // unless the following comes to its end
   for (bool moved = true; moved;) {
     moved = false;

@@ -63,7 +63,7 @@ class MpiSums {
   // What a rank looks after of so many floats: ascending.
   std::vector<Share> shares(int64_t count, int rank) const;
   bool done(int64_t operation) const;
-  void wait(int64_t operation) const;
+  void wait(int64_t operation);  // for a while only, if it is an exception that leaves
 
   // All of this process that are under way do what they can at once.
   static void progress_all();
@@ -142,7 +142,7 @@ class MpiSums {
   int64_t first_ = 0;
   int64_t pieces_ = 0;  // taken so far
   std::vector<Piece> pieces_under_way_;
-  bool failed_ = false;  // MPI did: the job is ending
+  bool failed_ = false;  // MPI did, or nobody waits any more: the job is ending
 };
 
 // MPI_Wait in which sums that are under way go on: those of this rank on which others wait may be among them.

@@ -2,10 +2,18 @@
 #include "comm/shared_rows.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "runtime/check.h"
 
 namespace pkmesh {
+namespace {
+
+int64_t elements(std::span<const int64_t> counts) {
+  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+}
+
+}  // namespace
 
 SharedRows::SharedRows(Communicator& world, int64_t width, int64_t most_ids, std::vector<std::vector<Share>> shares)
     : world_(world),
@@ -19,19 +27,17 @@ SharedRows::SharedRows(Communicator& world, int64_t width, int64_t most_ids, std
   PKM_CHECK(std::ssize(shares_) == world.size(), "shares of {} ranks of {}", shares_.size(), world.size());
 }
 
-// The shares are ascending, and few of them meet a row.
+// In many ranks a share is short, and few of an asker's rows meet it.
 template <class Body>
 void SharedRows::for_parts(int owner, int asker, const Body& body) const {
-  const std::vector<Share>& shares = shares_[static_cast<size_t>(owner)];
   const std::vector<int32_t>& rows = asked_[static_cast<size_t>(asker)];
-  auto share = shares.begin();
-  for (size_t place = 0; place < rows.size(); ++place) {
-    const Share row{rows[place] * width_, (rows[place] + 1) * width_};
-    share =
-        std::lower_bound(share, shares.end(), row.begin, [](const Share& one, int64_t at) { return one.end <= at; });
-    for (auto next = share; next != shares.end() && next->begin < row.end; ++next) {
-      const Share part = next->part_of(row);
-      body(part, static_cast<int64_t>(place) * width_ + part.begin - row.begin);
+  auto row = rows.begin();
+  for (const Share& share : shares_[static_cast<size_t>(owner)]) {
+    row = std::lower_bound(row, rows.end(), share.begin / width_);
+    if (row == rows.end()) return;
+    for (auto next = row; next != rows.end() && *next * width_ < share.end; ++next) {
+      const Share part = share.part_of({*next * width_, (*next + 1) * width_});
+      body(part, (next - rows.begin()) * width_ + part.begin - *next * width_);
     }
   }
 }
@@ -58,11 +64,8 @@ void SharedRows::ask(std::span<const int32_t> ids, std::span<int32_t> places) {
     for_parts(rank, world_.rank(), [&](Share part, int64_t) { of_owner += part.count(); });
     for_parts(world_.rank(), rank, [&](Share part, int64_t) { of_asker += part.count(); });
   }
-  of_owners_.resize(static_cast<size_t>(count() * width_));
-  of_askers_.resize(0);
-  int64_t elements = 0;
-  for (const int64_t asker : counts_of_askers_) elements += asker;
-  of_askers_.resize(static_cast<size_t>(elements));
+  of_owners_.resize(std::max(of_owners_.size(), static_cast<size_t>(elements(counts_of_owners_))));
+  of_askers_.resize(std::max(of_askers_.size(), static_cast<size_t>(elements(counts_of_askers_))));
 }
 
 void SharedRows::fetch(std::span<const float> flat, std::span<float> rows) {
@@ -71,7 +74,9 @@ void SharedRows::fetch(std::span<const float> flat, std::span<float> rows) {
   for (int rank = 0; rank < world_.size(); ++rank)
     for_parts(world_.rank(), rank,
               [&](Share part, int64_t) { to_askers = std::ranges::copy(part.of(flat), to_askers).out; });
-  world_.all_to_all_v<float>(of_askers_, counts_of_askers_, std::span(of_owners_), counts_of_owners_, Purpose::kInputRows);
+  const auto going = std::span(of_askers_).first(static_cast<size_t>(elements(counts_of_askers_)));
+  const auto coming = std::span(of_owners_).first(static_cast<size_t>(elements(counts_of_owners_)));
+  world_.all_to_all_v<float>(going, counts_of_askers_, coming, counts_of_owners_, Purpose::kInputRows);
   const float* from_owners = of_owners_.data();
   for (int rank = 0; rank < world_.size(); ++rank)
     for_parts(rank, world_.rank(), [&](Share part, int64_t place) {
@@ -87,8 +92,10 @@ Pending SharedRows::add(std::span<const float> rows, std::span<float> flat) {
     for_parts(rank, world_.rank(), [&](Share part, int64_t place) {
       to_owners = std::copy_n(rows.data() + place, part.count(), to_owners);
     });
-  auto arrives = std::make_shared<Pending>(world_.all_to_all_v_async<float>(
-      of_owners_, counts_of_owners_, std::span(of_askers_), counts_of_askers_, Purpose::kInputRows));
+  const auto going = std::span(of_owners_).first(static_cast<size_t>(elements(counts_of_owners_)));
+  const auto coming = std::span(of_askers_).first(static_cast<size_t>(elements(counts_of_askers_)));
+  auto arrives = std::make_shared<Pending>(
+      world_.all_to_all_v_async<float>(going, counts_of_owners_, coming, counts_of_askers_, Purpose::kInputRows));
   return Pending([this, arrives, flat] {
     arrives->wait();
     const float* from_askers = of_askers_.data();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of a matrix of which the ranks share the elements (Communicator::shares): a rank reads a few rows, whoever looks
-// after their elements, and adds to them. Used for token embeddings, of which a step's inputs are few, so that nothing
-// need wait for the whole table.
+// Rows of a matrix of which the ranks share the elements (GradientBuckets::shares): a rank reads a few rows, whoever
+// looks after their elements, and adds to them. Used for token embeddings, of which a step's inputs are few, so that
+// nothing need wait for the whole table.
 //
 // The matrix (n, width) stands at the beginning of a flat span. A row may lie in several ranks' shares. All ranks know
 // which rows each asked for, and everybody's shares: so counts need no exchange.
@@ -31,8 +31,8 @@ class SharedRows {
   [[nodiscard]] Pending add(std::span<const float> rows, std::span<float> flat);
 
  private:
-  // Calls body(part of the flat span, its place in the asker's rows) for what the owner looks after of these rows:
-  // ascending.
+  // Calls body(part of the flat span, its place in the asker's rows) for what the owner looks after of these rows: by
+  // share, then by row.
   template <class Body>
   void for_parts(int owner, int asker, const Body& body) const;
 
@@ -44,7 +44,7 @@ class SharedRows {
   std::vector<int32_t> all_;                 // the same as they travel: -1 behind each rank's last
   std::vector<int64_t> counts_of_owners_;    // elements of this rank's rows that each owner has
   std::vector<int64_t> counts_of_askers_;    // elements of each asker's rows that this rank has
-  std::vector<float> of_owners_;             // the elements, rank by rank
+  std::vector<float> of_owners_;             // the elements, rank by rank, and room for more
   std::vector<float> of_askers_;
 };
 

@@ -234,8 +234,8 @@ class ThreadCommunicator final : public Communicator {
       for (size_t r = 0; r < meeting.offers.size(); ++r) take(meeting.offers[r].data, reduce, r == 0);
       const std::span data(reinterpret_cast<float*>(reduce.data.data()), static_cast<size_t>(reduce.count()));
       for (int other = 0; other < size(); ++other)
-        for (const Share& share : shares(reduce.count(), other))
-          if (other != rank()) std::ranges::fill(share.of(data), std::numeric_limits<float>::quiet_NaN());
+        for (const Share& share : other == rank() ? std::vector<Share>() : shares(reduce.count(), other))
+          std::ranges::fill(share.of(data), std::numeric_limits<float>::quiet_NaN());
     });
   }
 

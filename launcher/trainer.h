@@ -88,7 +88,7 @@ class Trainer {
   Communicator& world_;  // the model's
   BatchSampler batches_;
   GradientBuckets buckets_;
-  std::unique_ptr<SharedRows> input_rows_;    // null: all ranks have the token embeddings when a step begins
+  std::unique_ptr<SharedRows> input_rows_;    // null: inputs are read from, and add to, the table itself
   Pending input_gradients_;                   // of these rows
   Adam adam_;                                 // of the parameters that this rank looks after
   std::vector<RowOptimizer> row_optimizers_;  // one per table

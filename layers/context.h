@@ -44,8 +44,8 @@ struct StepContext {
   int64_t all_tokens = 0;
   MoveRows move_rows = nullptr;  // empty: rows move after the backward pass
   // Called before parameters, a range of their store, are read; empty: all are there. And when their gradients will not
-  // change any more in this micro-batch: from the last layer's to the first one's, but for the token embeddings, whose
-  // are the first of all if there are input rows.
+  // change any more in this micro-batch: from the end of the store to its beginning; if there are input rows, those of
+  // the token embeddings, which are its beginning, before all others.
   std::function<void(Share parameters)> await_parameters = nullptr;
   std::function<void(Share parameters)> gradients_final = nullptr;
   std::optional<InputRows> input_rows = {};  // none: inputs are looked up in the table itself

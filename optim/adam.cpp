@@ -31,7 +31,6 @@ void adam_update(Stream& stream, const AdamCoefficients& coefficients, Vector<co
   check_shape("adam: second moments", second_moments, {{"parameters", count}});
   PKM_CHECK(decayed.count() % 2 == 0, "{} bounds of decayed ranges", decayed.count());
   if (count == 0) return;
-  Range range("adam");
   PKM_DISPATCH(stream, adam_update, coefficients, decayed, values, gradients, first_moments, second_moments);
 }
 
@@ -74,6 +73,7 @@ void Adam::step(Stream& stream, std::span<float> values, std::span<const float> 
   PKM_CHECK(pieces_.empty() || pieces_.back().share.end <= value.count(), "adam: {} parameters, a share up to {}",
             value.count(), pieces_.back().share.end);
   const AdamCoefficients coefficients = adam_coefficients(options_, lr, step, scale);
+  Range range("adam");
   for (const auto& [share, moments, bounds] : some.value_or(Share{0, std::ssize(pieces_)}).of(std::span(pieces_)))
     adam_update(stream, coefficients, decayed_.view().rows(bounds.begin, bounds.end),
                 value.rows(share.begin, share.end), gradient.rows(share.begin, share.end),

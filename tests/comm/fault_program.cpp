@@ -38,7 +38,7 @@ struct Job {
 
 void misbehave(const Job& job, const std::string& how) {
   if (how == "abort") job.world.abort(2);
-  if (how == "throw" || how == "throw_early") user_error("rank 1 has had enough");
+  if (how == "throw" || how == "throw_early" || how == "throw_ahead") user_error("rank 1 has had enough");
   if (how == "die") std::raise(SIGKILL);
   if (how == "hang") std::this_thread::sleep_for(std::chrono::minutes(2));
   if (how == "counts") job.exchange(1, 1);
@@ -55,7 +55,9 @@ void run(const Job& job, const std::string& how) {
   world.barrier();
   // Who leaves this scope by an exception waits for these sums, and the others wait for who throws.
   Pending under_way;
-  if (how == "throw_early") under_way = world.all_reduce_async(job.gradients, Reduction::kSum, Purpose::kDense);
+  // Ahead of the others, which have not begun theirs, it waits in vain.
+  if (how == "throw_early" || (how == "throw_ahead" && world.rank() == 1))
+    under_way = world.all_reduce_async(job.gradients, Reduction::kSum, Purpose::kDense);
   if (world.rank() == 1)
     misbehave(job, how);
   else if (how == "fewer" || how == "more")

@@ -80,6 +80,13 @@ TEST_P(FaultsOf, AnExceptionOnOneRankEndsTheJob) {
   }
 }
 
+TEST(Faults, AnExceptionAheadOfTheOthersEndsTheJob) {
+  const Outcome outcome = run(PKMESH_MPIEXEC " -n 3", "throw_ahead mpi");
+  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
+  EXPECT_NE(outcome.output.find("error: rank 1 has had enough"), std::string::npos) << outcome.output;
+  EXPECT_LT(outcome.seconds, kSoon);
+}
+
 TEST_P(FaultsOf, ARankThatDiesEndsTheJob) {
   const Outcome outcome = run_on_3_ranks("die");
   EXPECT_NE(outcome.exit_code, 0) << outcome.output;
