@@ -51,6 +51,7 @@ class GradientBuckets {
   // Returns when all values of a range (of 0..P) have come.
   void wait_for(Share values);
 
+  int64_t head() const { return head_.end > head_.first ? buckets_[static_cast<size_t>(head_.end - 1)].range.end : 0; }
   int64_t bucket_count() const { return std::ssize(buckets_); }
   int64_t issued() const { return std::ssize(sums_); }  // of this step
 

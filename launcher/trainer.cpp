@@ -33,11 +33,11 @@ std::string why_closed(const Gate& gate) {
   return where.empty() ? "none of its tokens counts" : fmt::format("not finite: {}", fmt::join(where, ", "));
 }
 
-// Of which ranks exchange only what their inputs read: they are the buckets' head.
-int64_t parameters_apart(const config::Config& config, Model& model, int64_t vocabulary) {
-  Communicator& world = model.world();
-  const bool apart = world.shares_work() && !world.all_share_memory();
-  return apart && input_rows_apart(config, vocabulary, world.size()) ? model.transformer().token_parameters() : 0;
+// Parameters of which ranks exchange apart what their inputs read.
+int64_t head(const config::Config& config, Model& model, int64_t vocabulary) {
+  const Communicator& world = model.world();
+  const bool apart = world.shares_work() && input_rows_apart(config, vocabulary, world.size());
+  return apart ? model.transformer().token_parameters() : 0;
 }
 
 // What a rank's share of the gate is made of.
@@ -52,7 +52,7 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
       world_(model_.world()),
       batches_(std::move(batches)),
       buckets_(world_, model_.parameters().gradients(),
-               {bucket_bytes(config), gradient_wire(config), parameters_apart(config, model_, vocabulary)}),
+               {bucket_bytes(config), gradient_wire(config), head(config, model_, vocabulary)}),
       adam_(device, buckets_.mine(), dense_options(config), decaying_ranges(model_.parameters())),
       staged_(device, 2 * config.train().accumulate() * batch().largest_share() * batches_.context(),
               MemoryKind::kHost),
@@ -62,7 +62,7 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
     row_optimizers_.emplace_back(device, table->shape().name, table->placement(), world.rank(), table->shape().width,
                                  row_options(config), config.train().seed());
   moved_.resize(row_optimizers_.size());
-  if (parameters_apart(config, model_, vocabulary) > 0) {
+  if (buckets_.head() > 0) {
     std::vector<std::vector<Share>> shares;
     for (int rank = 0; rank < world_.size(); ++rank) shares.push_back(buckets_.shares(rank));
     input_rows_ = std::make_unique<SharedRows>(world_, config.model().width(),
