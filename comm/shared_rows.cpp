@@ -48,7 +48,7 @@ void SharedRows::ask(std::span<const int32_t> ids, std::span<int32_t> places) {
   std::vector<int32_t>& mine = asked_[static_cast<size_t>(world_.rank())];
   mine.assign(ids.begin(), ids.end());
   std::ranges::sort(mine);
-  mine.erase(std::ranges::unique(mine).begin(), mine.end());
+  mine.erase(std::unique(mine.begin(), mine.end()), mine.end());
   for (size_t i = 0; i < ids.size(); ++i)
     places[i] = static_cast<int32_t>(std::ranges::lower_bound(mine, ids[i]) - mine.begin());
 
