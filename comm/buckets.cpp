@@ -26,7 +26,7 @@ void round_change(std::span<const float> before, std::span<float> after, std::sp
 GradientBuckets::GradientBuckets(Communicator& communicator, std::span<float> gradients, const Options& options)
     : communicator_(communicator),
       gradients_(gradients),
-      wire_(communicator.shares_work() && communicator.hosts().count() == 1 ? Wire::kExact : options.wire),
+      wire_(communicator.hosts().count() == 1 ? Wire::kExact : options.wire),
       at_end_(communicator.all_share_memory()) {
   const int64_t bucket_size = options.bucket_bytes / int64_t{sizeof(float)};
   PKM_CHECK(bucket_size >= 1, "a bucket of {} bytes holds no gradient", options.bucket_bytes);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Dense gradients summed over ranks, and what becomes of them: each rank looks after its shares of the parameters
-// (Communicator::shares), and all get the values that it computed. In one of two ways.
+// Dense gradients summed over ranks, and what becomes of them: each rank looks after its shares of the parameters,
+// which are those of every bucket (Communicator::shares), and all get the values that it computed. In one of two ways.
 //
 // Behind the computation, where ranks are connected by messages. The flat gradient is cut into buckets from its END to
 // its beginning, for parameters stand in forward order, so the last layers' gradients are final first. A bucket's sum

@@ -8,9 +8,9 @@
 // for the others. As one purpose may use several collectives, S * factor is summed call by call.
 //
 // Bytes across hosts: exact for all-to-all(-v), and for shares and all-reduces that are only started where the kind
-// makes them itself (Mpi, HostStaged). For the others the library's
-// algorithm is not ours to know, so they are modelled as a ring in rank order: a rank sends S * factor to rank + 1
-// (broadcast: S along the chain from the root), and it crosses if that rank lives on another host.
+// makes them itself (Mpi, HostStaged). For the others the library's algorithm is not ours to know, so they are modelled
+// as a ring in rank order: a rank sends S * factor to rank + 1 (broadcast: S along the chain from the root), and it
+// crosses if that rank lives on another host.
 #pragma once
 
 #include <array>

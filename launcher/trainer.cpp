@@ -62,6 +62,10 @@ Trainer::Trainer(const config::Config& config, Communicator& world, Device devic
     row_optimizers_.emplace_back(device, table->shape().name, table->placement(), world.rank(), table->shape().width,
                                  row_options(config), config.train().seed());
   moved_.resize(row_optimizers_.size());
+  if (world_.shares_work())
+    squared_ = buckets_.mine();
+  else  // this rank has all sums
+    squared_ = {share_of(model_.parameters().count(), world_.rank(), world_.size())};
   if (buckets_.head() > 0) {
     std::vector<std::vector<Share>> shares;
     for (int rank = 0; rank < world_.size(); ++rank) shares.push_back(buckets_.shares(rank));
@@ -188,9 +192,8 @@ GateShare Trainer::gate_share() {
   Stream& stream = model_.stream();
   const auto figure = [&](Figure which) { return figures_.view().rows(which, which + 1); };
   const Vector<const float> gradients(model_.parameters().gradients().data(), model_.parameters().count());
-  const Share part = share_of(gradients.count(), world_.rank(), world_.size());  // where this rank has all sums
-  for (const Share& mine : world_.shares_work() ? buckets_.mine() : std::vector{part})
-    add_sum_of_squares(stream, gradients.rows(mine.begin, mine.end), figure(kDenseSquares));
+  for (const Share& part : squared_)
+    add_sum_of_squares(stream, gradients.rows(part.begin, part.end), figure(kDenseSquares));
   for (size_t i = 0; i < row_optimizers_.size(); ++i)
     if (!moved_[i]) add_row_squares(i, model_.transformer().tables()[i]->row_gradients(stream), figure(kValuesSquares));
   read_figures_.start(stream, figures_.span());

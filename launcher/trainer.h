@@ -90,6 +90,7 @@ class Trainer {
   GradientBuckets buckets_;
   std::unique_ptr<SharedRows> input_rows_;    // null: inputs are read from, and add to, the table itself
   Pending input_gradients_;                   // of these rows
+  std::vector<Share> squared_;                // parameters whose gradients' squares are this rank's part of the norm
   Adam adam_;                                 // of the parameters that this rank looks after
   std::vector<RowOptimizer> row_optimizers_;  // one per table
   std::vector<std::optional<double>> moved_;  // this step's tables whose rows have moved: their share of the gate

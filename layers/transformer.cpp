@@ -127,11 +127,9 @@ Vector<float> Transformer::losses_and_gradients(StepContext& context, Matrix<con
   }
   if (shape_.block.dropout > 0) dropout(context.stream, gradient, embedding_mask(context), gradient);
   if (embedding_norm_ != nullptr) embedding_norm_->backward(context, gradient, {}, gradient);
-  if (apart > 0)
-    embedding_backward(context.stream, context.input_rows->places, positions, gradient, context.input_rows->gradients,
-                       positions_.gradient());
-  else
-    embedding_backward(context.stream, flat(inputs), positions, gradient, tokens_.gradient(), positions_.gradient());
+  const auto& rows = context.input_rows;
+  embedding_backward(context.stream, rows ? rows->places : flat(inputs), positions, gradient,
+                     rows ? rows->gradients : tokens_.gradient(), positions_.gradient());
   context.report_final({apart, blocks_.front()->parameters().begin});
   return losses;
 }

@@ -98,6 +98,20 @@ TEST(MemoryPlan, RowsAreReadOftenOrNotByWhatAllRanksReadTogether) {
             tokens * (kPairs * config.model().width() * int64_t{sizeof(float)} + kReads * kSelection));
 }
 
+// Of 16 tokens of 32 floats: rows and gradients, here and on their way; where a rank has more tokens, or no network to
+// hide from, inputs are read from the table.
+TEST(MemoryPlan, RowsOfInputsAreCountedWhereTheyAreApart) {
+  const auto rows = [](const char* batch, const Hosts& hosts) {
+    const MemoryPlan plan = plan_memory(tiny::config({batch}), tiny::kVocabulary, hosts, DeviceKind::kCpu);
+    int64_t bytes = 0;
+    for (const auto& line : plan.lines) bytes += line.what == "input embeddings" ? line.bytes : 0;
+    return bytes;
+  };
+  EXPECT_EQ(rows("train.batch=4", Hosts::even(4, 2)), 4 * 16 * 32 * int64_t{sizeof(float)});
+  EXPECT_EQ(rows("train.batch=4", Hosts::one(4)), 0);
+  EXPECT_EQ(rows("train.batch=8", Hosts::even(4, 2)), 0);
+}
+
 TEST(MemoryPlan, GeneratingKeepsAContextInEachBlock) {
   const config::Config config = tiny::config();
   const auto plan = plan_reading(config, tiny::kVocabulary, Hosts::one(1), DeviceKind::kCpu, Reading::kGeneration);
