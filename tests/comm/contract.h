@@ -54,4 +54,25 @@ T whole(int rank, int64_t index) {
   return static_cast<T>((rank * 31 + index * 7) % 101 - 50);
 }
 
+// What it has of so many.
+template <class T>
+std::vector<T> numbers(int rank, int64_t count) {
+  std::vector<T> values(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) values[static_cast<size_t>(i)] = whole<T>(rank, i);
+  return values;
+}
+
+// What becomes of them.
+template <class T>
+std::vector<T> expected_reduction(int ranks, int64_t count, Reduction reduction) {
+  std::vector<T> result = numbers<T>(0, count);
+  for (int r = 1; r < ranks; ++r)
+    for (int64_t i = 0; i < count; ++i) {
+      T& x = result[static_cast<size_t>(i)];
+      const T y = whole<T>(r, i);
+      x = reduction == Reduction::kSum ? x + y : reduction == Reduction::kMax ? std::max(x, y) : std::min(x, y);
+    }
+  return result;
+}
+
 }  // namespace pkmesh
